@@ -1,0 +1,244 @@
+//! Identifiers and counters, one type per kind.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+/// Length of an object id: 17 random bytes in base 36, as SwarmKit writes them.
+const OBJECT_ID_LEN: usize = 25;
+
+/// The text is not an id of the kind that was asked for.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{text:?} is not a {kind}: expected {expected}")]
+pub struct ParseIdError {
+    kind: &'static str,
+    expected: &'static str,
+    text: String,
+}
+
+macro_rules! object_id {
+    ($($(#[$doc:meta])* $name:ident => $kind:literal),+ $(,)?) => {$(
+        $(#[$doc])*
+        ///
+        /// 25 characters of lowercase base 36, unique for the life of the cluster.
+        #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+        pub struct $name(Box<str>);
+
+        impl $name {
+            /// Writes 17 random bytes in Docker's shape. The caller owns the randomness, so that
+            /// every manager that applies a command sees the same id.
+            pub fn from_random(bytes: [u8; 17]) -> Self {
+                Self(base36(bytes).into())
+            }
+
+            pub fn as_str(&self) -> &str {
+                &self.0
+            }
+        }
+
+        impl std::str::FromStr for $name {
+            type Err = ParseIdError;
+
+            fn from_str(text: &str) -> Result<Self, ParseIdError> {
+                let ok = text.len() == OBJECT_ID_LEN
+                    && text.bytes().all(|b| b.is_ascii_digit() || b.is_ascii_lowercase());
+                if ok {
+                    Ok(Self(text.into()))
+                } else {
+                    Err(ParseIdError {
+                        kind: $kind,
+                        expected: "25 characters of 0-9 and a-z",
+                        text: text.to_owned(),
+                    })
+                }
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(&self.0)
+            }
+        }
+
+        impl AsRef<str> for $name {
+            fn as_ref(&self) -> &str {
+                &self.0
+            }
+        }
+
+        impl std::borrow::Borrow<str> for $name {
+            fn borrow(&self) -> &str {
+                &self.0
+            }
+        }
+    )+};
+}
+
+object_id! {
+    /// A swarm.
+    ClusterId => "cluster id",
+    /// A machine that joined the swarm.
+    NodeId => "node id",
+    /// What the user asked for.
+    ServiceId => "service id",
+    /// One attempt to run one replica.
+    TaskId => "task id",
+    /// A cluster network.
+    NetworkId => "network id",
+    /// A secret.
+    SecretId => "secret id",
+    /// A config.
+    ConfigId => "config id",
+    /// A cluster volume.
+    VolumeId => "volume id",
+}
+
+/// A container on one node: 64 hexadecimal digits.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct ContainerId(Box<str>);
+
+impl ContainerId {
+    /// Writes 32 random bytes in Docker's shape.
+    pub fn from_random(bytes: [u8; 32]) -> Self {
+        use fmt::Write;
+        let mut text = String::with_capacity(64);
+        for byte in bytes {
+            write!(text, "{byte:02x}").expect("writing to a String does not fail");
+        }
+        Self(text.into())
+    }
+
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// The first twelve digits, as Docker prints an id and names a host.
+    pub fn short(&self) -> &str {
+        &self.0[..12]
+    }
+}
+
+impl std::str::FromStr for ContainerId {
+    type Err = ParseIdError;
+
+    fn from_str(text: &str) -> Result<Self, ParseIdError> {
+        let hex = |b: u8| b.is_ascii_digit() || (b'a'..=b'f').contains(&b);
+        if text.len() == 64 && text.bytes().all(hex) {
+            Ok(Self(text.into()))
+        } else {
+            Err(ParseIdError {
+                kind: "container id",
+                expected: "64 hexadecimal digits",
+                text: text.to_owned(),
+            })
+        }
+    }
+}
+
+impl fmt::Display for ContainerId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl AsRef<str> for ContainerId {
+    fn as_ref(&self) -> &str {
+        &self.0
+    }
+}
+
+macro_rules! counter {
+    ($($(#[$doc:meta])* $name:ident($inner:ty)),+ $(,)?) => {$(
+        $(#[$doc])*
+        #[derive(
+            Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
+        )]
+        pub struct $name(pub $inner);
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                self.0.fmt(f)
+            }
+        }
+    )+};
+}
+
+counter! {
+    /// A manager's identity in the Raft group. Never used twice, even after the node is removed.
+    RaftId(u64),
+    /// The Raft index of the commit that last wrote an object. A write that names an older one fails.
+    Version(u64),
+    /// A replica's position in its service, from 1. It outlives the tasks that fill it.
+    Slot(u64),
+    /// Numbers the assignment sets sent to one node. An agent refuses a set older than the one it has.
+    Generation(u64),
+}
+
+/// The value of `bytes` in base 36, padded with zeros to [`OBJECT_ID_LEN`] digits.
+fn base36(mut bytes: [u8; 17]) -> String {
+    // 36^25 is just under 2^130; keeping 129 bits makes every value fit.
+    bytes[0] &= 1;
+    let mut digits = [b'0'; OBJECT_ID_LEN];
+    for digit in digits.iter_mut().rev() {
+        let mut remainder = 0u32;
+        for byte in &mut bytes {
+            let value = (remainder << 8) | u32::from(*byte);
+            *byte = u8::try_from(value / 36).expect("remainder < 36, so the quotient fits a byte");
+            remainder = value % 36;
+        }
+        let remainder = u8::try_from(remainder).expect("a remainder of 36 fits a byte");
+        *digit = if remainder < 10 { b'0' + remainder } else { b'a' + remainder - 10 };
+    }
+    digits.iter().map(|&b| char::from(b)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn object_ids_have_dockers_shape_and_parse_back() {
+        for fill in [0u8, 1, 0x7f, 0xff] {
+            let id = TaskId::from_random([fill; 17]);
+            assert_eq!(id.as_str().len(), OBJECT_ID_LEN);
+            assert_eq!(id.as_str().parse::<TaskId>(), Ok(id.clone()));
+        }
+        assert_eq!(TaskId::from_random([0; 17]).as_str(), "0".repeat(25));
+        let mut one = [0; 17];
+        one[16] = 35;
+        assert_eq!(TaskId::from_random(one).as_str(), format!("{}z", "0".repeat(24)));
+    }
+
+    #[test]
+    fn base36_keeps_every_one_of_the_129_bits() {
+        let mut high = [0; 17];
+        high[0] = 1;
+        let value = base36(high)
+            .bytes()
+            .map(|b| u32::from(if b.is_ascii_digit() { b - b'0' } else { b - b'a' + 10 }))
+            .fold([0u8; 17], |mut acc, digit| {
+                let mut carry = digit;
+                for byte in acc.iter_mut().rev() {
+                    let v = u32::from(*byte) * 36 + carry;
+                    *byte = (v & 0xff) as u8;
+                    carry = v >> 8;
+                }
+                assert_eq!(carry, 0);
+                acc
+            });
+        assert_eq!(value, high);
+    }
+
+    #[test]
+    fn ids_of_another_shape_are_refused() {
+        assert!("".parse::<NodeId>().is_err());
+        assert!("A123456789012345678901234".parse::<NodeId>().is_err());
+        let error = "web".parse::<ServiceId>().unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "\"web\" is not a service id: expected 25 characters of 0-9 and a-z"
+        );
+        assert!("g".repeat(64).parse::<ContainerId>().is_err());
+        assert!("0a".repeat(32).parse::<ContainerId>().is_ok());
+    }
+}

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 /// Length of an object id: 17 random bytes in base 36, as SwarmKit writes them.
 const OBJECT_ID_LEN: usize = 25;
@@ -16,62 +16,109 @@ pub struct ParseIdError {
     text: String,
 }
 
+macro_rules! text_impls {
+    ($name:ident) => {
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.pad(self.as_str())
+            }
+        }
+
+        impl fmt::Debug for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(self.as_str())
+            }
+        }
+
+        impl AsRef<str> for $name {
+            fn as_ref(&self) -> &str {
+                self.as_str()
+            }
+        }
+
+        impl Serialize for $name {
+            fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+                serializer.serialize_str(self.as_str())
+            }
+        }
+
+        impl<'de> Deserialize<'de> for $name {
+            fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+                struct FromText;
+                impl de::Visitor<'_> for FromText {
+                    type Value = $name;
+
+                    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                        f.write_str("an id")
+                    }
+
+                    fn visit_str<E: de::Error>(self, text: &str) -> Result<$name, E> {
+                        text.parse().map_err(E::custom)
+                    }
+                }
+                deserializer.deserialize_str(FromText)
+            }
+        }
+    };
+}
+
 macro_rules! object_id {
     ($($(#[$doc:meta])* $name:ident => $kind:literal),+ $(,)?) => {$(
         $(#[$doc])*
         ///
         /// 25 characters of lowercase base 36, unique for the life of the cluster.
-        #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-        pub struct $name(Box<str>);
+        #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        pub struct $name(Text<OBJECT_ID_LEN>);
 
         impl $name {
             /// Writes 17 random bytes in Docker's shape. The caller owns the randomness, so that
             /// every manager that applies a command sees the same id.
             pub fn from_random(bytes: [u8; 17]) -> Self {
-                Self(base36(bytes).into())
+                Self(Text(base36(bytes)))
             }
 
             pub fn as_str(&self) -> &str {
-                &self.0
+                self.0.as_str()
             }
+
+            /// The ids that sort before and after every other, for range queries.
+            pub const MIN: Self = Self(Text([b'0'; OBJECT_ID_LEN]));
+            pub const MAX: Self = Self(Text([b'z'; OBJECT_ID_LEN]));
         }
 
         impl std::str::FromStr for $name {
             type Err = ParseIdError;
 
             fn from_str(text: &str) -> Result<Self, ParseIdError> {
-                let ok = text.len() == OBJECT_ID_LEN
-                    && text.bytes().all(|b| b.is_ascii_digit() || b.is_ascii_lowercase());
-                if ok {
-                    Ok(Self(text.into()))
-                } else {
-                    Err(ParseIdError {
-                        kind: $kind,
-                        expected: "25 characters of 0-9 and a-z",
-                        text: text.to_owned(),
-                    })
-                }
+                let digit = |b: u8| b.is_ascii_digit() || b.is_ascii_lowercase();
+                Text::parse(text, digit).map(Self).ok_or_else(|| ParseIdError {
+                    kind: $kind,
+                    expected: "25 characters of 0-9 and a-z",
+                    text: text.to_owned(),
+                })
             }
         }
 
-        impl fmt::Display for $name {
-            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str(&self.0)
-            }
-        }
-
-        impl AsRef<str> for $name {
-            fn as_ref(&self) -> &str {
-                &self.0
-            }
-        }
-
-        impl std::borrow::Borrow<str> for $name {
-            fn borrow(&self) -> &str {
-                &self.0
-            }
-        }
+        text_impls!($name);
     )+};
+}
+
+/// ASCII text of a fixed length, kept in place so that ids are cheap to copy and compare.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+struct Text<const N: usize>([u8; N]);
+
+impl<const N: usize> Text<N> {
+    fn parse(text: &str, allowed: impl Fn(u8) -> bool) -> Option<Self> {
+        let bytes: [u8; N] = text.as_bytes().try_into().ok()?;
+        bytes
+            .iter()
+            .all(|&b| b.is_ascii() && allowed(b))
+            .then_some(Self(bytes))
+    }
+
+    fn as_str(&self) -> &str {
+        std::str::from_utf8(&self.0).expect("only ASCII is ever put in")
+    }
 }
 
 object_id! {
@@ -94,27 +141,28 @@ object_id! {
 }
 
 /// A container on one node: 64 hexadecimal digits.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-pub struct ContainerId(Box<str>);
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ContainerId(Text<64>);
 
 impl ContainerId {
     /// Writes 32 random bytes in Docker's shape.
     pub fn from_random(bytes: [u8; 32]) -> Self {
-        use fmt::Write;
-        let mut text = String::with_capacity(64);
-        for byte in bytes {
-            write!(text, "{byte:02x}").expect("writing to a String does not fail");
+        const DIGITS: &[u8; 16] = b"0123456789abcdef";
+        let mut text = [0; 64];
+        for (pair, byte) in text.chunks_exact_mut(2).zip(bytes) {
+            pair[0] = DIGITS[usize::from(byte >> 4)];
+            pair[1] = DIGITS[usize::from(byte & 15)];
         }
-        Self(text.into())
+        Self(Text(text))
     }
 
     pub fn as_str(&self) -> &str {
-        &self.0
+        self.0.as_str()
     }
 
     /// The first twelve digits, as Docker prints an id and names a host.
     pub fn short(&self) -> &str {
-        &self.0[..12]
+        &self.as_str()[..12]
     }
 }
 
@@ -122,30 +170,18 @@ impl std::str::FromStr for ContainerId {
     type Err = ParseIdError;
 
     fn from_str(text: &str) -> Result<Self, ParseIdError> {
-        let hex = |b: u8| b.is_ascii_digit() || (b'a'..=b'f').contains(&b);
-        if text.len() == 64 && text.bytes().all(hex) {
-            Ok(Self(text.into()))
-        } else {
-            Err(ParseIdError {
+        let digit = |b: u8| b.is_ascii_digit() || (b'a'..=b'f').contains(&b);
+        Text::parse(text, digit)
+            .map(Self)
+            .ok_or_else(|| ParseIdError {
                 kind: "container id",
                 expected: "64 hexadecimal digits",
                 text: text.to_owned(),
             })
-        }
     }
 }
 
-impl fmt::Display for ContainerId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
-}
-
-impl AsRef<str> for ContainerId {
-    fn as_ref(&self) -> &str {
-        &self.0
-    }
-}
+text_impls!(ContainerId);
 
 macro_rules! counter {
     ($($(#[$doc:meta])* $name:ident($inner:ty)),+ $(,)?) => {$(
@@ -175,7 +211,7 @@ counter! {
 }
 
 /// The value of `bytes` in base 36, padded with zeros to [`OBJECT_ID_LEN`] digits.
-fn base36(mut bytes: [u8; 17]) -> String {
+fn base36(mut bytes: [u8; 17]) -> [u8; OBJECT_ID_LEN] {
     // 36^25 is just under 2^130; keeping 129 bits makes every value fit.
     bytes[0] &= 1;
     let mut digits = [b'0'; OBJECT_ID_LEN];
@@ -187,9 +223,13 @@ fn base36(mut bytes: [u8; 17]) -> String {
             remainder = value % 36;
         }
         let remainder = u8::try_from(remainder).expect("a remainder of 36 fits a byte");
-        *digit = if remainder < 10 { b'0' + remainder } else { b'a' + remainder - 10 };
+        *digit = if remainder < 10 {
+            b'0' + remainder
+        } else {
+            b'a' + remainder - 10
+        };
     }
-    digits.iter().map(|&b| char::from(b)).collect()
+    digits
 }
 
 #[cfg(test)]
@@ -201,12 +241,15 @@ mod tests {
         for fill in [0u8, 1, 0x7f, 0xff] {
             let id = TaskId::from_random([fill; 17]);
             assert_eq!(id.as_str().len(), OBJECT_ID_LEN);
-            assert_eq!(id.as_str().parse::<TaskId>(), Ok(id.clone()));
+            assert_eq!(id.as_str().parse::<TaskId>(), Ok(id));
         }
         assert_eq!(TaskId::from_random([0; 17]).as_str(), "0".repeat(25));
         let mut one = [0; 17];
         one[16] = 35;
-        assert_eq!(TaskId::from_random(one).as_str(), format!("{}z", "0".repeat(24)));
+        assert_eq!(
+            TaskId::from_random(one).as_str(),
+            format!("{}z", "0".repeat(24))
+        );
     }
 
     #[test]
@@ -214,8 +257,14 @@ mod tests {
         let mut high = [0; 17];
         high[0] = 1;
         let value = base36(high)
-            .bytes()
-            .map(|b| u32::from(if b.is_ascii_digit() { b - b'0' } else { b - b'a' + 10 }))
+            .into_iter()
+            .map(|b| {
+                u32::from(if b.is_ascii_digit() {
+                    b - b'0'
+                } else {
+                    b - b'a' + 10
+                })
+            })
             .fold([0u8; 17], |mut acc, digit| {
                 let mut carry = digit;
                 for byte in acc.iter_mut().rev() {

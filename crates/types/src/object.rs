@@ -292,6 +292,10 @@ impl Node {
 
 impl From<&Resources> for NodeResources {
     fn from(r: &Resources) -> Self {
-        Self { nano_cpus: r.nano_cpus, memory_bytes: r.memory_bytes, generic: r.generic.clone() }
+        Self {
+            nano_cpus: r.nano_cpus,
+            memory_bytes: r.memory_bytes,
+            generic: r.generic.clone(),
+        }
     }
 }

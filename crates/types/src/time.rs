@@ -16,13 +16,20 @@ impl Timestamp {
 
     /// Seconds and nanoseconds since the epoch, the pair that `clock_gettime(2)` gives.
     pub fn from_unix(seconds: i64, nanos: u32) -> Self {
-        Self(seconds.saturating_mul(1_000_000_000).saturating_add(i64::from(nanos)))
+        Self(
+            seconds
+                .saturating_mul(1_000_000_000)
+                .saturating_add(i64::from(nanos)),
+        )
     }
 
     /// `self + duration`, stopping at the end of the range (the year 2262).
     #[must_use]
     pub fn after(self, duration: Duration) -> Self {
-        Self(self.0.saturating_add(i64::try_from(duration.as_nanos()).unwrap_or(i64::MAX)))
+        Self(
+            self.0
+                .saturating_add(i64::try_from(duration.as_nanos()).unwrap_or(i64::MAX)),
+        )
     }
 
     /// Time from `earlier` to `self`; zero when `earlier` is the later one (clocks differ between nodes).
@@ -42,6 +49,9 @@ mod tests {
         let late = early.after(Duration::from_millis(1500));
         assert_eq!(late.since(early), Duration::from_millis(1500));
         assert_eq!(early.since(late), Duration::ZERO);
-        assert_eq!(Timestamp(i64::MAX).after(Duration::from_secs(1)), Timestamp(i64::MAX));
+        assert_eq!(
+            Timestamp(i64::MAX).after(Duration::from_secs(1)),
+            Timestamp(i64::MAX)
+        );
     }
 }

@@ -19,7 +19,10 @@ use crate::{
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub enum AgentMessage {
     /// First message of a session.
-    Hello { node: NodeId, description: NodeDescription },
+    Hello {
+        node: NodeId,
+        description: NodeDescription,
+    },
     /// Sent at the period that the manager asks for.
     Heartbeat,
     /// The newest status of each task that changed since the last report.

@@ -124,7 +124,11 @@ pub struct Mount {
 pub enum MountKind {
     Bind(Bind),
     /// A named volume of the node; an empty name makes an anonymous one.
-    Volume { name: String, no_copy: bool, driver_options: BTreeMap<String, String> },
+    Volume {
+        name: String,
+        no_copy: bool,
+        driver_options: BTreeMap<String, String>,
+    },
     Tmpfs(Tmpfs),
 }
 

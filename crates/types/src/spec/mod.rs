@@ -10,7 +10,8 @@ pub use container::{
 };
 pub use network::{Ipam, Ipv4Net, NetworkSpec, ParseNetError};
 pub use service::{
-    Availability, EndpointMode, EndpointSpec, FailureAction, GenericResource, NetworkAttachmentSpec,
-    NodeSpec, Placement, Platform, PortConfig, Protocol, PublishMode, Resources, RestartCondition,
-    RestartPolicy, Role, ServiceMode, ServiceSpec, TaskSpec, UpdateConfig, UpdateOrder,
+    Availability, EndpointMode, EndpointSpec, FailureAction, GenericResource,
+    NetworkAttachmentSpec, NodeSpec, Placement, Platform, PortConfig, Protocol, PublishMode,
+    Resources, RestartCondition, RestartPolicy, Role, ServiceMode, ServiceSpec, TaskSpec,
+    UpdateConfig, UpdateOrder,
 };

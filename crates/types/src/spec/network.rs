@@ -41,7 +41,10 @@ impl Ipv4Net {
     /// The network of `prefix` bits that `addr` lies in; `None` when `prefix` is over 32.
     pub fn containing(addr: Ipv4Addr, prefix: u8) -> Option<Self> {
         let mask = mask(prefix)?;
-        Some(Self { addr: Ipv4Addr::from(u32::from(addr) & mask), prefix })
+        Some(Self {
+            addr: Ipv4Addr::from(u32::from(addr) & mask),
+            prefix,
+        })
     }
 
     pub fn addr(self) -> Ipv4Addr {
@@ -93,12 +96,25 @@ impl FromStr for Ipv4Net {
     type Err = ParseNetError;
 
     fn from_str(text: &str) -> Result<Self, ParseNetError> {
-        let error = |reason| ParseNetError { text: text.to_owned(), reason };
-        let (addr, prefix) = text.split_once('/').ok_or_else(|| error("expected ADDRESS/PREFIX"))?;
-        let addr: Ipv4Addr = addr.parse().map_err(|_| error("the address is not valid"))?;
-        let prefix: u8 = prefix.parse().map_err(|_| error("the prefix is not a number"))?;
+        let error = |reason| ParseNetError {
+            text: text.to_owned(),
+            reason,
+        };
+        let (addr, prefix) = text
+            .split_once('/')
+            .ok_or_else(|| error("expected ADDRESS/PREFIX"))?;
+        let addr: Ipv4Addr = addr
+            .parse()
+            .map_err(|_| error("the address is not valid"))?;
+        let prefix: u8 = prefix
+            .parse()
+            .map_err(|_| error("the prefix is not a number"))?;
         let net = Self::containing(addr, prefix).ok_or_else(|| error("the prefix is over 32"))?;
-        if net.addr == addr { Ok(net) } else { Err(error("the address has host bits set")) }
+        if net.addr == addr {
+            Ok(net)
+        } else {
+            Err(error("the address has host bits set"))
+        }
     }
 }
 

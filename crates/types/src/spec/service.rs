@@ -28,7 +28,10 @@ pub enum ServiceMode {
     /// One on every node that the constraints allow.
     Global,
     /// This many runs to the end, at most `max_concurrent` at once.
-    ReplicatedJob { max_concurrent: u64, total_completions: u64 },
+    ReplicatedJob {
+        max_concurrent: u64,
+        total_completions: u64,
+    },
     /// One run to the end on every node that the constraints allow.
     GlobalJob,
 }

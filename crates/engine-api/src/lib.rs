@@ -9,4 +9,5 @@
 //! - A stream ends when its client goes away, and holds a bounded amount of memory however slow it is.
 
 pub mod client;
+mod convert;
 pub mod wire;

@@ -10,4 +10,5 @@
 
 pub mod client;
 mod convert;
+pub mod engine;
 pub mod wire;

@@ -21,7 +21,7 @@ use shoal_types::{Timestamp, object::Meta};
 pub(crate) use self::{
     network::{network_inspect, network_spec, swarm_network},
     node::{availability, node, node_spec},
-    secret::{FileSpec, config, config_spec, secret, secret_spec},
+    secret::{config, config_spec, secret, secret_spec},
     service::{Resolve, service_spec},
     service_out::{
         generic_resources, health_check, port_config, service, service_spec_out, task_spec_out,

@@ -3,21 +3,13 @@
 use shoal_types::object::{Config, Secret};
 
 use super::{Result, SpecError, created, file_name, only_empty, updated, version};
-use crate::wire;
+use crate::{engine::NewFile, wire};
 
 /// Swarm's limits: a secret is smaller than the first, a config no larger than the second, in bytes.
 const SECRET_LIMIT: usize = 500 << 10;
 const CONFIG_LIMIT: usize = 1000 << 10;
 
-/// What a user says of a secret or config.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct FileSpec {
-    pub(crate) name: String,
-    pub(crate) labels: wire::Map,
-    pub(crate) data: Vec<u8>,
-}
-
-pub(crate) fn secret_spec(spec: wire::SecretSpec) -> Result<FileSpec> {
+pub(crate) fn secret_spec(spec: wire::SecretSpec) -> Result<NewFile> {
     file_name(&spec.name, "Name")?;
     only_empty(&spec.driver, "Driver", "there are no secret drivers")?;
     only_empty(&spec.templating, "Templating", "secrets are not templates")?;
@@ -27,14 +19,14 @@ pub(crate) fn secret_spec(spec: wire::SecretSpec) -> Result<FileSpec> {
             format!("secret data must be larger than 0 and less than {SECRET_LIMIT} bytes"),
         ));
     }
-    Ok(FileSpec {
+    Ok(NewFile {
         name: spec.name,
         labels: spec.labels,
         data: spec.data,
     })
 }
 
-pub(crate) fn config_spec(spec: wire::ConfigSpec) -> Result<FileSpec> {
+pub(crate) fn config_spec(spec: wire::ConfigSpec) -> Result<NewFile> {
     file_name(&spec.name, "Name")?;
     only_empty(&spec.templating, "Templating", "configs are not templates")?;
     if spec.data.len() > CONFIG_LIMIT {
@@ -43,7 +35,7 @@ pub(crate) fn config_spec(spec: wire::ConfigSpec) -> Result<FileSpec> {
             format!("config data must be at most {CONFIG_LIMIT} bytes"),
         ));
     }
-    Ok(FileSpec {
+    Ok(NewFile {
         name: spec.name,
         labels: spec.labels,
         data: spec.data,

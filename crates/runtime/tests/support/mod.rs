@@ -37,10 +37,16 @@ pub(crate) struct Traces {
 
 impl Node {
     pub(crate) async fn start() -> Self {
-        assert!(rustix_is_root(), "these tests make containers: run them as root");
+        assert!(
+            rustix_is_root(),
+            "these tests make containers: run them as root"
+        );
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
-        let directory = tempfile::Builder::new().prefix("shoal-rt").tempdir().expect("a temporary directory");
+        let directory = tempfile::Builder::new()
+            .prefix("shoal-rt")
+            .tempdir()
+            .expect("a temporary directory");
         let layers = directory.path().join("layers");
         install_busybox(&layers.join("base"));
         let config = RuntimeConfig {
@@ -49,21 +55,35 @@ impl Node {
             supervisor_exe: supervisor_exe(),
             cgroup_parent: format!("shoal-test-{}-{number}", std::process::id()),
         };
-        let runtime = Runtime::open(config.clone()).await.expect("a supervisor starts");
+        let runtime = Runtime::open(config.clone())
+            .await
+            .expect("a supervisor starts");
         let before = traces(&config, directory.path());
-        Self { runtime, config, layers, directory, before }
+        Self {
+            runtime,
+            config,
+            layers,
+            directory,
+            before,
+        }
     }
 
     /// A container that runs `args`.
     pub(crate) fn request(&self, args: &[&str]) -> CreateRequest {
         let mut spec = default_spec();
-        let process = spec.process_mut().as_mut().expect("the default has a process");
+        let process = spec
+            .process_mut()
+            .as_mut()
+            .expect("the default has a process");
         process.set_args(Some(args.iter().map(|word| (*word).to_owned()).collect()));
         spec.set_hostname(Some("box".to_owned()));
         CreateRequest {
             id: fresh_id(),
             spec,
-            rootfs: Rootfs { layers_dir: self.layers.clone(), lower: vec!["base".to_owned()] },
+            rootfs: Rootfs {
+                layers_dir: self.layers.clone(),
+                lower: vec!["base".to_owned()],
+            },
             user: String::new(),
             groups: Vec::new(),
             etc: EtcFiles {
@@ -99,8 +119,20 @@ impl Node {
     }
 
     pub(crate) async fn text(&self, id: &str) -> String {
-        let lines = self.lines(id, LogOptions { stdout: true, stderr: true, ..LogOptions::default() }).await;
-        lines.into_iter().map(|line| String::from_utf8(line.bytes).expect("UTF-8")).collect()
+        let lines = self
+            .lines(
+                id,
+                LogOptions {
+                    stdout: true,
+                    stderr: true,
+                    ..LogOptions::default()
+                },
+            )
+            .await;
+        lines
+            .into_iter()
+            .map(|line| String::from_utf8(line.bytes).expect("UTF-8"))
+            .collect()
     }
 
     pub(crate) async fn lines(&self, id: &str, options: LogOptions) -> Vec<LogLine> {
@@ -113,7 +145,10 @@ impl Node {
         let mut seen = String::new();
         let deadline = Instant::now() + PATIENCE;
         while !seen.contains(text) {
-            assert!(Instant::now() < deadline, "no {text:?} in the log, only {seen:?}");
+            assert!(
+                Instant::now() < deadline,
+                "no {text:?} in the log, only {seen:?}"
+            );
             tokio::time::sleep(Duration::from_millis(5)).await;
             seen = self.text(id).await;
         }
@@ -132,7 +167,10 @@ impl Node {
         loop {
             match self.runtime.supervisor_pid().await {
                 Some(pid) if pid != old => return pid,
-                last => assert!(Instant::now() < deadline, "no new supervisor, last seen: {last:?}"),
+                last => assert!(
+                    Instant::now() < deadline,
+                    "no new supervisor, last seen: {last:?}"
+                ),
             }
             tokio::time::sleep(Duration::from_millis(2)).await;
         }
@@ -149,7 +187,10 @@ impl Node {
         }
         assert_eq!(self.traces(), self.before, "something is left");
         let pid = self.runtime.supervisor_pid().await.expect("a supervisor");
-        self.runtime.shutdown_supervisor().await.expect("shuts down");
+        self.runtime
+            .shutdown_supervisor()
+            .await
+            .expect("shuts down");
         wait_for("the supervisor's end", || !alive(pid)).await;
         assert_eq!(self.traces().cgroups, BTreeSet::new());
     }
@@ -160,7 +201,11 @@ impl Drop for Node {
     fn drop(&mut self) {
         let parent = &self.config.cgroup_parent;
         for root in cgroup_roots() {
-            for entry in fs::read_dir(root.join(parent)).into_iter().flatten().flatten() {
+            for entry in fs::read_dir(root.join(parent))
+                .into_iter()
+                .flatten()
+                .flatten()
+            {
                 let _ = fs::write(entry.path().join("cgroup.kill"), "1");
             }
         }
@@ -171,9 +216,16 @@ impl Drop for Node {
             }
         }
         for root in cgroup_roots() {
-            for entry in fs::read_dir(root.join(parent)).into_iter().flatten().flatten() {
+            for entry in fs::read_dir(root.join(parent))
+                .into_iter()
+                .flatten()
+                .flatten()
+            {
                 let deadline = Instant::now() + Duration::from_secs(1);
-                while entry.path().is_dir() && fs::remove_dir(entry.path()).is_err() && Instant::now() < deadline {}
+                while entry.path().is_dir()
+                    && fs::remove_dir(entry.path()).is_err()
+                    && Instant::now() < deadline
+                {}
             }
             let _ = fs::remove_dir(root.join(parent));
         }
@@ -186,28 +238,48 @@ fn rustix_is_root() -> bool {
 
 fn supervisor_exe() -> PathBuf {
     let own = std::env::current_exe().expect("our executable");
-    let target = own.parent().and_then(Path::parent).expect("target/<profile>/deps");
+    let target = own
+        .parent()
+        .and_then(Path::parent)
+        .expect("target/<profile>/deps");
     let exe = target.join("examples/supervisor");
-    assert!(exe.exists(), "{} is missing: run `cargo build -p shoal-runtime --example supervisor`", exe.display());
+    assert!(
+        exe.exists(),
+        "{} is missing: run `cargo build -p shoal-runtime --example supervisor`",
+        exe.display()
+    );
     exe
 }
 
 fn install_busybox(root: &Path) {
-    let busybox = ["/usr/bin/busybox", "/bin/busybox"].into_iter().find(|path| Path::new(path).exists());
+    let busybox = ["/usr/bin/busybox", "/bin/busybox"]
+        .into_iter()
+        .find(|path| Path::new(path).exists());
     let busybox = busybox.expect("busybox is missing: run `apt-get install busybox-static`");
-    for directory in ["bin", "etc", "proc", "sys", "dev", "tmp", "root", "home/app"] {
+    for directory in [
+        "bin", "etc", "proc", "sys", "dev", "tmp", "root", "home/app",
+    ] {
         fs::create_dir_all(root.join(directory)).expect("a directory");
     }
     fs::copy(busybox, root.join("bin/busybox")).expect("a copy");
     for applet in [
         "sh", "cat", "echo", "id", "ls", "mount", "sleep", "true", "false", "ps", "seq", "touch",
-        "hostname", "head", "tail", "grep", "insmod", "mknod", "dd", "kill", "printf", "pwd", "stat", "ip", "wc", "umount",
-        "yes", "env", "test", "ln", "awk", "tr", "readlink", "find", "chroot", "unshare", "nc", "mkdir", "sync", "usleep",
+        "hostname", "head", "tail", "grep", "insmod", "mknod", "dd", "kill", "printf", "pwd",
+        "stat", "ip", "wc", "umount", "yes", "env", "test", "ln", "awk", "tr", "readlink", "find",
+        "chroot", "unshare", "cut", "nc", "mkdir", "sync", "usleep",
     ] {
         std::os::unix::fs::symlink("busybox", root.join("bin").join(applet)).expect("a link");
     }
-    fs::write(root.join("etc/passwd"), "root:x:0:0:root:/root:/bin/sh\napp:x:1000:1001::/home/app:/bin/sh\n").expect("passwd");
-    fs::write(root.join("etc/group"), "root:x:0:\napp:x:1001:\nextra:x:2000:app\n").expect("group");
+    fs::write(
+        root.join("etc/passwd"),
+        "root:x:0:0:root:/root:/bin/sh\napp:x:1000:1001::/home/app:/bin/sh\n",
+    )
+    .expect("passwd");
+    fs::write(
+        root.join("etc/group"),
+        "root:x:0:\napp:x:1001:\nextra:x:2000:app\n",
+    )
+    .expect("group");
 }
 
 pub(crate) fn fresh_id() -> String {
@@ -219,21 +291,41 @@ pub(crate) fn fresh_id() -> String {
 pub(crate) fn cgroup_roots() -> Vec<PathBuf> {
     let text = fs::read_to_string("/proc/self/mountinfo").expect("mountinfo");
     let lines = text.lines().filter(|line| line.contains(" - cgroup"));
-    lines.filter_map(|line| line.split(' ').nth(4)).map(PathBuf::from).collect()
+    lines
+        .filter_map(|line| line.split(' ').nth(4))
+        .map(PathBuf::from)
+        .collect()
 }
 
 fn traces(config: &RuntimeConfig, directory: &Path) -> Traces {
     let mut cgroups = BTreeSet::new();
     for root in cgroup_roots() {
         let parent = root.join(&config.cgroup_parent);
-        cgroups.extend(fs::read_dir(parent).into_iter().flatten().flatten().map(|entry| entry.path()).filter(|path| path.is_dir()));
+        cgroups.extend(
+            fs::read_dir(parent)
+                .into_iter()
+                .flatten()
+                .flatten()
+                .map(|entry| entry.path())
+                .filter(|path| path.is_dir()),
+        );
     }
     let text = fs::read_to_string("/proc/self/mountinfo").expect("mountinfo");
     let own = directory.to_str().expect("UTF-8");
-    let mounts = text.lines().filter(|line| line.contains(own)).map(str::to_owned).collect();
+    let mounts = text
+        .lines()
+        .filter(|line| line.contains(own))
+        .map(str::to_owned)
+        .collect();
     let mut files = BTreeSet::new();
-    walk(directory, &mut files);
-    Traces { cgroups, mounts, files }
+    for root in [&config.exec_root, &config.state_root] {
+        walk(root, &mut files);
+    }
+    Traces {
+        cgroups,
+        mounts,
+        files,
+    }
 }
 
 fn walk(directory: &Path, files: &mut BTreeSet<PathBuf>) {
@@ -247,12 +339,15 @@ fn walk(directory: &Path, files: &mut BTreeSet<PathBuf>) {
 
 pub(crate) fn pids() -> Vec<u32> {
     let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
-    entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect()
+    entries
+        .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+        .collect()
 }
 
 pub(crate) fn alive(pid: u32) -> bool {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    stat.rsplit_once(") ").is_some_and(|(_, rest)| !rest.starts_with('Z') && !rest.starts_with('X'))
+    stat.rsplit_once(") ")
+        .is_some_and(|(_, rest)| !rest.starts_with('Z') && !rest.starts_with('X'))
 }
 
 pub(crate) fn kill(pid: u32) {
@@ -269,5 +364,7 @@ pub(crate) async fn wait_for(what: &str, mut condition: impl FnMut() -> bool) {
 }
 
 pub(crate) async fn within<T>(future: impl Future<Output = T>) -> T {
-    tokio::time::timeout(PATIENCE, future).await.expect("it takes too long")
+    tokio::time::timeout(PATIENCE, future)
+        .await
+        .expect("it takes too long")
 }

@@ -7,6 +7,8 @@ use std::{
     os::fd::BorrowedFd,
 };
 
+use nix::errno::Errno;
+
 use crate::{
     config::{NetworkConfig, Slot},
     netlink::{
@@ -116,7 +118,12 @@ impl Host {
     ) -> Vec<KernelError> {
         let mut batch = Batch::default();
         links.into_iter().for_each(|index| batch.delete_link(index));
-        self.route.transact(batch).err().unwrap_or_default()
+        let errors = self.route.transact(batch).err().unwrap_or_default();
+        // A namespace that died meanwhile took its uplink along.
+        errors
+            .into_iter()
+            .filter(|error| error.errno() != Errno::ENODEV)
+            .collect()
     }
 
     /// What the near ends of these uplinks lack, and what gives it to them.
@@ -164,6 +171,14 @@ impl Host {
         match self.plan_uplinks(slots) {
             Ok((batch, _)) => self.route.transact(batch).err().unwrap_or_default(),
             Err(error) => vec![error],
+        }
+    }
+
+    /// Sees to it that the near end of an uplink carries packets, after the far end came up.
+    pub(crate) fn settle_uplink(&mut self, slot: Slot) -> Result<(), KernelError> {
+        match self.route.link(&self.config.uplink_name(slot))? {
+            Some(link) => self.route.settle(link.index),
+            None => Ok(()),
         }
     }
 

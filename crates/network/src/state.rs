@@ -133,6 +133,7 @@ impl State {
             })?;
             self.networks.insert(id.to_owned(), network);
         }
+        let was_known = self.networks[id].uplink_is_known(state);
         self.apply_uplink(id, state)?;
         let ports = self.ports(id, state, content, errors);
         let network = self.networks.get_mut(id).expect("inserted above");
@@ -142,12 +143,21 @@ impl State {
         network
             .apply_table(&self.config, state, &ports.network)
             .map_err(failed("load the table"))?;
+        if let Some(slot) = network.uplink().filter(|_| !was_known) {
+            self.host
+                .settle_uplink(slot)
+                .map_err(failed("set up the uplink"))?;
+        }
         if let Err(error) = self.dns.serve(id, state, network.namespace()) {
             // Connections work without names; the rest goes on.
             let source = KernelError::new("name server at 127.0.0.11", &error);
             errors.push(failed("serve names")(source));
         }
         network.state = Some(state.clone());
+        if !was_known {
+            self.repair_containers(id)
+                .map_err(failed("reach its containers"))?;
+        }
         Ok(ports)
     }
 

@@ -338,6 +338,17 @@ impl Socket {
         }
     }
 
+    /// Waits until an interface that was just brought up carries packets. Its queue is set up by
+    /// a worker of the kernel some time after the other end came up, and drops everything until
+    /// then; being asked about the interface, the kernel (from 6.8 on) does that work at once.
+    pub(crate) fn settle(&mut self, index: u32) -> Result<(), KernelError> {
+        self.query(|batch| {
+            let label = format!("interface {index}");
+            batch.message(label, RTM_GETLINK, 0, &link(index, 0, 0));
+        })
+        .map(drop)
+    }
+
     /// The socket's namespace's id for `namespace`; `None` when it has none, and so no link to it.
     pub(crate) fn namespace_id(
         &mut self,

@@ -1,7 +1,11 @@
 //! A host of its own for each test: a network and a mount namespace that the real host never
 //! sees, with a client outside, and containers that are threads in namespaces.
 
-#![allow(dead_code, reason = "each test binary uses its own part of this")]
+#![allow(
+    dead_code,
+    clippy::unwrap_used,
+    reason = "each test binary uses its own part of this; a test may panic"
+)]
 
 use std::{
     collections::BTreeMap,

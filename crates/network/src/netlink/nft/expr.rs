@@ -18,6 +18,7 @@ const NFT_REG_VERDICT: u32 = 0;
 const NETWORK_HEADER: u32 = 1;
 const TRANSPORT_HEADER: u32 = 2;
 /// NFT_META_* keys.
+const META_MARK: u32 = 3;
 const META_IIFNAME: u32 = 6;
 const META_OIFNAME: u32 = 7;
 const META_L4PROTO: u32 = 16;
@@ -37,6 +38,9 @@ pub(crate) enum Expr {
     DestinationAddress(u32),
     DestinationPort(u32),
     Protocol(u32),
+    /// Keeps a register's value with the packet, which loses it when it leaves the namespace.
+    SetMark(u32),
+    Mark(u32),
     /// A random number below `modulus`.
     Random {
         to: u32,
@@ -92,6 +96,10 @@ impl Expr {
             // The same place in the headers of TCP, UDP and SCTP.
             Self::DestinationPort(to) => payload(batch, *to, TRANSPORT_HEADER, 2, 2),
             Self::Protocol(to) => meta(batch, META_L4PROTO, *to),
+            Self::SetMark(from) => expr(batch, "meta", |b| {
+                b.attr_be32(2, META_MARK).attr_be32(3, *from);
+            }),
+            Self::Mark(to) => meta(batch, META_MARK, *to),
             Self::Random { to, modulus } => expr(batch, "numgen", |b| {
                 b.attr_be32(1, *to)
                     .attr_be32(2, *modulus)

@@ -86,6 +86,20 @@ fn type_of(fields: &[Field]) -> (u32, u32) {
     (kind, 4 * u32::try_from(fields.len()).expect("a few fields"))
 }
 
+/// Tells `nft` in which byte order to print keys and data: those of libnftnl's udata types 0 and 1,
+/// with 1 for the host's order and 2 for that of the network.
+fn byte_orders(set: &Set) -> Vec<u8> {
+    let order = |fields: &[Field]| if fields == [Field::Mark] { 1_u32 } else { 2 };
+    let mut orders = vec![(0, order(set.key))];
+    if let Data::Fields(fields) = set.data {
+        orders.push((1, order(fields)));
+    }
+    orders
+        .iter()
+        .flat_map(|(kind, order)| [&[*kind, 4][..], &order.to_ne_bytes()].concat())
+        .collect()
+}
+
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Data {
     /// A set, not a map.
@@ -254,7 +268,7 @@ impl<'a> Transaction<'a> {
                 batch.attr_be32(6, data_type).attr_be32(7, data_length);
             }
         }
-        batch.attr_be32(10, id);
+        batch.attr_be32(10, id).attr(13, &byte_orders(set));
     }
 
     pub(crate) fn add<'e>(

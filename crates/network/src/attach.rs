@@ -101,30 +101,30 @@ impl State {
     /// Forgets the container and stops its traffic at once. The pair goes with the container's
     /// namespace.
     pub(crate) fn detach(&mut self, network: &str, addr: Ipv4Addr) -> Result<(), KernelError> {
-        self.forget(network, addr);
-        let Some(network) = self.networks.get_mut(network) else {
-            return Ok(());
-        };
-        let Some(link) = network.route.link(&interface_name(addr))? else {
-            return Ok(());
-        };
-        let mut batch = Batch::default();
-        batch.link_up(link.index, false);
-        gone_is_fine(network.route.transact(batch))
+        self.cut(network, addr, |batch, index| batch.link_up(index, false))
     }
 
     /// Takes the network away from a container that lives on. Slow (about 30 ms).
     pub(crate) fn disconnect(&mut self, network: &str, addr: Ipv4Addr) -> Result<(), KernelError> {
+        self.cut(network, addr, Batch::delete_link)
+    }
+
+    fn cut(
+        &mut self,
+        network: &str,
+        addr: Ipv4Addr,
+        by: impl FnOnce(&mut Batch, u32),
+    ) -> Result<(), KernelError> {
         self.forget(network, addr);
         let Some(network) = self.networks.get_mut(network) else {
             return Ok(());
         };
-        let Some(link) = network.route.link(&interface_name(addr))? else {
-            return Ok(());
-        };
-        let mut batch = Batch::default();
-        batch.delete_link(link.index);
-        gone_is_fine(network.route.transact(batch))
+        if let Some(link) = network.route.link(&interface_name(addr))? {
+            let mut batch = Batch::default();
+            by(&mut batch, link.index);
+            gone_is_fine(network.route.transact(batch))?;
+        }
+        network.forget_connections_to(addr)
     }
 
     fn forget(&mut self, network: &str, addr: Ipv4Addr) {

@@ -228,15 +228,14 @@ impl Host {
         let wanted = tables::host::ports(entries);
         let current = self.content()?.cloned();
         let mut transaction = Transaction::new(&self.table);
-        match &current {
-            Some(current) => tables::change(&mut transaction, current, &wanted),
-            None => {
-                if nft::tables(&mut self.nft)?.contains(&self.table.name) {
-                    transaction.delete_table();
-                }
-                transaction.create_table();
-                tables::change(&mut transaction, &Content::new(), &wanted);
+        if let Some(current) = &current {
+            tables::change(&mut transaction, current, &wanted);
+        } else {
+            if nft::tables(&mut self.nft)?.contains(&self.table.name) {
+                transaction.delete_table();
             }
+            transaction.create_table();
+            tables::change(&mut transaction, &Content::new(), &wanted);
         }
         let batch = transaction.finish();
         if batch.is_empty() {

@@ -129,6 +129,11 @@ impl Network {
         self.base_is_known = false;
     }
 
+    /// Forgets the connections of a container that is going.
+    pub(crate) fn forget_connections_to(&mut self, addr: Ipv4Addr) -> Result<(), KernelError> {
+        self.nft.forget_connections_to(addr)
+    }
+
     pub(crate) fn transactions(&self) -> u64 {
         self.route.transactions + self.nft.transactions
     }
@@ -297,11 +302,11 @@ impl Network {
         new.values()
             .flatten()
             .for_each(|addr| *uses.entry(*addr).or_default() += 1);
-        let used = |uses: &BTreeMap<Ipv4Addr, u32>, addr: &Ipv4Addr| {
+        let is_used = |uses: &BTreeMap<Ipv4Addr, u32>, addr: &Ipv4Addr| {
             uses.get(addr).is_some_and(|n| *n > 0)
         };
         let touched = |uses: &BTreeMap<_, _>| {
-            tables::network::selves(before.iter().filter(|addr| used(uses, addr)))
+            tables::network::selves(before.iter().filter(|addr| is_used(uses, addr)))
         };
         let needed = tables::network::counts(new.values().map(Vec::len));
         let missing: BTreeSet<u32> = needed.difference(&known.counts).copied().collect();

@@ -89,7 +89,7 @@ impl State {
             .cloned()
             .unwrap_or_default();
         let mut entries = Vec::new();
-        for (id, state) in networks.iter() {
+        for (id, state) in &networks {
             match self.apply_network(id, state, &content, &mut errors) {
                 Ok(ports) => entries.extend(ports.host),
                 Err(error) => errors.push(error),
@@ -391,7 +391,11 @@ impl State {
             network: None,
             what,
         };
-        found.extend(self.host.plan_uplinks(&slots)?.1.into_iter().map(host));
+        let (_, uplinks) = self.host.plan_uplinks(&slots)?;
+        if !uplinks.is_empty() {
+            self.networks.values_mut().for_each(Network::forget_base);
+        }
+        found.extend(uplinks.into_iter().map(host));
         found.extend(self.host.port_differences(&entries)?.into_iter().map(host));
         let strays = self.stray_uplinks(&BTreeSet::new())?;
         found.extend(
@@ -418,7 +422,7 @@ pub(crate) fn remove_all(config: &NetworkConfig) -> Vec<KernelError> {
             errors.extend(host.delete_table().err());
             match host.uplinks() {
                 Ok(links) => {
-                    errors.extend(host.delete_uplinks(links.into_values().map(|link| link.index)))
+                    errors.extend(host.delete_uplinks(links.into_values().map(|link| link.index)));
                 }
                 Err(error) => errors.push(error),
             }

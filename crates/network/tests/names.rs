@@ -1,5 +1,7 @@
 //! Names: 127.0.0.11 as containers see it.
 
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
 mod common;
 
 use std::{
@@ -235,6 +237,7 @@ fn a_container_knows_the_names_of_its_networks_and_of_no_other() {
         );
         assert_eq!(ask(&in_both, "only-a."), [ip("10.0.1.51")]);
         datapath.disconnect("a", ip("10.0.1.6")).await.unwrap();
+        assert!(!in_both.run(|| sh("ip -br link")).contains("eth1"));
         assert_eq!(ask(&in_both, "only-a."), [] as [Ipv4Addr; 0]);
         assert_eq!(ask(&in_both, "only-b."), [ip("10.0.2.51")]);
     });

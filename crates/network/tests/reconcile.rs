@@ -1,5 +1,7 @@
 //! The kernel against the desired set: idempotence, repair, restart, removal, refusal.
 
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
 mod common;
 
 use std::{
@@ -173,7 +175,7 @@ fn a_restart_finds_everything_and_traffic_never_stops() {
                         client.attach(&again, &[("a", "10.0.1.5")]).await;
                         assert_eq!(again.diff().await, []);
                         datapath = Some(again);
-                    })
+                    });
                 });
             }
             stop.store(true, Ordering::Relaxed);

@@ -1,5 +1,5 @@
 //! rtnetlink: links, addresses, routes, neighbours and rules, as rtnetlink(7) and the headers
-//! linux/{if_link,if_addr,rtnetlink,neighbour,fib_rules}.h describe them.
+//! `linux/{if_link,if_addr,rtnetlink,neighbour,fib_rules}.h` describe them.
 
 use std::{
     net::Ipv4Addr,

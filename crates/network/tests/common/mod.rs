@@ -200,11 +200,13 @@ impl Container {
                 if let Ok((stream, peer)) = tcp.accept() {
                     let (flag, me) = (flag.clone(), me.clone());
                     children.push(thread::spawn(move || {
-                        echo(stream, &format!("{me} {}", peer.ip()), &flag)
+                        echo(stream, &format!("{me} {}", peer.ip()), &flag);
                     }));
                 }
             }
-            children.into_iter().for_each(|child| child.join().unwrap());
+            for child in children {
+                child.join().unwrap();
+            }
         }));
         let (flag, me) = (stop.clone(), name.to_owned());
         threads.push(thread::spawn(move || {

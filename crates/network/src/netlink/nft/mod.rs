@@ -1,6 +1,6 @@
-//! nf_tables: a table described as data, written as one transaction, and read back.
+//! `nf_tables`: a table described as data, written as one transaction, and read back.
 //!
-//! Numbers are those of linux/netfilter/nf_tables.h and nfnetlink.h. All integers of nf_tables
+//! Numbers are those of `linux/netfilter/nf_tables.h` and nfnetlink.h. All integers of `nf_tables`
 //! messages are in network byte order; register contents are as the packet path sees them, so
 //! addresses and ports are in network order and marks in that of the host.
 
@@ -37,7 +37,7 @@ const DELSETELEM: u16 = message(14);
 pub(super) const GETGEN: u16 = message(16);
 
 const NFT_SET_MAP: u32 = 0x8;
-/// Key type of a map's data when it holds verdicts (NFT_DATA_VERDICT).
+/// Key type of a map's data when it holds verdicts (`NFT_DATA_VERDICT`).
 const NFT_DATA_VERDICT: u32 = 0xffff_ff00;
 /// Elements per message: an attribute holds 64 KiB, an element of ours at most 64 bytes.
 const CHUNK: usize = 400;
@@ -339,7 +339,9 @@ impl<'a> Transaction<'a> {
 pub(super) fn signature(rule: &[Expr]) -> Vec<u8> {
     let mut batch = Batch::default();
     batch.message("", 0, 0, &[]);
-    rule.iter().for_each(|expr| expr.encode(&mut batch));
+    for expr in rule {
+        expr.encode(&mut batch);
+    }
     // FNV-1a, 64 bits: stable between releases, which std's hasher does not promise.
     let hash = batch
         .bytes

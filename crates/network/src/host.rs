@@ -266,6 +266,23 @@ impl Host {
         Ok(differences)
     }
 
+    /// What in the host keeps published ports and the way out from working, in sentences.
+    pub(crate) fn warnings(&mut self) -> Result<Vec<String>, KernelError> {
+        let mut found = Vec::new();
+        if sys::sysctl(FORWARDING).is_ok_and(|is| is != "1") {
+            found.push("sysctl net.ipv4.ip_forward is off: nothing is forwarded".to_owned());
+        }
+        for chain in nft::dropping_forward_chains(&mut self.nft)? {
+            let uplinks = self.config.uplink_prefix();
+            found.push(format!(
+                "chain {chain} drops forwarded packets by default: unless it has rules that accept \
+                 what comes from and goes to interfaces {uplinks}*, published ports and the way \
+                 out do not work"
+            ));
+        }
+        Ok(found)
+    }
+
     pub(crate) fn delete_table(&mut self) -> Result<(), KernelError> {
         self.known = None;
         if !nft::tables(&mut self.nft)?.contains(&self.table.name) {

@@ -439,3 +439,57 @@ fn any_sequence_of_desired_sets_ends_in_a_kernel_that_equals_the_last() {
         assert!(!sh("ip -br link").contains("stest1u"));
     });
 }
+
+#[test]
+fn a_firewall_that_drops_what_is_forwarded_is_named_and_left_alone() {
+    in_world(|world| async move {
+        let datapath = world.open().await;
+        apply(&datapath, &[rich("a", 1)]).await;
+        assert!(datapath.warnings().await.is_empty());
+        let container = world.attached(&datapath, &[("a", "10.0.1.11")]).await;
+        let _server = container.serve("me", 80);
+        assert!(world.client.tcp(HOST, 8001).is_ok());
+        sh(
+            "nft add table ip filter; nft add chain ip filter FORWARD '{ type filter hook forward priority 0; policy drop; }'",
+        );
+        let rules = sh("nft list table ip filter");
+        let warnings = datapath.warnings().await;
+        assert!(
+            warnings.len() == 1 && warnings[0].contains("filter FORWARD"),
+            "{warnings:?}"
+        );
+        assert!(!container.pings(CLIENT), "the firewall decides");
+        apply(&datapath, &[rich("a", 1)]).await;
+        assert_eq!(sh("nft list table ip filter"), rules);
+        sh(
+            "nft add rule ip filter FORWARD iifname 'stest1u*' accept; nft add rule ip filter FORWARD oifname 'stest1u*' accept",
+        );
+        assert!(world.client.tcp(HOST, 8001).is_ok());
+        sh("sysctl -qw net.ipv4.ip_forward=0");
+        assert_eq!(datapath.warnings().await.len(), 2);
+    });
+}
+
+#[test]
+fn attaching_is_quick() {
+    in_world(|world| async move {
+        let datapath = world.open().await;
+        apply(&datapath, &[rich("a", 1)]).await;
+        let containers: Vec<Container> = (0..60).map(|_| Container::new()).collect();
+        let mut times = Vec::new();
+        for (container, last) in containers.iter().zip(10..) {
+            let start = Instant::now();
+            container
+                .attach(&datapath, &[("a", &format!("10.0.1.{last}"))])
+                .await;
+            times.push(start.elapsed());
+        }
+        times.sort_unstable();
+        println!(
+            "attach {:?} (least {:?}, most {:?})",
+            times[30], times[0], times[59]
+        );
+        assert!(times[30].as_millis() < 50, "{:?}", times[30]);
+        assert_eq!(datapath.diff().await, []);
+    });
+}

@@ -10,7 +10,7 @@ use std::{
     fs::DirBuilder, io, os::unix::fs::DirBuilderExt, path::PathBuf, sync::Arc, time::Duration,
 };
 
-use openraft::async_runtime::WatchReceiver;
+use openraft::{async_runtime::WatchReceiver, errors::Fatal};
 use shoal_types::{RaftId, Version};
 use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
@@ -28,7 +28,7 @@ use crate::{
     log::Log,
     machine::Machine,
     peers::{Network, NoPeers, Peers},
-    raft::Raft,
+    raft::{Raft, TypeConfig},
     snapshot::{SnapshotError, Snapshots},
     state::State,
     wal::{Wal, WalConfig, WalError},
@@ -177,15 +177,20 @@ impl Store {
             stopped,
             lock,
         }));
-        if store.is_alone() {
-            // Nobody else can have been elected, so there is nothing to wait for.
-            let elect = store.0.raft.trigger().elect(false).await;
-            elect.map_err(|fatal| OpenError::Raft {
+        let started = async {
+            if store.is_alone().await? {
+                // Nobody else can have been elected, so there is nothing to wait for.
+                store.0.raft.trigger().elect(false).await?;
+            }
+            Ok(())
+        };
+        match started.await {
+            Ok(()) => Ok(store),
+            Err::<(), Fatal<TypeConfig>>(fatal) => Err(OpenError::Raft {
                 dir,
                 reason: fatal.to_string(),
-            })?;
+            }),
         }
-        Ok(store)
     }
 
     pub fn id(&self) -> RaftId {

@@ -4,6 +4,14 @@
 //! leader decides; what is decided becomes real only as a committed command. It knows no kernel and
 //! no HTTP.
 
+mod allocate;
+mod brain;
+mod dispatch;
+mod draft;
+mod liveness;
+mod orchestrate;
 mod schedule;
+#[cfg(test)]
+mod simulation;
 #[cfg(test)]
 mod testing;

@@ -1,16 +1,17 @@
 //! Objects for tests.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, net::Ipv4Addr};
 
+use shoal_raft_store::Change;
 use shoal_types::{
-    Desired, NetworkId, NodeId, ServiceId, Slot, TaskId, TaskStatus, Timestamp, Version,
+    ClusterId, Desired, NetworkId, NodeId, ServiceId, Slot, TaskId, TaskStatus, Timestamp, Version,
     object::{
-        EndpointAtBirth, Meta, Node, NodeDescription, NodeResources, NodeState, NodeStatus, Task,
-        TaskPlace,
+        Cluster, EndpointAtBirth, Meta, Network, Node, NodeDescription, NodeResources, NodeState,
+        NodeStatus, Task, TaskPlace,
     },
     spec::{
-        Availability, ContainerSpec, EndpointSpec, NodeSpec, Placement, Platform, Resources,
-        RestartPolicy, Role, ServiceMode, ServiceSpec, TaskSpec, UpdateConfig,
+        Availability, ContainerSpec, EndpointSpec, Ipv4Net, NetworkSpec, NodeSpec, Placement,
+        Platform, Resources, RestartPolicy, Role, ServiceMode, ServiceSpec, TaskSpec, UpdateConfig,
     },
 };
 
@@ -113,4 +114,42 @@ pub(crate) fn task(service: u32, id: u32) -> Task {
         generic: Vec::new(),
         not_before: Timestamp::EPOCH,
     }
+}
+
+/// A cluster with its two predefined networks and one more, number 3.
+pub(crate) fn cluster_changes() -> Vec<Change> {
+    let cluster = Cluster {
+        id: ClusterId::from_random([1; 17]),
+        meta: Meta::default(),
+        name: "default".to_owned(),
+        labels: BTreeMap::new(),
+        task_history_limit: 5,
+        address_pools: vec!["10.0.0.0/8".parse().unwrap()],
+        subnet_prefix: 24,
+        data_path_port: 4789,
+    };
+    let network = |n: u32, name: &str, ingress: bool| {
+        let subnet = Ipv4Net::containing(Ipv4Addr::new(10, 0, u8::try_from(n).unwrap() - 1, 0), 24);
+        let subnet = subnet.unwrap();
+        Change::CreateNetwork(Box::new(Network {
+            id: network_id(n),
+            meta: Meta::default(),
+            spec: NetworkSpec {
+                name: name.to_owned(),
+                driver: "overlay".to_owned(),
+                ingress,
+                ..NetworkSpec::default()
+            },
+            subnet,
+            gateway: subnet.nth(1).unwrap(),
+            vni: 4095 + n,
+            predefined: n < 3,
+        }))
+    };
+    vec![
+        Change::CreateCluster(Box::new(cluster)),
+        network(1, "ingress", true),
+        network(2, "bridge", false),
+        network(3, "front", false),
+    ]
 }

@@ -118,7 +118,11 @@ impl Constraint {
 impl Key {
     fn parse(key: &str) -> Self {
         let lower = key.to_ascii_lowercase();
-        let label = |prefix: &str| lower.starts_with(prefix).then(|| key[prefix.len()..].to_owned());
+        let label = |prefix: &str| {
+            lower
+                .starts_with(prefix)
+                .then(|| key[prefix.len()..].to_owned())
+        };
         match lower.as_str() {
             "node.id" => Self::Id,
             "node.hostname" => Self::Hostname,

@@ -93,13 +93,11 @@ impl Request {
                 .is_some_and(|all| all.iter().all(|c| c.matches(node))),
             Filter::Platform => {
                 let has = &node.description.platform;
-                self.platforms.is_empty()
-                    || self.platforms.iter().any(|p| platform_matches(p, has))
+                self.platforms.is_empty() || self.platforms.iter().any(|p| platform_matches(p, has))
             }
             Filter::HostPorts => !self.ports.iter().any(|port| info.uses_port(*port)),
             Filter::MaxReplicas => {
-                self.max_replicas == 0
-                    || index.count_of(self.service, node.id) < self.max_replicas
+                self.max_replicas == 0 || index.count_of(self.service, node.id) < self.max_replicas
             }
         }
     }
@@ -115,8 +113,8 @@ fn platform_matches(wanted: &Platform, has: &Platform) -> bool {
         "aarch64" => "arm64".to_owned(),
         other => other.to_owned(),
     };
-    let architecture = wanted.architecture.is_empty()
-        || normal(&wanted.architecture) == normal(&has.architecture);
+    let architecture =
+        wanted.architecture.is_empty() || normal(&wanted.architecture) == normal(&has.architecture);
     let os = wanted.os.is_empty() || wanted.os.eq_ignore_ascii_case(&has.os);
     architecture && os
 }

@@ -10,6 +10,6 @@ mod place;
 
 pub(crate) use constraint::Constraint;
 pub use constraint::ConstraintError;
-pub(crate) use filter::{Request, explain};
-pub(crate) use index::NodeIndex;
+pub(crate) use filter::Request;
+pub(crate) use index::{NodeIndex, takes_new_tasks};
 pub(crate) use place::Placer;

@@ -146,7 +146,9 @@ impl Branch {
                     }
                 }
                 let rest = rest.get_or_insert_with(|| {
-                    let others = index.nodes_of(request.service).chain(failing.keys().copied());
+                    let others = index
+                        .nodes_of(request.service)
+                        .chain(failing.keys().copied());
                     let nodes: std::collections::BTreeSet<NodeId> = others.collect();
                     ranked(index, request, failing, nodes)
                 });
@@ -243,7 +245,10 @@ fn split(
 }
 
 fn spread_values(node: &Node, spread: &[String]) -> Vec<String> {
-    spread.iter().map(|label| spread_value(node, label)).collect()
+    spread
+        .iter()
+        .map(|label| spread_value(node, label))
+        .collect()
 }
 
 /// The node's value of a spread descriptor; other descriptors than labels do not tell nodes apart.
@@ -312,7 +317,11 @@ mod tests {
             first.get_or_insert(node);
             *counts.entry(node).or_insert(0) += 1;
         }
-        assert_eq!(first, Some(testing::node_id(2)), "node 1 has a task of another service");
+        assert_eq!(
+            first,
+            Some(testing::node_id(2)),
+            "node 1 has a task of another service"
+        );
         let mut counts: Vec<i32> = counts.into_values().collect();
         counts.sort_unstable();
         assert_eq!(counts, [2, 2, 3]);

@@ -39,6 +39,7 @@ struct Cluster {
     /// Nodes that were down at some time: for their tasks nobody can vouch.
     doubtful: BTreeSet<NodeId>,
     commands: usize,
+    faults: bool,
     names: u32,
 }
 
@@ -72,6 +73,7 @@ impl Cluster {
                 .collect(),
             doubtful: BTreeSet::new(),
             commands: 0,
+            faults: false,
             names: 0,
         };
         cluster.connect_all();
@@ -125,7 +127,7 @@ impl Cluster {
         self.wake_at = plan.wake_at;
         for command in plan.commands {
             // Now and then a user is faster than the plan.
-            if self.rng.random_ratio(1, 50) {
+            if self.faults && self.rng.random_ratio(1, 50) {
                 self.act_as_user();
             }
             self.commands += 1;
@@ -343,6 +345,7 @@ impl Cluster {
     }
 
     fn step(&mut self, faults: bool) {
+        self.faults = faults;
         self.now = self
             .now
             .after(Duration::from_millis(self.rng.random_range(20..600)));

@@ -176,19 +176,28 @@ fn step(
         .into_iter()
         .take(usize::try_from(lanes).unwrap_or(usize::MAX))
     {
-        let mut old = place.live(view).peekable();
-        let at_once = config.order == UpdateOrder::StartFirst || old.peek().is_none();
-        let stopping = place.stopping(view).next().is_some();
-        if at_once && !stopping {
-            plan.create(place.at.clone(), Desired::Running);
-        } else {
-            if !at_once {
-                for task in old {
-                    plan.retire(task, Desired::Shutdown);
-                }
+        let old: Vec<_> = place.live(view).collect();
+        let start_first = config.order == UpdateOrder::StartFirst;
+        // Of several outdated tasks (an update overtaken by another) the best one keeps serving.
+        let keeper = old
+            .iter()
+            .max_by_key(|task| task.status.state)
+            .filter(|_| start_first);
+        for task in &old {
+            if keeper.is_none_or(|keeper| keeper.id != task.id) {
+                plan.retire(task, Desired::Shutdown);
             }
-            plan.create(place.at.clone(), Desired::Ready);
         }
+        let waits_for_old = !start_first && !old.is_empty();
+        let stopping = place.stopping(view).next().is_some();
+        plan.create(
+            place.at.clone(),
+            if waits_for_old || stopping {
+                Desired::Ready
+            } else {
+                Desired::Running
+            },
+        );
     }
 }
 

@@ -623,6 +623,7 @@ fn matters(before: Option<&Task>, after: Option<&Task>) -> bool {
 }
 
 /// The update of `service` is under way.
+#[cfg(test)]
 pub(crate) fn is_updating(service: &Service) -> bool {
     service.update.as_ref().is_some_and(|update| {
         matches!(

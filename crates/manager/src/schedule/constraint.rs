@@ -28,7 +28,7 @@ enum Key {
 
 /// The text is not a constraint. The messages are Docker's.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum ConstraintError {
+pub(crate) enum ConstraintError {
     #[error("constraint expected one operator from ==, !=")]
     Operator,
     #[error("key '{0}' is invalid")]

@@ -9,7 +9,6 @@ mod index;
 mod place;
 
 pub(crate) use constraint::Constraint;
-pub use constraint::ConstraintError;
 pub(crate) use filter::Request;
 pub(crate) use index::{NodeIndex, takes_new_tasks};
 pub(crate) use place::Placer;

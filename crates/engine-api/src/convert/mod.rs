@@ -19,6 +19,7 @@ use std::time::Duration;
 use shoal_types::{Timestamp, object::Meta};
 
 pub(crate) use self::{
+    container::image_reference,
     network::{network_inspect, network_spec, swarm_network},
     node::{availability, node, node_spec},
     secret::{config, config_spec, secret, secret_spec},

@@ -261,7 +261,11 @@ impl Merge {
                 records,
                 origin(self.service, task.id, node),
             ))),
-            Err(EngineError::NotFound { .. }) => None,
+            Err(EngineError::NotFound { .. }) => {
+                // Perhaps not yet: the next change of the swarm asks again.
+                self.seen.remove(&task.id);
+                None
+            }
             // One task that cannot be read is told and does not hide the others.
             Err(error) => Some(Box::pin(stream::iter([Err(error)]))),
         }
@@ -284,7 +288,7 @@ fn in_order(streams: Vec<Lines>) -> impl Stream<Item = Result<Line>> + Send {
                         continue;
                     }
                     None => {
-                        waiting.swap_remove(n);
+                        drop(waiting.swap_remove(n));
                         continue;
                     }
                 }

@@ -7,7 +7,7 @@ use futures_util::{FutureExt, Stream, future::BoxFuture, stream};
 use http::{HeaderValue, header};
 use std::convert::Infallible;
 
-use super::error::{ApiError, ApiResult};
+use super::error::ApiResult;
 use crate::{
     engine::{self, ProgressReceiver},
     wire::{Progress, ProgressDetail, json},

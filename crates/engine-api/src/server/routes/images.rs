@@ -7,7 +7,6 @@ use axum::{
     extract::{Path, State},
     response::{IntoResponse, Response},
 };
-use futures_util::StreamExt;
 use http::{HeaderMap, StatusCode};
 use tokio_util::io::ReaderStream;
 

@@ -7,4 +7,5 @@
 
 pub mod backoff;
 pub mod codec;
+pub mod dial;
 pub mod session;

@@ -20,5 +20,5 @@ pub use id::{
     ClusterId, ConfigId, ContainerId, Generation, NetworkId, NodeId, ParseIdError, RaftId,
     SecretId, ServiceId, Slot, TaskId, Version, VolumeId,
 };
-pub use task_state::{Desired, TaskState, TaskStatus};
+pub use task_state::{ContainerStatus, Desired, TaskState, TaskStatus};
 pub use time::Timestamp;

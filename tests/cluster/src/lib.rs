@@ -1,1 +1,22 @@
-//! x
+//! The harness of the end-to-end tests: real binaries, each daemon in a network namespace of its own,
+//! driven by `shoal` and by the docker CLI.
+//!
+//! A [`Host`] is a machine as far as a daemon can tell: its own network, data directories and cgroups.
+//! Dropping it ends everything it started, by pid, and takes its directories away; when the test is
+//! failing, the daemon's log stays and its path is printed.
+#![expect(
+    clippy::print_stderr,
+    reason = "a failing test says where its logs are"
+)]
+
+mod host;
+mod image;
+mod leaks;
+mod load;
+mod wait;
+
+pub use host::{Host, Output};
+pub use image::{busybox_tar, docker_archive};
+pub use leaks::Inventory;
+pub use load::{Answers, Load};
+pub use wait::{DEADLINE, wait_for};

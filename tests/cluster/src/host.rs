@@ -1,0 +1,385 @@
+//! One machine of a test: a network namespace, directories, and a daemon.
+
+use std::{
+    fs::{self, File},
+    os::unix::process::CommandExt,
+    path::{Path, PathBuf},
+    process::{Child, Command, ExitStatus, Stdio},
+    sync::atomic::{AtomicU32, Ordering},
+    thread,
+};
+
+use anyhow::{Context, Result, bail, ensure};
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::{Pid, geteuid},
+};
+use serde_json::Value;
+use tempfile::TempDir;
+
+use crate::{Inventory, wait_for};
+
+static COUNT: AtomicU32 = AtomicU32::new(0);
+
+/// What a command printed, and how it ended.
+#[derive(Debug, Clone)]
+pub struct Output {
+    pub status: ExitStatus,
+    pub stdout: String,
+    pub stderr: String,
+}
+
+/// A machine with one daemon.
+#[derive(Debug)]
+pub struct Host {
+    netns: String,
+    dir: TempDir,
+    daemon: Option<Child>,
+    args: Vec<String>,
+}
+
+impl Host {
+    /// A machine whose daemon runs as a cluster of one that listens on nothing but its socket.
+    pub fn local() -> Self {
+        let mut host = Self::new().expect("make a host");
+        host.args = vec!["--local".to_owned()];
+        host.start();
+        host
+    }
+
+    /// A machine whose daemon is not started yet.
+    pub fn new() -> Result<Self> {
+        ensure!(
+            geteuid().is_root(),
+            "these tests make namespaces: run them as root, by tests/run.sh"
+        );
+        let netns = format!(
+            "shoal-{}-{}",
+            std::process::id(),
+            COUNT.fetch_add(1, Ordering::Relaxed)
+        );
+        // Short: the path of a unix socket has 107 bytes.
+        let dir = tempfile::Builder::new()
+            .prefix("shoal-")
+            .tempdir_in("/tmp")?;
+        let host = Self {
+            netns,
+            dir,
+            daemon: None,
+            args: Vec::new(),
+        };
+        ok(Command::new("ip").args(["netns", "add", &host.netns]))?;
+        ok(host.in_network("ip").args(["link", "set", "lo", "up"]))?;
+        Ok(host)
+    }
+
+    /// Starts the daemon and waits until it answers and, in local mode, its node takes tasks.
+    #[track_caller]
+    pub fn start(&mut self) {
+        assert!(self.daemon.is_none(), "the daemon runs already");
+        let log = File::options()
+            .create(true)
+            .append(true)
+            .open(self.log_path())
+            .expect("a log file");
+        let mut command = self.in_network(binary());
+        command
+            .arg("daemon")
+            .args([
+                "--data-root",
+                &self.path("data"),
+                "--exec-root",
+                &self.path("run"),
+            ])
+            .args(["--pidfile", &self.path("pid"), "--host", &self.socket()])
+            .args(&self.args)
+            .env("SHOAL_LOG", "debug")
+            .stdin(Stdio::null())
+            .stdout(log.try_clone().expect("a log file"))
+            .stderr(log)
+            .process_group(0);
+        let mut daemon = command.spawn().expect("start the daemon");
+        let local = self.args.iter().any(|arg| arg == "--local");
+        wait_for(
+            "the daemon to answer",
+            || {
+                if let Some(status) = daemon.try_wait().expect("waitable") {
+                    panic!(
+                        "the daemon ended with {status}; its log: {}",
+                        tail(&self.log_path())
+                    );
+                }
+                self.try_shoal(&["node", "ls", "--format", "{{.Status}}"])
+                    .stdout
+            },
+            |nodes| {
+                if local {
+                    nodes.contains("Ready")
+                } else {
+                    self.try_shoal(&["info"]).status.success()
+                }
+            },
+        );
+    }
+
+    /// Ends the daemon with SIGKILL; what it started goes on.
+    #[track_caller]
+    pub fn kill_daemon(&mut self) {
+        let mut daemon = self.daemon.take().expect("the daemon runs");
+        daemon.kill().expect("kill the daemon");
+        daemon.wait().expect("the daemon ended");
+    }
+
+    /// Ends the daemon with SIGTERM, as an upgrade does.
+    #[track_caller]
+    pub fn stop_daemon(&mut self) {
+        let mut daemon = self.daemon.take().expect("the daemon runs");
+        let pid = Pid::from_raw(i32::try_from(daemon.id()).expect("a pid"));
+        kill(pid, Signal::SIGTERM).expect("signal the daemon");
+        wait_for(
+            "the daemon to end",
+            || daemon.try_wait().expect("waitable"),
+            Option::is_some,
+        );
+    }
+
+    pub fn daemon_pid(&self) -> u32 {
+        self.daemon.as_ref().map_or(0, Child::id)
+    }
+
+    /// Runs `shoal` against this host's daemon; fails the test when it fails.
+    #[track_caller]
+    pub fn shoal(&self, args: &[&str]) -> String {
+        expect_success("shoal", args, self.try_shoal(args))
+    }
+
+    pub fn try_shoal(&self, args: &[&str]) -> Output {
+        run(self
+            .in_network(binary())
+            .args(["--host", &self.socket()])
+            .args(args))
+    }
+
+    /// Runs the docker CLI against this host's daemon; fails the test when it fails.
+    #[track_caller]
+    pub fn docker(&self, args: &[&str]) -> String {
+        expect_success("docker", args, self.try_docker(args))
+    }
+
+    pub fn try_docker(&self, args: &[&str]) -> Output {
+        let config = self.path("docker-config");
+        run(self
+            .in_network("docker")
+            .args(["--config", &config, "--host", &self.socket()])
+            .args(args))
+    }
+
+    /// The JSON that `shoal inspect`-like commands print.
+    #[track_caller]
+    pub fn json(&self, args: &[&str]) -> Value {
+        serde_json::from_str(&self.shoal(args)).expect("JSON")
+    }
+
+    /// `program`, to be run with this host's network.
+    pub fn in_network(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {
+        let mut command = Command::new("nsenter");
+        command
+            .arg(format!("--net=/run/netns/{}", self.netns))
+            .arg("--")
+            .arg(program);
+        command
+    }
+
+    /// GETs a URL from this host; the body, or why there is none.
+    pub fn get(&self, url: &str) -> Result<String, String> {
+        let output = run(self
+            .in_network("curl")
+            .args(["-sS", "--fail", "--max-time", "5", url]));
+        if output.status.success() {
+            Ok(output.stdout)
+        } else {
+            Err(output.stderr)
+        }
+    }
+
+    /// Pids of this host's tasks' first processes, by task name prefix.
+    #[track_caller]
+    pub fn task_pids(&self, service: &str) -> Vec<u32> {
+        let ids = self.shoal(&[
+            "service",
+            "ps",
+            "-q",
+            "--no-trunc",
+            "--filter",
+            "desired-state=running",
+            service,
+        ]);
+        ids.lines()
+            .filter_map(|id| {
+                let task = self.try_shoal(&["inspect", "--type", "task", id]);
+                let task: Value = serde_json::from_str(&task.stdout).ok()?;
+                let status = &task[0]["Status"];
+                (status["State"] == "running").then_some(())?;
+                u32::try_from(status["ContainerStatus"]["PID"].as_u64()?)
+                    .ok()
+                    .filter(|pid| *pid > 0)
+            })
+            .collect()
+    }
+
+    /// Waits until `service` has `count` running tasks, and returns their pids.
+    #[track_caller]
+    pub fn wait_running(&self, service: &str, count: usize) -> Vec<u32> {
+        wait_for(
+            &format!("{count} running tasks of {service}"),
+            || self.task_pids(service),
+            |pids| pids.len() == count,
+        )
+    }
+
+    /// The pid of the process that holds this host's containers.
+    #[track_caller]
+    pub fn supervisor_pid(&self) -> u32 {
+        let run = self.path("run");
+        let pids = processes(|cmdline| {
+            cmdline.get(1).is_some_and(|arg| arg == "supervisor")
+                && cmdline.iter().any(|arg| arg.starts_with(&run))
+        });
+        assert_eq!(pids.len(), 1, "exactly one supervisor: {pids:?}");
+        pids[0]
+    }
+
+    pub fn inventory(&self) -> Inventory {
+        Inventory::take(self)
+    }
+
+    pub fn netns(&self) -> &str {
+        &self.netns
+    }
+
+    pub fn socket(&self) -> String {
+        format!("unix://{}", self.path("shoal.sock"))
+    }
+
+    /// The path of `name` in the host's own directory.
+    pub fn path(&self, name: &str) -> String {
+        self.dir.path().join(name).to_string_lossy().into_owned()
+    }
+
+    pub fn dir(&self) -> &Path {
+        self.dir.path()
+    }
+
+    pub fn log(&self) -> String {
+        fs::read_to_string(self.log_path()).unwrap_or_default()
+    }
+
+    fn log_path(&self) -> PathBuf {
+        self.dir.path().join("daemon.log")
+    }
+
+    /// Ends the daemon and takes away everything it made.
+    pub fn purge(&mut self) -> Result<()> {
+        if let Some(mut daemon) = self.daemon.take() {
+            daemon.kill().context("kill the daemon")?;
+            daemon.wait().context("wait for the daemon")?;
+        }
+        let output = run(self.in_network(binary()).args([
+            "purge",
+            "--data-root",
+            &self.path("data"),
+            "--exec-root",
+            &self.path("run"),
+        ]));
+        if !output.status.success() {
+            bail!("purge failed: {}{}", output.stdout, output.stderr);
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Host {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            let kept = std::env::temp_dir().join(format!("{}.log", self.netns));
+            if fs::copy(self.log_path(), &kept).is_ok() {
+                eprintln!("the daemon's log: {}", kept.display());
+            }
+        }
+        let purged = self.purge();
+        let removed = ok(Command::new("ip").args(["netns", "del", &self.netns]));
+        if !thread::panicking() {
+            purged.expect("nothing of the host stays");
+            removed.expect("the network namespace goes");
+        }
+    }
+}
+
+/// The binary under test, which `cargo xtask test` builds beside the tests.
+fn binary() -> PathBuf {
+    let mut path = std::env::current_exe().expect("a test knows its path");
+    path.pop();
+    if path.ends_with("deps") {
+        path.pop();
+    }
+    path.push("shoal");
+    assert!(
+        path.exists(),
+        "{} is missing: run the tests by tests/run.sh",
+        path.display()
+    );
+    path
+}
+
+/// Pids of the processes whose command line `wanted` picks.
+pub(crate) fn processes(wanted: impl Fn(&[String]) -> bool) -> Vec<u32> {
+    let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
+    entries
+        .filter_map(|entry| {
+            let pid: u32 = entry.file_name().to_str()?.parse().ok()?;
+            let cmdline = fs::read(entry.path().join("cmdline")).ok()?;
+            let cmdline: Vec<String> = cmdline
+                .split(|byte| *byte == 0)
+                .map(|arg| String::from_utf8_lossy(arg).into_owned())
+                .collect();
+            wanted(&cmdline).then_some(pid)
+        })
+        .collect()
+}
+
+#[track_caller]
+fn expect_success(program: &str, args: &[&str], output: Output) -> String {
+    assert!(
+        output.status.success(),
+        "{program} {args:?} failed: {output:#?}"
+    );
+    output.stdout
+}
+
+fn run(command: &mut Command) -> Output {
+    let output = command.stdin(Stdio::null()).output();
+    let output = output.unwrap_or_else(|error| panic!("start {command:?}: {error}"));
+    Output {
+        status: output.status,
+        stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
+        stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
+    }
+}
+
+fn ok(command: &mut Command) -> Result<()> {
+    let output = command
+        .output()
+        .with_context(|| format!("start {command:?}"))?;
+    ensure!(
+        output.status.success(),
+        "{command:?} failed: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    Ok(())
+}
+
+fn tail(path: &Path) -> String {
+    let text = fs::read_to_string(path).unwrap_or_default();
+    let lines: Vec<&str> = text.lines().collect();
+    lines[lines.len().saturating_sub(40)..].join("\n")
+}

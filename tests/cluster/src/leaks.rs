@@ -1,0 +1,131 @@
+//! What a daemon has made in the kernel and on disk, to be compared before and after.
+
+use std::{collections::BTreeSet, fs, path::Path, process::Command};
+
+use crate::{Host, host::processes};
+
+/// Everything of one host that must not be left over, each thing as a line of text.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Inventory {
+    pub processes: BTreeSet<String>,
+    pub mounts: BTreeSet<String>,
+    pub cgroups: BTreeSet<String>,
+    pub links: BTreeSet<String>,
+    pub rules: BTreeSet<String>,
+    pub files: BTreeSet<String>,
+}
+
+impl Inventory {
+    pub(crate) fn take(host: &Host) -> Self {
+        let dir = host.dir().to_string_lossy().into_owned();
+        let cgroups = cgroups(host);
+        Self {
+            processes: own_processes(&dir, &cgroups),
+            mounts: lines("/proc/self/mountinfo", |line| line.contains(&dir))
+                .into_iter()
+                .filter_map(|line| line.split_whitespace().nth(4).map(str::to_owned))
+                .collect(),
+            links: command(host, "ip", &["-o", "link"])
+                .lines()
+                .filter_map(|line| line.split(": ").nth(1).map(str::to_owned))
+                .collect(),
+            rules: command(host, "nft", &["list", "ruleset"])
+                .lines()
+                .map(str::to_owned)
+                .collect(),
+            files: files(&host.dir().join("run")),
+            cgroups,
+        }
+    }
+}
+
+/// Processes that name the host's directory, or live in its cgroups.
+fn own_processes(dir: &str, cgroups: &BTreeSet<String>) -> BTreeSet<String> {
+    let named = processes(|cmdline| {
+        cmdline.iter().any(|arg| arg.contains(dir))
+            && cmdline.first().is_some_and(|p| p.ends_with("shoal"))
+    });
+    let inside = cgroups.iter().flat_map(|cgroup| {
+        let pids = fs::read_to_string(Path::new(cgroup).join("cgroup.procs")).unwrap_or_default();
+        pids.lines()
+            .filter_map(|pid| pid.parse().ok())
+            .collect::<Vec<u32>>()
+    });
+    named
+        .into_iter()
+        .chain(inside)
+        .map(|pid| format!("{pid} {}", name_of(pid)))
+        .collect()
+}
+
+fn name_of(pid: u32) -> String {
+    let comm = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+    comm.trim().to_owned()
+}
+
+/// Directories of the host's containers in every cgroup hierarchy.
+fn cgroups(host: &Host) -> BTreeSet<String> {
+    let instance = fs::read_to_string(host.path("data/instance")).unwrap_or_default();
+    let parent = format!("shoal-{}", instance.trim());
+    let mut found = BTreeSet::new();
+    if instance.trim().is_empty() {
+        return found;
+    }
+    let mut hierarchies = vec![Path::new("/sys/fs/cgroup").to_path_buf()];
+    hierarchies.extend(
+        fs::read_dir("/sys/fs/cgroup")
+            .into_iter()
+            .flatten()
+            .flatten()
+            .map(|e| e.path()),
+    );
+    for hierarchy in hierarchies {
+        collect_directories(&hierarchy.join(&parent), &mut found);
+    }
+    found
+}
+
+fn collect_directories(path: &Path, found: &mut BTreeSet<String>) {
+    let Ok(entries) = fs::read_dir(path) else {
+        return;
+    };
+    found.insert(path.to_string_lossy().into_owned());
+    for entry in entries.flatten() {
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            collect_directories(&entry.path(), found);
+        }
+    }
+}
+
+fn files(path: &Path) -> BTreeSet<String> {
+    let mut found = BTreeSet::new();
+    let mut open = vec![path.to_path_buf()];
+    while let Some(directory) = open.pop() {
+        for entry in fs::read_dir(&directory).into_iter().flatten().flatten() {
+            found.insert(entry.path().to_string_lossy().into_owned());
+            if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+                open.push(entry.path());
+            }
+        }
+    }
+    found
+}
+
+fn lines(path: &str, wanted: impl Fn(&str) -> bool) -> Vec<String> {
+    let text = fs::read_to_string(path).unwrap_or_default();
+    text.lines()
+        .filter(|line| wanted(line))
+        .map(str::to_owned)
+        .collect()
+}
+
+fn command(host: &Host, program: &str, args: &[&str]) -> String {
+    let mut command: Command = host.in_network(program);
+    let output = command.args(args).output().expect("start a program");
+    assert!(
+        output.status.success(),
+        "{command:?}: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}

@@ -11,4 +11,7 @@
 pub mod client;
 mod convert;
 pub mod engine;
+mod server;
 pub mod wire;
+
+pub use server::{Engine, Listener, router, serve};

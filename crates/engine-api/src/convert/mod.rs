@@ -19,13 +19,12 @@ use std::time::Duration;
 use shoal_types::{Timestamp, object::Meta};
 
 pub(crate) use self::{
+    container::image_reference,
     network::{network_inspect, network_spec, swarm_network},
     node::{availability, node, node_spec},
     secret::{config, config_spec, secret, secret_spec},
     service::{Resolve, service_spec},
-    service_out::{
-        generic_resources, health_check, port_config, service, service_spec_out, task_spec_out,
-    },
+    service_out::{generic_resources, health_check, port_config, service, task_spec_out},
     swarm::{cluster_info, swarm, swarm_spec},
     task::task,
 };

@@ -86,7 +86,9 @@ fn daemonize(args: impl IntoIterator<Item = OsString>) -> Result<(), StartError>
         drop(writer);
         let mut answer = String::new();
         let read = fs::File::from(reader).read_to_string(&mut answer);
-        return if let (Ok(_), Some(_)) = (read, answer.strip_prefix("ok")) { Ok(()) } else {
+        return if let (Ok(_), Some(_)) = (read, answer.strip_prefix("ok")) {
+            Ok(())
+        } else {
             let _ = io::stderr().write_all(answer.as_bytes());
             Err(StartError::Daemonize(io::Error::other(
                 "the supervisor did not start",

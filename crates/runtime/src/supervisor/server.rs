@@ -193,7 +193,10 @@ impl Server {
     /// Executes the new executable, once nothing is half done: records and partial lines are on disk, the children stay
     /// ours, and every descriptor closes by itself. Returns only when that failed; then we go on as we are.
     fn upgrade_if_asked(&mut self) {
-        let making = self.containers.values().any(|container| container.stage == Stage::Making);
+        let making = self
+            .containers
+            .values()
+            .any(|container| container.stage == Stage::Making);
         let unsent = self.connections.values().any(|c| !c.outgoing.is_empty());
         if making || unsent {
             return;
@@ -202,7 +205,11 @@ impl Server {
             return;
         };
         let c_string = |text: &OsString| CString::new(text.as_encoded_bytes()).ok();
-        let words = [exe.clone().into_os_string(), "supervisor".into(), super::RESUME.into()];
+        let words = [
+            exe.clone().into_os_string(),
+            "supervisor".into(),
+            super::RESUME.into(),
+        ];
         let args: Option<Vec<CString>> =
             words.iter().chain(&self.arguments).map(c_string).collect();
         let env: Vec<CString> = std::env::vars_os()
@@ -479,7 +486,9 @@ impl Server {
         } else {
             pidfd_exit_status(pidfd.as_fd()).map(code_of_wait_status)
         };
-        if let Some(code) = status { self.ended(key, code, None) } else {
+        if let Some(code) = status {
+            self.ended(key, code, None)
+        } else {
             // Not readable again until it is asked: the timer does that.
             let _ = epoll::delete(&self.epoll, pidfd);
             container.lost_since.get_or_insert_with(Instant::now);

@@ -137,7 +137,7 @@ async fn no_line_is_lost_or_doubled_when_supervisors_are_killed_under_load() {
     assert!(killed > 0, "the container was too fast");
     within(node.runtime.wait(&id)).await.expect("ends");
     let expected: Vec<String> = (1..=LINES).map(|number| format!("{number}\n")).collect();
-    let read: Vec<String> = node
+    let logged: Vec<String> = node
         .lines(
             &id,
             LogOptions {
@@ -150,10 +150,10 @@ async fn no_line_is_lost_or_doubled_when_supervisors_are_killed_under_load() {
         .map(|line| String::from_utf8(line.bytes).expect("UTF-8"))
         .collect();
     assert!(
-        read == expected,
+        logged == expected,
         "{} lines, {} distinct, after {killed} kills",
-        read.len(),
-        read.iter().collect::<BTreeSet<_>>().len()
+        logged.len(),
+        logged.iter().collect::<BTreeSet<_>>().len()
     );
     let followed: Vec<String> = within(follower)
         .await

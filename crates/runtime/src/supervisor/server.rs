@@ -487,7 +487,7 @@ impl Server {
             pidfd_exit_status(pidfd.as_fd()).map(code_of_wait_status)
         };
         if let Some(code) = status {
-            self.ended(key, code, None)
+            self.ended(key, code, None);
         } else {
             // Not readable again until it is asked: the timer does that.
             let _ = epoll::delete(&self.epoll, pidfd);
@@ -683,6 +683,6 @@ mod tests {
     fn wait_statuses_become_codes() {
         assert_eq!(code_of_wait_status(0x2a00), 42);
         assert_eq!(code_of_wait_status(9), 137);
-        assert_eq!(code_of_wait_status(0x80 | 11), 139);
+        assert_eq!(code_of_wait_status(0x8b), 139);
     }
 }

@@ -331,8 +331,8 @@ impl Runtime {
             Ok((other, _)) => return Err(unexpected("", other)),
             Err(Disconnected) => {}
         }
-        self.inner.connect().await?;
-        Ok(())
+        // Until the new one listens, connections are refused.
+        self.list().await.map(drop)
     }
 
     /// Ends the supervisor, when no container is left.

@@ -88,6 +88,8 @@ pub(super) struct Server {
     pub(super) stopping: bool,
     /// The executable to go on as.
     pub(super) upgrade: Option<PathBuf>,
+    /// Kept open while we are the supervisor; `None` when it was inherited over an upgrade.
+    pub(super) lock: Option<fs::File>,
     /// Our own arguments, for that.
     pub(super) arguments: Vec<OsString>,
 }
@@ -108,6 +110,7 @@ impl Server {
             unfinished,
             stopping: false,
             upgrade: None,
+            lock: None,
             arguments: Vec::new(),
         })
     }
@@ -222,6 +225,10 @@ impl Server {
             .collect();
         if let Some(args) = args {
             note(&format!("going on as {}", exe.display()));
+            // The lock belongs to the process, not to the program: nobody else shall get it in between.
+            if let Some(lock) = &self.lock {
+                let _ = rustix::io::fcntl_setfd(lock, rustix::io::FdFlags::empty());
+            }
             let error = crate::sys::process::execve(&args[0], &args, &env);
             note(&format!("execute {}: {error}", exe.display()));
         }

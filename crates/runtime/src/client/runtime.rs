@@ -318,6 +318,23 @@ impl Runtime {
         connected.then(|| self.inner.supervisor_pid.load(Ordering::Relaxed))
     }
 
+    /// Has the supervisor go on as `exe`, in the same process: it stays the parent of its containers, and no output is lost.
+    /// Returns when the new one serves.
+    pub async fn upgrade(&self, exe: &Path) -> Result<(), OperationError> {
+        let old = self.inner.connect().await?;
+        let request = Request::Upgrade {
+            exe: exe.to_path_buf(),
+        };
+        match old.call(&request).await {
+            // The old one's connections end with it.
+            Ok((Reply::Done, _)) => old.closed().await,
+            Ok((other, _)) => return Err(unexpected("", other)),
+            Err(Disconnected) => {}
+        }
+        // Until the new one listens, connections are refused.
+        self.list().await.map(drop)
+    }
+
     /// Ends the supervisor, when no container is left.
     pub async fn shutdown_supervisor(&self) -> Result<(), OperationError> {
         self.inner.stopping.store(true, Ordering::Relaxed);

@@ -232,28 +232,60 @@ fn valued(arg: Arg) -> Arg {
         .value_parser(opts::boolean)
 }
 
-/// Parses the words of a process; an error is ready to be printed, `Ok(None)` means that help was.
+/// Parses the words of a process; an error is ready to be printed.
 pub(crate) fn parse(words: &[OsString]) -> Result<Cli, Refusal> {
     let matches = command()
-        .try_get_matches_from(words)
+        .try_get_matches_from(fence_image(words))
         .map_err(|error| Refusal::new(&error, words))?;
     <Cli as clap::FromArgMatches>::from_arg_matches(&matches)
         .map_err(|error| Refusal::new(&error, words))
-        .and_then(|cli| check_create(cli, words))
 }
 
-/// A word that looks like a flag where the image should be is a flag that `service create` does not have.
-fn check_create(cli: Cli, words: &[OsString]) -> Result<Cli, Refusal> {
-    if let TopCommand::Service(ServiceCommand::Create(args)) = &cli.command
-        && let Some(flag) = args.words.first().filter(|word| word.starts_with('-'))
-    {
-        let (_, path, usage) = leaf(words);
-        return Err(Refusal::Error(CliError::Usage(format!(
-            "{}\n\nUsage:  {usage}\n\nRun '{path} --help' for more information",
-            unknown_flag(flag)
-        ))));
+/// Puts `--` before the image of `service create`: flags end there, what follows are the container's own words.
+fn fence_image(words: &[OsString]) -> Vec<OsString> {
+    let mut fenced = words.to_vec();
+    let is_create = |pair: &[OsString]| pair[0] == "service" && pair[1] == "create";
+    let Some(start) = words.windows(2).position(is_create) else {
+        return fenced;
+    };
+    let (command, path, _) = leaf(words);
+    if path != "shoal service create" {
+        return fenced;
     }
-    Ok(cli)
+    let takes_value = |arg: Option<&Arg>| {
+        arg.and_then(Arg::get_num_args)
+            .is_some_and(|range| range.min_values() > 0)
+    };
+    let long = |name: &str| {
+        command
+            .get_arguments()
+            .find(|arg| arg.get_long() == Some(name))
+    };
+    let short = |name: char| {
+        command
+            .get_arguments()
+            .find(|arg| arg.get_short() == Some(name))
+    };
+    let mut at = start + 2;
+    while let Some(word) = words.get(at).map(|word| word.to_string_lossy()) {
+        if word == "--" {
+            return fenced;
+        }
+        let needs_next = if let Some(name) = word.strip_prefix("--") {
+            takes_value(long(name))
+        } else if let Some(cluster) = word.strip_prefix('-').filter(|rest| !rest.is_empty()) {
+            // The first letter that takes a value takes the rest of the word, or the next one.
+            let valued = cluster
+                .char_indices()
+                .find(|(_, c)| *c == '=' || takes_value(short(*c)));
+            valued.is_some_and(|(place, c)| c != '=' && place + c.len_utf8() == cluster.len())
+        } else {
+            fenced.insert(at, "--".into());
+            return fenced;
+        };
+        at += if needs_next { 2 } else { 1 };
+    }
+    fenced
 }
 
 /// Why words were not taken.

@@ -228,6 +228,8 @@ const LINES: &[&str] = &[
     "service create -d --rollback-parallelism 0 --rollback-delay 0s --rollback-order stop-first alpine",
     "service create -d --health-cmd true --health-interval 1s --health-timeout 2s --health-retries 3 --health-start-period 4s --health-start-interval 5s alpine",
     "service create -d --no-healthcheck --stop-signal SIGINT --stop-grace-period 0s --init --tty --read-only alpine",
+    "service create -dp8080:80 -eA=1 -t=false --name a --name b alpine ls -la --name c -- -x",
+    "service create -dtp=81 --detach=true -- alpine -x",
     "service create -d --network front --network name=back,alias=x,alias=y,driver-opt=k=v alpine",
     "service create -d --secret db --secret source=tls,target=/tls,uid=1,gid=2,mode=0400 alpine",
     "service create -d --config c --config source=d,target=/d,mode=0440 alpine",

@@ -163,8 +163,8 @@ fn short(text: &str) -> Result<Vec<Port>, BadValue> {
         Some((first, last)) if spans(target) == 0 => {
             (first..=last).map(|host| port(target.0, host)).collect()
         }
-        Some((first, _)) => (target.0..=target.1)
-            .zip(first..)
+        Some((first, last)) => (target.0..=target.1)
+            .zip(first..=last)
             .map(|(target, host)| port(target, host))
             .collect(),
         None => (target.0..=target.1)

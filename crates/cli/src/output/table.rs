@@ -118,7 +118,8 @@ mod tests {
                 ("ID", "x".into()),
                 ("Name", "a-longer-name".into()),
                 ("Image", "".into()),
-            ]),
+            ])
+            .with_labels(&json!({})),
         ]
     }
 

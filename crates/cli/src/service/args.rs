@@ -260,7 +260,7 @@ pub(crate) struct CreateArgs {
     #[arg(long, value_name = "ulimit")]
     pub(crate) ulimit: Vec<Ulimit>,
     /// The image, then the command's words: flags end at the image.
-    #[arg(hide = true, required = true, value_name = "IMAGE", num_args = 1.., trailing_var_arg = true, allow_hyphen_values = true)]
+    #[arg(hide = true, required = true, value_name = "IMAGE", num_args = 1..)]
     pub(crate) words: Vec<String>,
 }
 

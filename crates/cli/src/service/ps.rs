@@ -290,10 +290,10 @@ mod tests {
         let rows = rows(tasks, &names, true, true, now);
         assert_eq!(
             table::render("", false, &COLUMNS, &rows).unwrap(),
-            "ID        NAME         IMAGE     NODE      DESIRED STATE   CURRENT STATE                ERROR                              PORTS\n\
-             new1      web.1        nginx:1   host1     Running         Running about a minute ago                                      \n\
+            "ID        NAME        IMAGE     NODE      DESIRED STATE   CURRENT STATE                ERROR                              PORTS\n\
+             new1      web.1       nginx:1   host1     Running         Running about a minute ago                                      \n\
              old1       \\_ web.1   nginx:1   host1     Shutdown        Failed about a minute ago    \"task: non-zero exit (137): ou…\"   \n\
-             t10       web.10       nginx:1   host1     Running         Running about a minute ago                                      \n"
+             t10       web.10      nginx:1   host1     Running         Running about a minute ago                                      \n"
         );
     }
 

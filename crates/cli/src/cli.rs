@@ -219,7 +219,13 @@ fn shape(command: Command, path: &str) -> Command {
 /// `--flag` as `--flag[=true|false]`.
 fn valued(arg: Arg) -> Arg {
     if !matches!(arg.get_action(), ArgAction::SetTrue) {
-        return arg;
+        // The word after a flag is its value, whatever it looks like.
+        let is_option = !arg.is_positional() && arg.get_action().takes_values();
+        return if is_option {
+            arg.allow_hyphen_values(true)
+        } else {
+            arg
+        };
     }
     arg.action(ArgAction::Set)
         .num_args(0..=1)

@@ -3,6 +3,8 @@
 //! A small server on a unix socket answers what both clients ask for and keeps every body that is posted. Without a
 //! docker CLI on this machine there is nothing to compare with, and the comparison says so and is skipped.
 
+#![expect(clippy::unwrap_used, reason = "helpers of a test fail by panicking")]
+
 use std::{
     io::{BufRead, BufReader, Read, Write},
     os::unix::net::{UnixListener, UnixStream},

@@ -3,11 +3,12 @@
 use std::{
     fmt, fs, io,
     os::unix::{fs::PermissionsExt, net::UnixStream as StdUnixStream},
-    path::PathBuf,
+    path::{Path, PathBuf},
 };
 
 use anyhow::{Context, Result, bail};
 use axum::Router;
+use nix::unistd::{Group, chown};
 use shoal_engine_api as api;
 use tokio::net::{TcpListener, UnixListener};
 use tokio_util::sync::CancellationToken;
@@ -45,7 +46,8 @@ impl Address {
         bail!("invalid --host {text:?}: expected unix://PATH or tcp://HOST:PORT")
     }
 
-    pub(crate) async fn bind(&self) -> Result<Bound> {
+    /// Listens; a unix socket is then for root and `group`, when there is such a group.
+    pub(crate) async fn bind(&self, group: &str) -> Result<Bound> {
         match self {
             Self::Unix(path) => {
                 take_stale_socket_away(path)?;
@@ -57,6 +59,7 @@ impl Address {
                     .with_context(|| format!("listen on {}", path.display()))?;
                 fs::set_permissions(path, fs::Permissions::from_mode(SOCKET_MODE))
                     .with_context(|| format!("set the mode of {}", path.display()))?;
+                give_to(path, group)?;
                 Ok(Bound::Unix(listener, path.clone()))
             }
             Self::Tcp(address) => {
@@ -78,8 +81,17 @@ impl Address {
     }
 }
 
+/// As dockerd does: a group that does not exist leaves the socket to root.
+fn give_to(path: &Path, group: &str) -> Result<()> {
+    match Group::from_name(group).with_context(|| format!("look for group {group}"))? {
+        Some(group) => chown(path, None, Some(group.gid))
+            .with_context(|| format!("give {} to group {}", path.display(), group.name)),
+        None => Ok(()),
+    }
+}
+
 /// The file of a socket that nobody listens on was left by a daemon that was killed.
-fn take_stale_socket_away(path: &PathBuf) -> Result<()> {
+fn take_stale_socket_away(path: &Path) -> Result<()> {
     match StdUnixStream::connect(path) {
         Ok(_) => bail!("{} is in use by another daemon", path.display()),
         Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => fs::remove_file(path)
@@ -123,10 +135,10 @@ mod tests {
     async fn a_stale_socket_is_replaced_and_a_living_one_is_not() {
         let dir = tempfile::tempdir().unwrap();
         let address = Address::Unix(dir.path().join("sub/s"));
-        let first = address.bind().await.unwrap();
-        assert!(address.bind().await.is_err(), "in use");
+        let first = address.bind("no-such-group").await.unwrap();
+        assert!(address.bind("no-such-group").await.is_err(), "in use");
         drop(first);
-        address.bind().await.unwrap();
+        address.bind("no-such-group").await.unwrap();
         address.unbind();
         address.unbind();
     }

@@ -21,11 +21,12 @@ mod translate;
 use std::{
     collections::BTreeMap,
     fs,
+    io::IsTerminal,
     net::Ipv4Addr,
     path::{Path, PathBuf},
 };
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use shoal_engine_api as api;
 use shoal_manager::InitOptions;
 use shoal_node_agent::{
@@ -42,50 +43,86 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
+use tracing_subscriber::EnvFilter;
 
-pub(crate) use self::purge::purge;
 use self::{engine::Engine, home::Home, listen::Address, machine::Machine, node::Node};
+use crate::daemon_args::{DaemonArgs, PurgeArgs};
 
-/// What a daemon is started with; dockerd's words where they mean the same.
-#[derive(Debug, Clone)]
-pub(crate) struct Settings {
-    /// `unix://PATH` or `tcp://HOST:PORT`.
-    pub(crate) hosts: Vec<String>,
-    pub(crate) data_root: PathBuf,
-    pub(crate) exec_root: PathBuf,
-    pub(crate) pidfile: Option<PathBuf>,
-    pub(crate) debug: bool,
-    /// Be a cluster of one that listens on nothing but its sockets.
-    pub(crate) local: bool,
-    pub(crate) labels: BTreeMap<String, String>,
-    pub(crate) insecure_registries: Vec<String>,
-    pub(crate) registry_mirrors: Vec<String>,
+/// Where the API listens unless told otherwise.
+const DEFAULT_HOST: &str = "unix:///run/shoal/shoal.sock";
+
+/// Replaces `--log-level` when it is set, in the syntax of tracing's `EnvFilter`.
+const LOG_VARIABLE: &str = "SHOAL_LOG";
+
+/// Runs a daemon on the calling thread until it is told to stop.
+pub(crate) fn start(args: DaemonArgs) -> Result<()> {
+    start_logging(&args)?;
+    // Every TLS client of the process uses this provider.
+    let provider = rustls::crypto::aws_lc_rs::default_provider();
+    if provider.install_default().is_err() {
+        bail!("another TLS provider is in place already");
+    }
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
+    runtime.context("start the async runtime")?.block_on(run(args))
+}
+
+/// Takes away everything the daemon of `args` made.
+pub(crate) fn start_purge(args: &PurgeArgs) -> Result<()> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
+    let runtime = runtime.context("start the async runtime")?;
+    runtime.block_on(purge::purge(&args.data_root, &args.exec_root))
+}
+
+fn start_logging(args: &DaemonArgs) -> Result<()> {
+    let level = match args.log_level.as_str() {
+        _ if args.debug => "debug",
+        "fatal" => "error",
+        level => level,
+    };
+    // The libraries' own debugging is of use to those who name them in the variable.
+    let ours = format!("{level},openraft=warn,hyper=warn,h2=warn,rustls=warn,reqwest=warn");
+    let directives = std::env::var(LOG_VARIABLE).unwrap_or(ours);
+    let filter = EnvFilter::try_new(&directives)
+        .with_context(|| format!("{LOG_VARIABLE}={directives:?} is not a log filter"))?;
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_ansi(std::io::stderr().is_terminal())
+        .with_writer(std::io::stderr);
+    match args.log_format.as_str() {
+        "json" => builder.json().init(),
+        _ => builder.init(),
+    }
+    Ok(())
 }
 
 /// Runs a daemon until SIGTERM or SIGINT.
-pub(crate) async fn run(settings: Settings) -> Result<()> {
+async fn run(mut args: DaemonArgs) -> Result<()> {
+    if args.host.is_empty() {
+        args.host.push(DEFAULT_HOST.to_owned());
+    }
     // Parsed before anything is made.
-    let addresses = settings.hosts.iter().map(|host| Address::parse(host));
+    let addresses = args.host.iter().map(|host| Address::parse(host));
     let addresses: Vec<Address> = addresses.collect::<Result<_>>()?;
-    let home = Home::open(&settings.data_root, &settings.exec_root)?;
+    let home = Home::open(&args.data_root, &args.exec_root)?;
     let stop = CancellationToken::new();
     let mut listeners = Vec::new();
     for address in &addresses {
-        listeners.push(address.bind().await?);
+        listeners.push(address.bind(&args.group).await?);
     }
-    let _pidfile = settings.pidfile.as_deref().map(Pidfile::write).transpose()?;
+    let _pidfile = Pidfile::write(&args.pidfile)?;
+    let labels = labels(&args.label);
 
-    let description = describe(settings.labels.clone());
-    let agent = start_agent(&home, &settings, description.clone()).await?;
+    let description = describe(labels.clone());
+    let agent = start_agent(&home, &args, description.clone()).await?;
     let machine = Machine::read(
         &home.instance,
-        &settings.data_root,
-        settings.debug,
-        settings.labels.clone(),
+        &args.data_root,
+        args.debug,
+        labels,
         &description,
     );
     let node = Node::open(home, agent).await?;
-    if settings.local && node.leading().is_none() {
+    if args.local && node.leading().is_none() {
         init_local(&node, description).await?;
     }
 
@@ -116,13 +153,13 @@ pub(crate) async fn run(settings: Settings) -> Result<()> {
 
 async fn start_agent(
     home: &Home,
-    settings: &Settings,
+    args: &DaemonArgs,
     description: NodeDescription,
 ) -> Result<Agent> {
     let images = ImageStore::open(ImageConfig {
         registry: RegistryConfig {
-            insecure: settings.insecure_registries.clone(),
-            mirrors: settings.registry_mirrors.clone(),
+            insecure: args.insecure_registry.clone(),
+            mirrors: args.registry_mirror.clone(),
             ..RegistryConfig::default()
         },
         ..ImageConfig::new(home.directory("image")?)
@@ -143,6 +180,12 @@ async fn start_agent(
         description,
         search: resolver.search,
     }))
+}
+
+/// `key=value` words; the last of a key counts.
+fn labels(words: &[String]) -> BTreeMap<String, String> {
+    let pairs = words.iter().map(|word| word.split_once('=').unwrap_or((word, "")));
+    pairs.map(|(key, value)| (key.to_owned(), value.to_owned())).collect()
 }
 
 async fn init_local(node: &Node, description: NodeDescription) -> Result<()> {

@@ -14,7 +14,7 @@ use rand::Rng;
 use shoal_raft_store::{Change, Command, ObjectChange, State};
 use shoal_types::{
     NodeId, ServiceId, TaskId, TaskState, TaskStatus, Timestamp, Version,
-    object::{EndpointAtBirth, Meta, Node, NodeState, Service, Task, TaskPlace, UpdateState},
+    object::{EndpointAtBirth, Meta, Node, NodeState, Service, Task, TaskPlace},
     spec::ServiceMode,
 };
 
@@ -620,15 +620,4 @@ fn matters(before: Option<&Task>, after: Option<&Task>) -> bool {
     before.desired != after.desired
         || before.node != after.node
         || (before.status.state != after.status.state && after.status.state >= TaskState::Running)
-}
-
-/// The update of `service` is under way.
-#[cfg(test)]
-pub(crate) fn is_updating(service: &Service) -> bool {
-    service.update.as_ref().is_some_and(|update| {
-        matches!(
-            update.state,
-            UpdateState::Updating | UpdateState::RollbackStarted
-        )
-    })
 }

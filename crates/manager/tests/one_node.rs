@@ -445,7 +445,8 @@ async fn wrong_requests_change_nothing_and_say_why() {
         .create_service(spec("web", 0))
         .await
         .expect("created");
-    let before = control.state().await.expect("readable");
+    let served = |state: &State| state.service(&id).is_some_and(|s| s.endpoint.is_some());
+    let before = wait_for(&control, "the service is served", served).await;
 
     let error = control.create_service(spec("WEB", 1)).await.unwrap_err();
     assert_eq!(

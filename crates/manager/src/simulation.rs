@@ -25,7 +25,7 @@ use crate::{
     testing,
 };
 
-const SEEDS: u64 = 300;
+const SEEDS: u64 = 200;
 
 struct Cluster {
     rng: StdRng,
@@ -540,13 +540,21 @@ fn clusters_hold_their_promises_under_failures_and_heal() {
         }
         Err(_unset) => 0..SEEDS,
     };
-    for seed in seeds {
-        let outcome = std::panic::catch_unwind(|| run(seed));
-        assert!(
-            outcome.is_ok(),
-            "reproduce: SHOAL_SEED={seed} cargo test -p shoal-manager simulation"
-        );
-    }
+    let threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    let next = std::sync::Mutex::new(seeds);
+    std::thread::scope(|scope| {
+        for _ in 0..threads {
+            scope.spawn(|| {
+                while let Some(seed) = { next.lock().expect("no panic while locked").next() } {
+                    let outcome = std::panic::catch_unwind(|| run(seed));
+                    assert!(
+                        outcome.is_ok(),
+                        "reproduce: SHOAL_SEED={seed} cargo test -p shoal-manager simulation"
+                    );
+                }
+            });
+        }
+    });
 }
 
 #[test]

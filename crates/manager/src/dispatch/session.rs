@@ -88,7 +88,7 @@ async fn welcome<S: AsyncRead + AsyncWrite>(
     let Some(AgentMessage::Hello { node, description }) = hello else {
         return Err(SessionEnd::NoHello);
     };
-    must_lead(store).await?;
+    must_lead(store, hub).await?;
     check_node(hub, &store.state(), node, description)?;
     let session = hub.open_session(node);
     // Spread out, so that a thousand agents do not speak in the same instant.
@@ -99,9 +99,9 @@ async fn welcome<S: AsyncRead + AsyncWrite>(
     Ok(session)
 }
 
-async fn must_lead(store: &Store) -> Result<(), SessionEnd> {
-    let mut leadership = store.leadership();
-    let leads = leadership.wait_for(|now| now.is_leader());
+async fn must_lead(store: &Store, hub: &Hub) -> Result<(), SessionEnd> {
+    let mut leading = hub.leading();
+    let leads = leading.wait_for(|leading| *leading);
     let outcome = timeout(LEADER_TIMEOUT, leads)
         .await
         .map(|result| result.is_ok());

@@ -152,7 +152,7 @@ impl Allocator {
         let after = self
             .cursors
             .get(&network.id)
-            .map_or(range.addr(), |(_, addr)| *addr);
+            .map_or_else(|| range.addr(), |(_, addr)| *addr);
         let start = if range.contains(after) {
             u64::from(u32::from(after) - u32::from(range.addr()))
         } else {

@@ -25,7 +25,7 @@ use crate::{
     testing,
 };
 
-const SEEDS: u64 = 200;
+const SEEDS: u64 = 100;
 
 struct Cluster {
     rng: StdRng,
@@ -131,6 +131,7 @@ impl Cluster {
                 self.act_as_user();
             }
             self.commands += 1;
+            self.check_promotions(&command);
             if self.commit(&command).is_err() {
                 for change in std::mem::take(&mut self.feed) {
                     self.brain.observe(&change);
@@ -362,6 +363,34 @@ impl Cluster {
         self.agents();
         if self.state.version() != before {
             self.check();
+        }
+    }
+
+    /// A task that was made to wait is started only once nothing that was asked to stop runs in its
+    /// place any more.
+    fn check_promotions(&self, command: &Command) {
+        for change in &command.changes {
+            let Change::SetTaskDesired { id, desired } = change else {
+                continue;
+            };
+            let Some(task) = self.state.task(id) else {
+                continue;
+            };
+            if task.desired != Desired::Ready || *desired != Desired::Running {
+                continue;
+            }
+            for other in self.state.tasks_of(task.service) {
+                let vouched = other.node.filter(|node| !self.doubtful.contains(node));
+                let agent = vouched.and_then(|node| self.agents.get(&node));
+                let runs = agent
+                    .and_then(|agent| agent.tasks.get(&other.id))
+                    .is_some_and(|local| local.state == TaskState::Running);
+                assert!(
+                    other.place != task.place || other.desired.wants_run() || !runs,
+                    "{id} is started while {} is still running",
+                    other.id
+                );
+            }
         }
     }
 

@@ -22,7 +22,7 @@ async fn what_was_acknowledged_is_visible_at_once_and_after_a_restart() {
     let refused = store.propose(create(1)).await;
     assert!(matches!(
         refused,
-        Err(ProposeError::Rejected(Rejection::NameTaken { .. }))
+        Err(ProposeError::Rejected(Rejection::Exists { .. }))
     ));
     let second = store.propose(label(1, applied.version, "a")).await;
     let second = second.expect("the version is the newest");

@@ -365,7 +365,7 @@ fn check(state: &State) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(300))]
+    #![proptest_config(ProptestConfig::with_cases(100))]
 
     #[test]
     fn any_sequence_of_commands_keeps_the_state_consistent(

@@ -143,3 +143,6 @@ fn file_name(name: &str, field: &str) -> Result<()> {
         ))
     }
 }
+
+#[cfg(test)]
+mod tests;

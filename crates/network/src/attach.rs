@@ -2,7 +2,7 @@
 //! the container needs to use it.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     net::Ipv4Addr,
     os::fd::{AsFd, OwnedFd},
 };
@@ -84,6 +84,13 @@ impl State {
             {
                 return Err(failed("set up its interface")(error));
             }
+            inside
+                .settle(peer)
+                .map_err(failed("bring its interface up"))?;
+            network
+                .route
+                .settle(link.index)
+                .map_err(failed("bring its interface up"))?;
             self.attached
                 .insert((leg.endpoint.network.clone(), leg.endpoint.addr));
         }
@@ -94,30 +101,30 @@ impl State {
     /// Forgets the container and stops its traffic at once. The pair goes with the container's
     /// namespace.
     pub(crate) fn detach(&mut self, network: &str, addr: Ipv4Addr) -> Result<(), KernelError> {
-        self.forget(network, addr);
-        let Some(network) = self.networks.get_mut(network) else {
-            return Ok(());
-        };
-        let Some(link) = network.route.link(&interface_name(addr))? else {
-            return Ok(());
-        };
-        let mut batch = Batch::default();
-        batch.link_up(link.index, false);
-        gone_is_fine(network.route.transact(batch))
+        self.cut(network, addr, |batch, index| batch.link_up(index, false))
     }
 
     /// Takes the network away from a container that lives on. Slow (about 30 ms).
     pub(crate) fn disconnect(&mut self, network: &str, addr: Ipv4Addr) -> Result<(), KernelError> {
+        self.cut(network, addr, Batch::delete_link)
+    }
+
+    fn cut(
+        &mut self,
+        network: &str,
+        addr: Ipv4Addr,
+        by: impl FnOnce(&mut Batch, u32),
+    ) -> Result<(), KernelError> {
         self.forget(network, addr);
         let Some(network) = self.networks.get_mut(network) else {
             return Ok(());
         };
-        let Some(link) = network.route.link(&interface_name(addr))? else {
-            return Ok(());
-        };
-        let mut batch = Batch::default();
-        batch.delete_link(link.index);
-        gone_is_fine(network.route.transact(batch))
+        if let Some(link) = network.route.link(&interface_name(addr))? {
+            let mut batch = Batch::default();
+            by(&mut batch, link.index);
+            gone_is_fine(network.route.transact(batch))?;
+        }
+        network.forget_connections_to(addr)
     }
 
     fn forget(&mut self, network: &str, addr: Ipv4Addr) {
@@ -164,45 +171,76 @@ impl State {
         Ok(legs)
     }
 
-    /// What attached containers lack on the network's side.
+    /// What the network's attached containers lack on its side, and what gives it to them. An
+    /// interface that is gone cannot be given back: its container must be attached again.
+    fn plan_containers(&mut self, id: &str) -> Result<(Batch, Vec<String>), KernelError> {
+        let (mut batch, mut found) = (Batch::default(), Vec::new());
+        let mut ours = self
+            .attached
+            .iter()
+            .filter(|(network, _)| network == id)
+            .peekable();
+        let Some(network) = self.networks.get_mut(id).filter(|_| ours.peek().is_some()) else {
+            return Ok((batch, found));
+        };
+        let Some(gateway) = network.state.as_ref().map(|state| state.gateway) else {
+            return Ok((batch, found));
+        };
+        let links: BTreeMap<String, Link> = network
+            .route
+            .links()?
+            .into_iter()
+            .map(|link| (link.name.clone(), link))
+            .collect();
+        let routes: BTreeSet<_> = network.route.routes()?.into_iter().collect();
+        let neighbours: BTreeSet<_> = network.route.neighbours()?.into_iter().collect();
+        for (_, addr) in ours {
+            let before = found.len();
+            let Some(link) = links.get(&interface_name(*addr)) else {
+                found.push(format!("container {addr} has no interface"));
+                continue;
+            };
+            if !link.up {
+                found.push(format!("container {addr} has an interface that is down"));
+            }
+            let route = Route::new(host_net(*addr), link.index).source(gateway);
+            if !routes.contains(&(route, true)) {
+                found.push(format!("container {addr} has no route"));
+            }
+            if !neighbours.contains(&(link.index, *addr, mac_of(*addr))) {
+                found.push(format!("container {addr} has no neighbour entry"));
+            }
+            if found.len() > before {
+                reach(&mut batch, link.index, *addr, gateway);
+            }
+        }
+        Ok((batch, found))
+    }
+
+    /// Gives attached containers what they lack on the network's side.
+    pub(crate) fn repair_containers(&mut self, id: &str) -> Result<(), KernelError> {
+        let (batch, _) = self.plan_containers(id)?;
+        self.networks.get_mut(id).map_or(Ok(()), |network| {
+            gone_is_fine(network.route.transact(batch))
+        })
+    }
+
+    /// What attached containers lack, over all networks.
     pub(crate) fn diff_containers(
         &mut self,
         found: &mut Vec<Difference>,
     ) -> Result<(), KernelError> {
-        for (id, network) in &mut self.networks {
-            let mut ours = self
-                .attached
-                .iter()
-                .filter(|(network, _)| network == id)
-                .peekable();
-            let Some(state) = network.state.as_ref().filter(|_| ours.peek().is_some()) else {
-                continue;
-            };
-            let (links, routes) = (network.route.links()?, network.route.routes()?);
-            let neighbours = network.route.neighbours()?;
-            for (_, addr) in ours {
-                let mut differs = |what: &str| {
-                    found.push(Difference {
-                        network: Some(id.clone()),
-                        what: format!("container {addr} {what}"),
-                    });
-                };
-                let Some(link) = links.iter().find(|link| link.name == interface_name(*addr))
-                else {
-                    differs("has no interface");
-                    continue;
-                };
-                if !link.up {
-                    differs("has an interface that is down");
-                }
-                let route = Route::new(host_net(*addr), link.index).source(state.gateway);
-                if !routes.contains(&(route, true)) {
-                    differs("has no route");
-                }
-                if !neighbours.contains(&(link.index, *addr, mac_of(*addr))) {
-                    differs("has no neighbour entry");
-                }
+        for id in self.networks.keys().cloned().collect::<Vec<_>>() {
+            let (_, what) = self.plan_containers(&id)?;
+            if !what.is_empty()
+                && let Some(network) = self.networks.get_mut(&id)
+            {
+                network.forget_base();
             }
+            found.extend(what.into_iter().map(|what| Difference {
+                network: Some(id.clone()),
+                what,
+            }));
         }
         Ok(())
     }
@@ -254,12 +292,15 @@ fn ensure_pair(
 
 /// What the network's namespace needs to reach the container.
 fn outer(interface: u32, leg: &Leg<'_>) -> Batch {
-    let addr = leg.endpoint.addr;
     let mut batch = Batch::default();
-    batch.link_up(interface, true);
-    batch.add_route(Route::new(host_net(addr), interface).source(leg.gateway));
-    batch.add_neighbour(interface, addr, mac_of(addr));
+    reach(&mut batch, interface, leg.endpoint.addr, leg.gateway);
     batch
+}
+
+fn reach(batch: &mut Batch, interface: u32, addr: Ipv4Addr, gateway: Ipv4Addr) {
+    batch.link_up(interface, true);
+    batch.add_route(Route::new(host_net(addr), interface).source(gateway));
+    batch.add_neighbour(interface, addr, mac_of(addr));
 }
 
 /// What the container needs to use its end. Everything beyond the gateway goes through the
@@ -316,7 +357,7 @@ fn free_name(inside: &mut Socket) -> Result<String, KernelError> {
 }
 
 /// An interface that vanished meanwhile needs nothing more.
-fn gone_is_fine(result: Result<(), Vec<KernelError>>) -> Result<(), KernelError> {
+pub(crate) fn gone_is_fine(result: Result<(), Vec<KernelError>>) -> Result<(), KernelError> {
     match result {
         Err(errors) if errors.iter().all(|error| error.errno() == Errno::ENODEV) => Ok(()),
         result => first(result),

@@ -120,6 +120,16 @@ impl Datapath {
         self.run(State::diff).await.unwrap_or_default()
     }
 
+    /// What in the host's own configuration keeps published ports or the way out from working.
+    /// The datapath does not touch the rules of others: a packet that any of them drops is
+    /// dropped, and no rule of ours could accept it on their behalf.
+    pub async fn warnings(&self) -> Vec<String> {
+        let found = self.run(|state| state.host.warnings()).await;
+        found.map_or_else(Vec::new, |found| {
+            found.unwrap_or_else(|error| vec![error.to_string()])
+        })
+    }
+
     /// How many transactions that may have changed something were sent to the kernel since the
     /// datapath was opened.
     pub async fn transactions(&self) -> u64 {

@@ -7,6 +7,8 @@ use std::{
     os::fd::BorrowedFd,
 };
 
+use nix::errno::Errno;
+
 use crate::{
     config::{NetworkConfig, Slot},
     netlink::{
@@ -116,7 +118,12 @@ impl Host {
     ) -> Vec<KernelError> {
         let mut batch = Batch::default();
         links.into_iter().for_each(|index| batch.delete_link(index));
-        self.route.transact(batch).err().unwrap_or_default()
+        let errors = self.route.transact(batch).err().unwrap_or_default();
+        // A namespace that died meanwhile took its uplink along.
+        errors
+            .into_iter()
+            .filter(|error| error.errno() != Errno::ENODEV)
+            .collect()
     }
 
     /// What the near ends of these uplinks lack, and what gives it to them.
@@ -167,6 +174,14 @@ impl Host {
         }
     }
 
+    /// Sees to it that the near end of an uplink carries packets, after the far end came up.
+    pub(crate) fn settle_uplink(&mut self, slot: Slot) -> Result<(), KernelError> {
+        match self.route.link(&self.config.uplink_name(slot))? {
+            Some(link) => self.route.settle(link.index),
+            None => Ok(()),
+        }
+    }
+
     /// Turns forwarding on, and leaves a mark if it was off.
     pub(crate) fn enable_forwarding(&self) -> Result<(), KernelError> {
         let marker = self.config.forwarding_marker();
@@ -213,15 +228,14 @@ impl Host {
         let wanted = tables::host::ports(entries);
         let current = self.content()?.cloned();
         let mut transaction = Transaction::new(&self.table);
-        match &current {
-            Some(current) => tables::change(&mut transaction, current, &wanted),
-            None => {
-                if nft::tables(&mut self.nft)?.contains(&self.table.name) {
-                    transaction.delete_table();
-                }
-                transaction.create_table();
-                tables::change(&mut transaction, &Content::new(), &wanted);
+        if let Some(current) = &current {
+            tables::change(&mut transaction, current, &wanted);
+        } else {
+            if nft::tables(&mut self.nft)?.contains(&self.table.name) {
+                transaction.delete_table();
             }
+            transaction.create_table();
+            tables::change(&mut transaction, &Content::new(), &wanted);
         }
         let batch = transaction.finish();
         if batch.is_empty() {
@@ -250,6 +264,23 @@ impl Host {
             self.known = None;
         }
         Ok(differences)
+    }
+
+    /// What in the host keeps published ports and the way out from working, in sentences.
+    pub(crate) fn warnings(&mut self) -> Result<Vec<String>, KernelError> {
+        let mut found = Vec::new();
+        if sys::sysctl(FORWARDING).is_ok_and(|is| is != "1") {
+            found.push("sysctl net.ipv4.ip_forward is off: nothing is forwarded".to_owned());
+        }
+        for chain in nft::dropping_forward_chains(&mut self.nft)? {
+            let uplinks = self.config.uplink_prefix();
+            found.push(format!(
+                "chain {chain} drops forwarded packets by default: unless it has rules that accept \
+                 what comes from and goes to interfaces {uplinks}*, published ports and the way \
+                 out do not work"
+            ));
+        }
+        Ok(found)
     }
 
     pub(crate) fn delete_table(&mut self) -> Result<(), KernelError> {

@@ -124,6 +124,16 @@ impl Network {
         }
     }
 
+    /// The next apply compares links, addresses and routes with the kernel again.
+    pub(crate) fn forget_base(&mut self) {
+        self.base_is_known = false;
+    }
+
+    /// Forgets the connections of a container that is going.
+    pub(crate) fn forget_connections_to(&mut self, addr: Ipv4Addr) -> Result<(), KernelError> {
+        self.nft.forget_connections_to(addr)
+    }
+
     pub(crate) fn transactions(&self) -> u64 {
         self.route.transactions + self.nft.transactions
     }
@@ -207,6 +217,9 @@ impl Network {
             .map_err(|error| KernelError::new("sysctls", &error))?;
         let (batch, _) = self.plan_base(config, state)?;
         first(self.route.transact(batch))?;
+        if let Some(link) = self.route.link(UPLINK)? {
+            self.route.settle(link.index)?;
+        }
         self.base_is_known = true;
         Ok(())
     }
@@ -264,7 +277,14 @@ impl Network {
                 .map(|(a, b)| (*a, b.clone())),
         );
 
-        let new_ports = tables::network::ports(ports);
+        let new_ports = {
+            let mut slots = Slots::new();
+            for addr in ports.iter().filter_map(Entry::vip) {
+                let placed = new.get(&addr).or_else(|| known.slots.get(&addr));
+                slots.extend(placed.map(|backends| (addr, backends.clone())));
+            }
+            tables::network::ports(ports, &slots)
+        };
         if old.is_empty() && new.is_empty() && new_ports == known.ports {
             self.known = Some(known);
             return Ok(());
@@ -282,11 +302,11 @@ impl Network {
         new.values()
             .flatten()
             .for_each(|addr| *uses.entry(*addr).or_default() += 1);
-        let used = |uses: &BTreeMap<Ipv4Addr, u32>, addr: &Ipv4Addr| {
+        let is_used = |uses: &BTreeMap<Ipv4Addr, u32>, addr: &Ipv4Addr| {
             uses.get(addr).is_some_and(|n| *n > 0)
         };
         let touched = |uses: &BTreeMap<_, _>| {
-            tables::network::selves(before.iter().filter(|addr| used(uses, addr)))
+            tables::network::selves(before.iter().filter(|addr| is_used(uses, addr)))
         };
         let needed = tables::network::counts(new.values().map(Vec::len));
         let missing: BTreeSet<u32> = needed.difference(&known.counts).copied().collect();
@@ -364,10 +384,10 @@ impl Network {
         let generation = nft::generation(&mut self.nft)?;
         self.known = Some(Known {
             generation,
+            ports: tables::network::ports(ports, &slots),
             slots,
             uses,
             counts,
-            ports: tables::network::ports(ports),
         });
         Ok(())
     }
@@ -409,7 +429,7 @@ impl Network {
         let table = tables::network::table(state.gateway, far, &counts);
         let mut content = slots::elements(&slots);
         content.extend(tables::network::picks(&counts));
-        content.extend(tables::network::ports(ports));
+        content.extend(tables::network::ports(ports, &slots));
         content.insert(
             "self",
             tables::network::selves(tables::network::backends(state)),

@@ -89,7 +89,7 @@ impl State {
             .cloned()
             .unwrap_or_default();
         let mut entries = Vec::new();
-        for (id, state) in networks.iter() {
+        for (id, state) in &networks {
             match self.apply_network(id, state, &content, &mut errors) {
                 Ok(ports) => entries.extend(ports.host),
                 Err(error) => errors.push(error),
@@ -133,6 +133,7 @@ impl State {
             })?;
             self.networks.insert(id.to_owned(), network);
         }
+        let was_known = self.networks[id].uplink_is_known(state);
         self.apply_uplink(id, state)?;
         let ports = self.ports(id, state, content, errors);
         let network = self.networks.get_mut(id).expect("inserted above");
@@ -142,12 +143,21 @@ impl State {
         network
             .apply_table(&self.config, state, &ports.network)
             .map_err(failed("load the table"))?;
+        if let Some(slot) = network.uplink().filter(|_| !was_known) {
+            self.host
+                .settle_uplink(slot)
+                .map_err(failed("set up the uplink"))?;
+        }
         if let Err(error) = self.dns.serve(id, state, network.namespace()) {
             // Connections work without names; the rest goes on.
             let source = KernelError::new("name server at 127.0.0.11", &error);
             errors.push(failed("serve names")(source));
         }
         network.state = Some(state.clone());
+        if !was_known {
+            self.repair_containers(id)
+                .map_err(failed("reach its containers"))?;
+        }
         Ok(ports)
     }
 
@@ -381,7 +391,11 @@ impl State {
             network: None,
             what,
         };
-        found.extend(self.host.plan_uplinks(&slots)?.1.into_iter().map(host));
+        let (_, uplinks) = self.host.plan_uplinks(&slots)?;
+        if !uplinks.is_empty() {
+            self.networks.values_mut().for_each(Network::forget_base);
+        }
+        found.extend(uplinks.into_iter().map(host));
         found.extend(self.host.port_differences(&entries)?.into_iter().map(host));
         let strays = self.stray_uplinks(&BTreeSet::new())?;
         found.extend(
@@ -408,7 +422,7 @@ pub(crate) fn remove_all(config: &NetworkConfig) -> Vec<KernelError> {
             errors.extend(host.delete_table().err());
             match host.uplinks() {
                 Ok(links) => {
-                    errors.extend(host.delete_uplinks(links.into_values().map(|link| link.index)))
+                    errors.extend(host.delete_uplinks(links.into_values().map(|link| link.index)));
                 }
                 Err(error) => errors.push(error),
             }

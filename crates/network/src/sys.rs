@@ -89,8 +89,8 @@ pub(crate) fn sysctl(name: &str) -> io::Result<String> {
     Ok(fs::read_to_string(sysctl_path(name))?.trim_end().to_owned())
 }
 
-/// Asks the kernel to say in words what it refuses (NETLINK_EXT_ACK) and not to send our own
-/// message back with each error (NETLINK_CAP_ACK); netlink(7). Both only make errors better, so a
+/// Asks the kernel to say in words what it refuses (`NETLINK_EXT_ACK`) and not to send our own
+/// message back with each error (`NETLINK_CAP_ACK`); netlink(7). Both only make errors better, so a
 /// kernel without them is fine.
 pub(crate) fn enable_netlink_errors(socket: &OwnedFd) {
     for option in [libc::NETLINK_EXT_ACK, libc::NETLINK_CAP_ACK] {

@@ -1,5 +1,7 @@
 //! Packets: between containers, through vips and published ports, and out.
 
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
 mod common;
 
 use std::{
@@ -108,8 +110,9 @@ fn connections_outlive_their_backends_removal() {
         assert!(open.iter().any(|c| c.greeting.0 == "one"));
         state.vips = vec![vip("10.0.1.100", &["10.0.1.12"])];
         apply(&datapath, &[state]).await;
-        open.iter_mut()
-            .for_each(|connection| connection.say().unwrap());
+        for connection in &mut open {
+            connection.say().unwrap();
+        }
         for _ in 0..20 {
             assert_eq!(client.tcp(ip("10.0.1.100"), 80).unwrap().0, "two");
         }
@@ -365,5 +368,56 @@ fn a_container_of_two_networks_answers_where_it_was_asked() {
         );
         let _outside = world.client.serve("outside", 80);
         assert_eq!(both.tcp(CLIENT, 80).unwrap().0, "outside");
+    });
+}
+
+#[test]
+fn clients_of_a_detached_backend_go_to_another() {
+    in_world(|world| async move {
+        let datapath = world.open().await;
+        let mut state = network("a", "10.0.1.0/24");
+        state.vips = vec![vip("10.0.1.100", &["10.0.1.11", "10.0.1.12"])];
+        apply(&datapath, &[state.clone()]).await;
+        let client = world.attached(&datapath, &[("a", "10.0.1.5")]).await;
+        let one = world.attached(&datapath, &[("a", "10.0.1.11")]).await;
+        let two = world.attached(&datapath, &[("a", "10.0.1.12")]).await;
+        let _servers = (one.serve("10.0.1.11", 80), two.serve("10.0.1.12", 80));
+        let socket = client.run(|| std::net::UdpSocket::bind("0.0.0.0:0").unwrap());
+        socket.connect((ip("10.0.1.100"), 80)).unwrap();
+        socket
+            .set_read_timeout(Some(Duration::from_secs(2)))
+            .unwrap();
+        let ask = || {
+            let mut buffer = [0; 64];
+            socket.send(b"x").unwrap();
+            let length = socket.recv(&mut buffer).unwrap();
+            String::from_utf8_lossy(&buffer[..length])
+                .split(' ')
+                .next()
+                .unwrap()
+                .to_owned()
+        };
+        let first = ask();
+        assert_eq!(ask(), first, "a flow stays where it is");
+        let mut open: Vec<Connection> = client.run(|| {
+            (0..8)
+                .map(|_| Connection::open(ip("10.0.1.100"), 80).unwrap())
+                .collect()
+        });
+        state.vips[0]
+            .backends
+            .retain(|addr| addr.to_string() != first);
+        apply(&datapath, &[state]).await;
+        assert_eq!(ask(), first, "also while its backend is drained");
+        datapath.detach("a", ip(&first)).await.unwrap();
+        assert_ne!(ask(), first);
+        let start = Instant::now();
+        for connection in &mut open {
+            assert_eq!(connection.say().is_err(), connection.greeting.0 == first);
+        }
+        assert!(
+            start.elapsed() < Duration::from_secs(1),
+            "reset and not left waiting"
+        );
     });
 }

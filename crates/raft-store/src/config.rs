@@ -137,6 +137,10 @@ impl RaftTuning {
             // Purging costs one record in the log, whatever the number of entries.
             purge_batch_size: 64,
             enable_pre_vote: Some(true),
+            // A leader that restarts stands for election like everyone else. openraft would let it go
+            // on where it was, but its mark of what is committed reaches the disk late, so that it
+            // could show an older state than it has shown before.
+            enable_leader_restore: Some(false),
             // A leader without a quorum falls silent, so that whoever has one is elected.
             quorum_loss_probe_interval: Some(2 * election_max),
             ..Config::default()

@@ -216,7 +216,7 @@ mod tests {
             at,
             body: Body::Command(Proposal::new(command).expect("encodes")),
         };
-        let mut golden = vec![1, 3, 1, 251, 44, 1, 1, 30, 1, 14, 1, 21, 25];
+        let mut golden = vec![1, 3, 1, 251, 44, 1, 1, 30, 1, 14, 1, 20, 25];
         golden.extend([b'0'; 25]);
         assert_eq!(codec::encode(&item).expect("encodes"), golden);
         assert_eq!(codec::decode::<Item>(&golden).expect("decodes"), item);

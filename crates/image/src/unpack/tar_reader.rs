@@ -413,7 +413,10 @@ impl<R: Read> Read for TarReader<R> {
             return Ok(0);
         }
         match self.inner.read(&mut buf[..want])? {
-            0 => Err(io::ErrorKind::UnexpectedEof.into()),
+            0 => Err(io::Error::new(
+                io::ErrorKind::UnexpectedEof,
+                "archive ends in the middle of a member",
+            )),
             n => {
                 self.remaining -= n as u64;
                 Ok(n)

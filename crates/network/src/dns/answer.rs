@@ -78,7 +78,8 @@ fn look_up(
     let text = name.to_ascii().trim_end_matches('.').to_ascii_lowercase();
     if let Some(addr) = reverse(&text) {
         let known = zones.iter().find_map(|zone| zone.name(addr))?;
-        let target = known.and_then(|known| Name::from_ascii(format!("{known}.")).ok());
+        let target = Some(known).filter(|known| !known.is_empty());
+        let target = target.and_then(|known| Name::from_ascii(format!("{known}.")).ok());
         let is_asked = matches!(query.query_type(), RecordType::PTR | RecordType::ANY);
         return Some(match target {
             None => (ResponseCode::NXDomain, Vec::new()),
@@ -137,8 +138,7 @@ fn finish(question: &Message, code: ResponseCode, records: Vec<Record>, datagram
     loop {
         match message.to_vec() {
             Ok(bytes) if bytes.len() <= room => return Answer::Message(bytes),
-            Err(_) if message.answers.is_empty() => return Answer::Nothing,
-            Ok(_) if message.answers.is_empty() => return Answer::Nothing,
+            _ if message.answers.is_empty() => return Answer::Nothing,
             _ => {
                 // The asker comes again over TCP; over TCP there is nothing larger to offer.
                 message.metadata.truncation = true;

@@ -2,7 +2,7 @@
 //!
 //! There is one UDP and one TCP socket per network, at 127.0.0.11 in the network's namespace. A
 //! container's route sends the address there, from its own address, so the server knows who asks
-//! without a socket or a translation per container. See `docs/decisions/`.
+//! without a socket or a translation per container.
 //!
 //! Questions about names of the asker's networks are answered from a table that is replaced as a
 //! whole; all others are forwarded from the host's namespace.

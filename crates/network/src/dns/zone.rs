@@ -72,10 +72,10 @@ impl Zone {
         self.names.get(name).map(Vec::as_slice)
     }
 
-    /// The name of an address; `Some(None)` when it is of this network but has none.
-    pub(super) fn name(&self, addr: Ipv4Addr) -> Option<Option<&str>> {
+    /// The name of an address of this network; empty when it has none.
+    pub(super) fn name(&self, addr: Ipv4Addr) -> Option<&str> {
         let name = self.by_address.get(&addr).map(String::as_str);
-        (name.is_some() || self.subnet.contains(addr)).then_some(name)
+        name.or_else(|| self.subnet.contains(addr).then_some(""))
     }
 }
 

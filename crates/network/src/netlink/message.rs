@@ -70,7 +70,7 @@ impl Batch {
         self.attr(kind, &value.to_ne_bytes())
     }
 
-    /// A 32-bit value in network byte order, as nf_tables wants it.
+    /// A 32-bit value in network byte order, as `nf_tables` wants it.
     pub(crate) fn attr_be32(&mut self, kind: u16, value: u32) -> &mut Self {
         self.attr(kind, &value.to_be_bytes())
     }
@@ -87,7 +87,7 @@ impl Batch {
         self.nest_with(kind | NLA_F_NESTED, &[], inside)
     }
 
-    /// A nested attribute that starts with a fixed part, as VETH_INFO_PEER does.
+    /// A nested attribute that starts with a fixed part, as `VETH_INFO_PEER` does.
     pub(crate) fn nest_with(
         &mut self,
         kind: u16,
@@ -183,6 +183,10 @@ impl<'a> Attrs<'a> {
     }
 }
 
+#[expect(
+    clippy::copy_iterator,
+    reason = "each look-up starts from the first attribute again"
+)]
 impl<'a> Iterator for Attrs<'a> {
     type Item = (u16, &'a [u8]);
 

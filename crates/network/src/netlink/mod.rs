@@ -4,6 +4,7 @@
 //! The kernel handles a batch while `sendmsg` runs, so when it returns every answer is already in
 //! the receive queue: nothing here ever waits.
 
+mod conntrack;
 mod message;
 pub(crate) mod nft;
 pub(crate) mod route;
@@ -29,10 +30,10 @@ use crate::sys;
 const NLMSG_ERROR: u16 = 2;
 const NLMSG_DONE: u16 = 3;
 const NLM_F_DUMP_INTR: u16 = 0x10;
-/// Flag of an error message: the kernel's own message is not repeated in it (NETLINK_CAP_ACK).
+/// Flag of an error message: the kernel's own message is not repeated in it (`NETLINK_CAP_ACK`).
 const NLM_F_CAPPED: u16 = 0x100;
 const NLMSGERR_ATTR_MSG: u16 = 1;
-/// A dump answer holds at most 32 KiB; larger reads are never needed (netlink(7), NLMSG_GOODSIZE).
+/// A dump answer holds at most 32 KiB; larger reads are never needed (netlink(7), `NLMSG_GOODSIZE`).
 const RECEIVE: usize = 64 << 10;
 /// 10,000 services with three backends each are one message of 1.6 MB.
 const SEND_BUFFER: usize = 64 << 20;
@@ -90,7 +91,7 @@ impl Socket {
         Self::open(SockProtocol::NetlinkRoute)
     }
 
-    /// Opens a socket for nf_tables in the calling thread's namespace.
+    /// Opens a socket for `nf_tables` in the calling thread's namespace.
     pub(crate) fn netfilter() -> io::Result<Self> {
         Self::open(SockProtocol::NetlinkNetFilter)
     }
@@ -116,7 +117,7 @@ impl Socket {
     }
 
     /// Sends the batch and returns what the kernel refused. Messages stand alone in rtnetlink; an
-    /// nf_tables batch is one transaction, of which nothing happened if anything was refused.
+    /// `nf_tables` batch is one transaction, of which nothing happened if anything was refused.
     pub(crate) fn transact(&mut self, batch: Batch) -> Result<(), Vec<KernelError>> {
         if batch.is_empty() {
             return Ok(());

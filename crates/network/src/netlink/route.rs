@@ -1,5 +1,5 @@
 //! rtnetlink: links, addresses, routes, neighbours and rules, as rtnetlink(7) and the headers
-//! linux/{if_link,if_addr,rtnetlink,neighbour,fib_rules}.h describe them.
+//! `linux/{if_link,if_addr,rtnetlink,neighbour,fib_rules}.h` describe them.
 
 use std::{
     net::Ipv4Addr,
@@ -336,6 +336,17 @@ impl Socket {
             Err(error) if error.errno() == Errno::ENODEV => Ok(None),
             Err(error) => Err(error),
         }
+    }
+
+    /// Waits until an interface that was just brought up carries packets. Its queue is set up by
+    /// a worker of the kernel some time after the other end came up, and drops everything until
+    /// then; being asked about the interface, the kernel (from 6.8 on) does that work at once.
+    pub(crate) fn settle(&mut self, index: u32) -> Result<(), KernelError> {
+        self.query(|batch| {
+            let label = format!("interface {index}");
+            batch.message(label, RTM_GETLINK, 0, &link(index, 0, 0));
+        })
+        .map(drop)
     }
 
     /// The socket's namespace's id for `namespace`; `None` when it has none, and so no link to it.

@@ -35,7 +35,7 @@ pub(crate) fn table(config: &NetworkConfig) -> Table {
     let uplinks = config.uplink_prefix();
     let (addr, prefix) = (config.uplink_pool.addr(), config.uplink_pool.prefix());
     let (loopback, loopback_prefix) = (Ipv4Addr::new(127, 0, 0, 0), 8);
-    let data = Data::Fields(&[Port, Address]);
+    let data = Data::Fields(&[Address, Port]);
     let chain = |name: &str, kind, hook, priority, rules| Chain {
         name: name.to_owned(),
         base: Some(Base {
@@ -80,7 +80,7 @@ pub(crate) fn table(config: &NetworkConfig) -> Table {
             chain("out", "nat", Hook::Output, DSTNAT, published()),
             // Nobody reaches an uplink except by a published port or in answer.
             chain(
-                "fwd",
+                "guard",
                 "filter",
                 Hook::Forward,
                 FILTER,
@@ -114,7 +114,7 @@ pub(crate) fn table(config: &NetworkConfig) -> Table {
 pub(crate) fn ports(entries: &[Entry]) -> Content {
     let (mut any, mut by_address) = (Elements::new(), Elements::new());
     for entry in entries {
-        let data = join([port(entry.uplink_port), address(entry.uplink)]);
+        let data = join([address(entry.uplink), port(entry.uplink_port)]);
         let (protocol, port) = (protocol(entry.protocol), port(entry.port));
         match entry.host_ip {
             None => any.insert(join([protocol, port]), data),
@@ -128,7 +128,7 @@ pub(crate) fn ports(entries: &[Entry]) -> Content {
 pub(crate) fn uplink_port(content: &Content, entry: (Protocol, Ipv4Addr, u16)) -> Option<u16> {
     let key = join([address(entry.1), protocol(entry.0), port(entry.2)]);
     let data = content.get("pubip")?.get(&key)?;
-    Some(u16::from_be_bytes(data.get(..2)?.try_into().ok()?))
+    Some(u16::from_be_bytes(data.get(4..6)?.try_into().ok()?))
 }
 
 fn published() -> Vec<Vec<Expr>> {
@@ -144,8 +144,8 @@ fn published() -> Vec<Vec<Expr>> {
                 to: reg::R0,
             },
             Expr::Dnat {
-                addr: reg::R1,
-                port: Some(reg::R0),
+                addr: reg::R0,
+                port: Some(reg::R1),
             },
         ],
         vec![
@@ -158,8 +158,8 @@ fn published() -> Vec<Vec<Expr>> {
                 to: reg::R0,
             },
             Expr::Dnat {
-                addr: reg::R1,
-                port: Some(reg::R0),
+                addr: reg::R0,
+                port: Some(reg::R1),
             },
         ],
     ]

@@ -1,4 +1,4 @@
-//! What our nf_tables tables say, as data. Pure: nothing here talks to the kernel.
+//! What our `nf_tables` tables say, as data. Pure: nothing here talks to the kernel.
 
 pub(crate) mod host;
 pub(crate) mod network;
@@ -37,7 +37,7 @@ pub(crate) fn differences(old: &Content, new: &Content) -> Vec<String> {
     let mut found = Vec::new();
     for (set, new) in new {
         let old = old.get(set).unwrap_or(&none);
-        let print = |key: &[u8]| key.iter().map(|b| format!("{b:02x}")).collect::<String>();
+        let print = |key: &[u8]| format!("{key:02x?}");
         for key in old.keys().filter(|key| !new.contains_key(*key)) {
             found.push(format!(
                 "element {} of {set} should not be there",

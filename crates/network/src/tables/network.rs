@@ -1,20 +1,22 @@
 //! The table in a network's namespace: vips, published ports, the way out.
 //!
 //! ```text
-//! svc     vip → number of backends                     a packet to a vip: count, then a random
-//! be      vip . index → backend                        number below it, then DNAT
-//! pick    count → chain nCOUNT                         (0 → refused at once)
-//! pub     protocol . port → target port . vip          what the host sends to the uplink address
+//! svc     vip → number of backends                  a packet to a vip: count, then a random number
+//! be      vip . index → backend                     below it, then DNAT
+//! pick    count → chain nCOUNT                      (0 → refused at once)
+//! svcp    protocol . port → number of backends      the same for what the host sends to a port of
+//! bep     protocol . port . index → backend . port  the uplink's address
 //! pickp   count → chain pCOUNT
-//! direct  protocol . port → target port . container
-//! self    backend . backend                            a backend that reached itself by a vip
+//! direct  protocol . port → container . port        a published port of one container
+//! self    backend . backend                         a backend that reached itself by a vip
 //! ```
 //! Only `pick` and `pickp` hold verdicts, because the kernel walks a verdict map at each change;
-//! they change when a number of backends is seen for the first time, and stay small.
+//! they change when a number of backends is seen for the first time, and stay small. Counts and
+//! indices travel in the packet's mark, which is how `nft list` can print the rules.
 
 use std::{collections::BTreeSet, net::Ipv4Addr};
 
-use super::{Content, address, join, number, port, protocol};
+use super::{Content, address, join, number, port, protocol, slots::Slots};
 use crate::{
     model::{NetworkState, Protocol, PublishedTarget},
     netlink::nft::{Base, Chain, Data, Elements, Expr, Field, Hook, Set, Table, reg},
@@ -38,6 +40,16 @@ pub(crate) struct Entry {
     /// host lead to different targets by the same port.
     pub(crate) port: u16,
     pub(crate) to: PublishedTarget,
+}
+
+impl Entry {
+    /// The vip it leads to, if it does not lead to a container.
+    pub(crate) fn vip(&self) -> Option<Ipv4Addr> {
+        match self.to {
+            PublishedTarget::Vip { addr, .. } => Some(addr),
+            PublishedTarget::Container { .. } => None,
+        }
+    }
 }
 
 /// Numbers of backends that chains are needed for.
@@ -66,13 +78,14 @@ pub(crate) fn table(gateway: Ipv4Addr, uplink: Option<Ipv4Addr>, counts: &BTreeS
             key: &[Mark],
             data: Data::Chain,
         },
-        map("pub", &[Protocol, Port], &[Port, Address]),
+        map("svcp", &[Protocol, Port], &[Mark]),
+        map("bep", &[Protocol, Port, Mark], &[Address, Port]),
         Set {
             name: "pickp",
             key: &[Mark],
             data: Data::Chain,
         },
-        map("direct", &[Protocol, Port], &[Port, Address]),
+        map("direct", &[Protocol, Port], &[Address, Port]),
         Set {
             name: "self",
             key: &[Address, Address],
@@ -119,13 +132,19 @@ pub(crate) fn table(gateway: Ipv4Addr, uplink: Option<Ipv4Addr>, counts: &BTreeS
 /// The two chains that draw one of `count` backends: for packets to the vip itself, and for those
 /// that came by a published port.
 pub(crate) fn chains_for(count: u32) -> [Chain; 2] {
-    let to_vip = |modulus| {
-        vec![
-            Expr::DestinationAddress(reg::R0),
+    let draw = |modulus| {
+        [
             Expr::Random {
-                to: reg::R1,
+                to: reg::R0,
                 modulus,
             },
+            Expr::SetMark(reg::R0),
+        ]
+    };
+    let to_vip = |modulus| {
+        let find = [
+            Expr::DestinationAddress(reg::R0),
+            Expr::Mark(reg::R1),
             Expr::Map {
                 set: "be",
                 from: reg::R0,
@@ -135,31 +154,25 @@ pub(crate) fn chains_for(count: u32) -> [Chain; 2] {
                 addr: reg::R0,
                 port: None,
             },
-        ]
+        ];
+        [&draw(modulus)[..], &find].concat()
     };
     let to_port = |modulus| {
-        vec![
+        let find = [
             Expr::Protocol(reg::R0),
             Expr::DestinationPort(reg::R1),
+            Expr::Mark(reg::R2),
             Expr::Map {
-                set: "pub",
+                set: "bep",
                 from: reg::R0,
                 to: reg::R0,
             },
-            Expr::Random {
-                to: reg::R2,
-                modulus,
-            },
-            Expr::Map {
-                set: "be",
-                from: reg::R1,
-                to: reg::R1,
-            },
             Expr::Dnat {
-                addr: reg::R1,
-                port: Some(reg::R0),
+                addr: reg::R0,
+                port: Some(reg::R1),
             },
-        ]
+        ];
+        [&draw(modulus)[..], &find].concat()
     };
     // A transaction may fall between reading the count and the backend; the drawn number may then
     // be one too high, but number 0 is there as long as there is any backend.
@@ -191,21 +204,28 @@ pub(crate) fn picks(counts: &BTreeSet<u32>) -> Content {
     ])
 }
 
-/// The elements for published ports.
-pub(crate) fn ports(entries: &[Entry]) -> Content {
-    let (mut by_vip, mut direct) = (Elements::new(), Elements::new());
+/// The elements for published ports, given which backend has which number.
+pub(crate) fn ports(entries: &[Entry], slots: &Slots) -> Content {
+    let (mut counts, mut backends) = (Elements::new(), Elements::new());
+    let mut direct = Elements::new();
     for entry in entries {
-        let key = join([protocol(entry.protocol), port(entry.port)]);
+        let key = [protocol(entry.protocol), port(entry.port)];
         match entry.to {
             PublishedTarget::Vip { addr, port: target } => {
-                by_vip.insert(key, join([port(target), address(addr)]))
+                let slots = slots.get(&addr).map(Vec::as_slice).unwrap_or_default();
+                for (index, backend) in (0..).zip(slots) {
+                    let data = join([address(*backend), port(target)]);
+                    backends.insert(join([key[0], key[1], number(index)]), data);
+                }
+                let count = u32::try_from(slots.len()).expect("fewer than 2^32 addresses");
+                counts.insert(join(key), number(count).to_vec());
             }
             PublishedTarget::Container { addr, port: target } => {
-                direct.insert(key, join([port(target), address(addr)]))
+                direct.insert(join(key), join([address(addr), port(target)]));
             }
-        };
+        }
     }
-    Content::from([("pub", by_vip), ("direct", direct)])
+    Content::from([("svcp", counts), ("bep", backends), ("direct", direct)])
 }
 
 /// The elements for backends that may reach themselves.
@@ -222,50 +242,50 @@ pub(crate) fn backends(state: &NetworkState) -> impl Iterator<Item = &Ipv4Addr> 
 }
 
 fn prerouting(uplink: Option<Ipv4Addr>) -> Vec<Vec<Expr>> {
-    let mut rules = vec![vec![
-        Expr::DestinationAddress(reg::R0),
-        Expr::Map {
-            set: "svc",
-            from: reg::R0,
-            to: reg::R1,
-        },
-        Expr::Map {
-            set: "pick",
-            from: reg::R1,
-            to: reg::VERDICT,
-        },
-    ]];
-    if let Some(addr) = uplink {
-        let from_host = [Expr::From(UPLINK), Expr::DestinationIn { addr, prefix: 32 }];
-        let find = |set| {
-            [
-                Expr::Protocol(reg::R0),
-                Expr::DestinationPort(reg::R1),
-                Expr::Map {
-                    set,
-                    from: reg::R0,
-                    to: reg::R0,
-                },
-            ]
-        };
-        let pick = [
+    // The count goes through the mark: a map's result cannot be printed as the key of another.
+    let pick = |set, chains| {
+        [
             Expr::Map {
-                set: "svc",
-                from: reg::R1,
-                to: reg::R2,
+                set,
+                from: reg::R0,
+                to: reg::R0,
             },
+            Expr::SetMark(reg::R0),
+            Expr::Mark(reg::R0),
             Expr::Map {
-                set: "pickp",
-                from: reg::R2,
+                set: chains,
+                from: reg::R0,
                 to: reg::VERDICT,
             },
+        ]
+    };
+    let mut rules = vec![
+        [
+            &[Expr::DestinationAddress(reg::R0)][..],
+            &pick("svc", "pick"),
+        ]
+        .concat(),
+    ];
+    if let Some(addr) = uplink {
+        let from_host = [
+            Expr::From(UPLINK),
+            Expr::DestinationIn { addr, prefix: 32 },
+            Expr::Protocol(reg::R0),
+            Expr::DestinationPort(reg::R1),
         ];
-        let to_container = [Expr::Dnat {
-            addr: reg::R1,
-            port: Some(reg::R0),
-        }];
-        rules.push([&from_host[..], &find("pub"), &pick].concat());
-        rules.push([&from_host[..], &find("direct"), &to_container].concat());
+        let to_container = [
+            Expr::Map {
+                set: "direct",
+                from: reg::R0,
+                to: reg::R0,
+            },
+            Expr::Dnat {
+                addr: reg::R0,
+                port: Some(reg::R1),
+            },
+        ];
+        rules.push([&from_host[..], &pick("svcp", "pickp")].concat());
+        rules.push([&from_host[..], &to_container].concat());
     }
     rules
 }

@@ -1,7 +1,11 @@
 //! A host of its own for each test: a network and a mount namespace that the real host never
 //! sees, with a client outside, and containers that are threads in namespaces.
 
-#![allow(dead_code, reason = "each test binary uses its own part of this")]
+#![allow(
+    dead_code,
+    clippy::unwrap_used,
+    reason = "each test binary uses its own part of this; a test may panic"
+)]
 
 use std::{
     collections::BTreeMap,
@@ -196,11 +200,13 @@ impl Container {
                 if let Ok((stream, peer)) = tcp.accept() {
                     let (flag, me) = (flag.clone(), me.clone());
                     children.push(thread::spawn(move || {
-                        echo(stream, &format!("{me} {}", peer.ip()), &flag)
+                        echo(stream, &format!("{me} {}", peer.ip()), &flag);
                     }));
                 }
             }
-            children.into_iter().for_each(|child| child.join().unwrap());
+            for child in children {
+                child.join().unwrap();
+            }
         }));
         let (flag, me) = (stop.clone(), name.to_owned());
         threads.push(thread::spawn(move || {

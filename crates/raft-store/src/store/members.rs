@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use openraft::{
     ChangeMembers,
     async_runtime::WatchReceiver,
-    errors::{ClientWriteError, InitializeError, RaftError},
+    errors::{ClientWriteError, Fatal, InitializeError, RaftError},
     impls::BasicNode,
 };
 use shoal_types::RaftId;
@@ -72,8 +72,15 @@ impl Store {
                 });
             }
         }
-        if !self.is_alone() {
-            return Ok(());
+        match self.is_alone().await {
+            Ok(true) => {}
+            Ok(false) => return Ok(()),
+            Err(fatal) => {
+                return Err(match self.fatal(&fatal) {
+                    Some(storage) => BootstrapError::Storage(storage),
+                    None => BootstrapError::Stopped,
+                });
+            }
         }
         let mut leadership = self.leadership();
         let leads = leadership.wait_for(|now| now.is_leader());
@@ -213,9 +220,13 @@ impl Store {
     }
 
     /// Whether this member is the only voter of a group.
-    pub(super) fn is_alone(&self) -> bool {
-        let metrics = self.0.raft.server_metrics();
-        let metrics = metrics.borrow_watched();
-        metrics.membership_config.voter_ids().eq([self.0.id.0])
+    pub(super) async fn is_alone(&self) -> Result<bool, Fatal<TypeConfig>> {
+        let id = self.0.id.0;
+        // Asked of raft itself: its metrics may lag behind what it has just done.
+        let asked = self.0.raft.with_raft_state(move |state| {
+            let members = state.membership_state.effective();
+            members.voter_ids().eq([id])
+        });
+        asked.await
     }
 }

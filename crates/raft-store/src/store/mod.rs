@@ -10,7 +10,7 @@ use std::{
     fs::DirBuilder, io, os::unix::fs::DirBuilderExt, path::PathBuf, sync::Arc, time::Duration,
 };
 
-use openraft::async_runtime::WatchReceiver;
+use openraft::{async_runtime::WatchReceiver, errors::Fatal};
 use shoal_types::{RaftId, Version};
 use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
@@ -28,7 +28,7 @@ use crate::{
     log::Log,
     machine::Machine,
     peers::{Network, NoPeers, Peers},
-    raft::Raft,
+    raft::{Raft, TypeConfig},
     snapshot::{SnapshotError, Snapshots},
     state::State,
     wal::{Wal, WalConfig, WalError},
@@ -37,6 +37,7 @@ use crate::{
 /// A commit keeps the objects before and after it alive; a service has hundreds of tasks.
 const CHANGES_PER_COMMIT: usize = 16;
 const SNAPSHOT_TIMEOUT: Duration = Duration::from_secs(300);
+const SNAPSHOT_RETRY: Duration = Duration::from_millis(200);
 
 /// Why a store cannot be opened. The directory is as it was.
 #[derive(Debug, thiserror::Error)]
@@ -177,15 +178,20 @@ impl Store {
             stopped,
             lock,
         }));
-        if store.is_alone() {
-            // Nobody else can have been elected, so there is nothing to wait for.
-            let elect = store.0.raft.trigger().elect(false).await;
-            elect.map_err(|fatal| OpenError::Raft {
+        let started = async {
+            if store.is_alone().await? {
+                // Nobody else can have been elected, so there is nothing to wait for.
+                store.0.raft.trigger().elect(false).await?;
+            }
+            Ok(())
+        };
+        match started.await {
+            Ok(()) => Ok(store),
+            Err::<(), Fatal<TypeConfig>>(fatal) => Err(OpenError::Raft {
                 dir,
                 reason: fatal.to_string(),
-            })?;
+            }),
         }
-        Ok(store)
     }
 
     pub fn id(&self) -> RaftId {
@@ -242,20 +248,25 @@ impl Store {
         if raft.metrics().borrow_watched().last_applied.is_none() {
             return Ok(());
         }
-        let asked = raft.trigger().snapshot().await;
-        asked.map_err(|_fatal| SnapshotRequestError::Stopped)?;
-        let wait = raft.wait(Some(SNAPSHOT_TIMEOUT));
-        let written = wait.metrics(
-            |metrics| metrics.snapshot.is_some_and(|last| last.index >= wanted),
-            "snapshot",
-        );
-        written.await.map(drop).map_err(|_error| {
-            if self.0.stopped.is_cancelled() {
-                SnapshotRequestError::Stopped
-            } else {
-                SnapshotRequestError::Timeout
+        let written = async {
+            loop {
+                raft.trigger().snapshot().await?;
+                // One that was under way already ends at an older entry; then it takes another.
+                let wait = raft.wait(Some(SNAPSHOT_RETRY));
+                let done = wait.metrics(
+                    |metrics| metrics.snapshot.is_some_and(|last| last.index >= wanted),
+                    "snapshot",
+                );
+                if done.await.is_ok() {
+                    return Ok(());
+                }
             }
-        })
+        };
+        match tokio::time::timeout(SNAPSHOT_TIMEOUT, written).await {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err::<(), Fatal<TypeConfig>>(_fatal)) => Err(SnapshotRequestError::Stopped),
+            Err(_elapsed) => Err(SnapshotRequestError::Timeout),
+        }
     }
 
     /// Stops this member, with everything it was told to write on disk. Calls that are under way end

@@ -2,8 +2,10 @@
 
 use std::{path::Path, time::Duration};
 
-use shoal_types::{ConfigId, NetworkId, NodeId, RaftId, SecretId, ServiceId, TaskId, Timestamp, Version,
-    object::{Config, Meta}};
+use shoal_types::{
+    ConfigId, NetworkId, NodeId, RaftId, SecretId, ServiceId, TaskId, Timestamp, Version,
+    object::{Config, Meta},
+};
 
 use crate::{Change, Command, RaftTuning, Store, StoreConfig};
 

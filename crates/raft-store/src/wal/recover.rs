@@ -1,7 +1,7 @@
 //! Reading the log back: everything that was ever reported as written, or an error that says which
 //! bytes are in the way. Never less, in silence.
 
-use std::{os::unix::fs::FileExt, path::Path, sync::Arc};
+use std::{fs, os::unix::fs::FileExt, path::Path, sync::Arc};
 
 use shoal_transport::codec;
 
@@ -25,7 +25,6 @@ pub(super) struct Recovered {
 pub(super) struct Resume {
     pub(super) segment: Arc<Segment>,
     pub(super) capacity: u64,
-    /// Zero when not even the file's header is there: a segment that was just being started.
     pub(super) offset: u64,
     /// Greater than that of any frame in the log.
     pub(super) batch: u64,
@@ -49,23 +48,29 @@ pub(super) fn recover(config: &WalConfig) -> Result<Recovered, WalError> {
     let mut resume = None;
     for (nth, &sequence) in sequences.iter().enumerate() {
         let segment = Arc::new(Segment::open(&config.dir, sequence)?);
-        replay.tail.segments.insert(sequence, segment.clone());
         let is_last = nth + 1 == sequences.len();
-        let read = replay.segment(&segment, is_last)?;
-        if is_last {
-            resume = Some(Resume {
-                segment,
-                capacity: read.capacity,
-                offset: read.end,
-                batch: replay.batch + 1,
-                max_index: read.max_index,
-            });
-        } else {
-            sealed.push(Sealed {
-                sequence,
-                max_index: read.max_index,
-            });
-        }
+        let Some(read) = replay.segment(&segment, is_last)? else {
+            // It was just being started. The one before it is whole, and goes on.
+            fs::remove_file(&segment.path)
+                .and_then(|()| segment::sync_dir(&config.dir))
+                .map_err(WalError::io("remove", &segment.path))?;
+            break;
+        };
+        replay.tail.segments.insert(sequence, segment.clone());
+        let before = resume.replace(Resume {
+            segment,
+            capacity: read.capacity,
+            offset: read.end,
+            batch: 0,
+            max_index: read.max_index,
+        });
+        sealed.extend(before.map(|before| Sealed {
+            sequence: before.segment.sequence,
+            max_index: before.max_index,
+        }));
+    }
+    if let Some(resume) = &mut resume {
+        resume.batch = replay.batch + 1;
     }
     let mut tail = replay.tail;
     if let Some(purged) = tail.marks.purged {
@@ -110,7 +115,8 @@ struct Read {
 }
 
 impl Replay<'_> {
-    fn segment(&mut self, segment: &Arc<Segment>, is_last: bool) -> Result<Read, WalError> {
+    /// `None` for a segment that not even has a head, which only the last may lack.
+    fn segment(&mut self, segment: &Arc<Segment>, is_last: bool) -> Result<Option<Read>, WalError> {
         let bytes = segment.read_all()?;
         let capacity = bytes.len() as u64;
         let mut read = Read {
@@ -128,7 +134,7 @@ impl Replay<'_> {
             }
             Err(HeaderError::Damaged) => {
                 self.torn_or_damaged(segment, &bytes, 0, true, is_last, "the file's header")?;
-                return Ok(read);
+                return Ok(None);
             }
         }
         let mut at = FILE_HEADER_BYTES;
@@ -190,10 +196,16 @@ impl Replay<'_> {
             batch_is_whole = frame.last_of_batch;
             at += frame.size;
         }
-        // Without its head a segment counts as not started.
-        read.end = if is_first { 0 } else { at as u64 };
+        if is_first {
+            if !is_last {
+                let what = "the segment's head is missing";
+                self.torn_or_damaged(segment, &bytes, at, true, false, what)?;
+            }
+            return Ok(None);
+        }
+        read.end = at as u64;
         self.previous_end = Some(read.end);
-        Ok(read)
+        Ok(Some(read))
     }
 
     fn check_head(

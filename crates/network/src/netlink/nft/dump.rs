@@ -5,8 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use nix::errno::Errno;
 
 use super::{
-    Elements, GETCHAIN, GETGEN, GETRULE, GETSET, GETSETELEM, GETTABLE, NEWCHAIN, NEWRULE, NEWSET,
-    NEWSETELEM, NFPROTO_IPV4, Table, family, signature,
+    Elements, GETCHAIN, GETGEN, GETRULE, GETSET, GETSETELEM, GETTABLE, Hook, NEWCHAIN, NEWRULE,
+    NEWSET, NEWSETELEM, NFPROTO_IPV4, Table, family, signature,
 };
 use crate::netlink::{
     Attrs, KernelError, Socket,
@@ -105,6 +105,27 @@ pub(crate) fn tables(socket: &mut Socket) -> Result<Vec<String>, KernelError> {
         .iter()
         .filter_map(|answer| answer.attrs(FIXED).text(1).map(str::to_owned))
         .collect())
+}
+
+/// Base chains of IPv4 forwarding whose policy is to drop, as `table chain`, whoever owns them.
+pub(crate) fn dropping_forward_chains(socket: &mut Socket) -> Result<Vec<String>, KernelError> {
+    const NFPROTO_INET: u8 = 1;
+    const NF_DROP: u32 = 0;
+    let mut found = Vec::new();
+    for protocol in [NFPROTO_IPV4, NFPROTO_INET] {
+        let answers = socket.query(|batch| {
+            batch.message("list of chains", GETCHAIN, NLM_F_DUMP, &family(protocol, 0));
+        })?;
+        for attrs in answers.iter().map(|answer| answer.attrs(FIXED)) {
+            let forwards = attrs.nested(4).be32(1) == Some(Hook::Forward as u32);
+            if forwards && attrs.be32(5) == Some(NF_DROP) {
+                let (table, chain) = (attrs.text(1), attrs.text(3));
+                let name = |text: Option<&str>| text.unwrap_or("?").to_owned();
+                found.push(format!("{} {}", name(table), name(chain)));
+            }
+        }
+    }
+    Ok(found)
 }
 
 /// Reads the table `name` with everything in it; `None` when there is none.

@@ -4,7 +4,7 @@ use std::net::Ipv4Addr;
 
 use crate::netlink::Batch;
 
-/// Registers of four bytes; consecutive ones make the fields of a concatenation (NFT_REG32_00).
+/// Registers of four bytes; consecutive ones make the fields of a concatenation (`NFT_REG32_00`).
 pub(crate) mod reg {
     pub(crate) const VERDICT: u32 = 0;
     pub(crate) const R0: u32 = 8;
@@ -13,18 +13,19 @@ pub(crate) mod reg {
 }
 
 const NF_DROP: u32 = 0;
-const NFT_GOTO: u32 = -4_i32 as u32;
+const NFT_GOTO: u32 = (-4_i32).cast_unsigned();
 const NFT_REG_VERDICT: u32 = 0;
 const NETWORK_HEADER: u32 = 1;
 const TRANSPORT_HEADER: u32 = 2;
-/// NFT_META_* keys.
+/// `NFT_META`_* keys.
+const META_MARK: u32 = 3;
 const META_IIFNAME: u32 = 6;
 const META_OIFNAME: u32 = 7;
 const META_L4PROTO: u32 = 16;
-/// NFT_CT_* keys.
+/// `NFT_CT`_* keys.
 const CT_DIRECTION: u32 = 1;
 const CT_STATUS: u32 = 2;
-/// The connection's destination was translated (IPS_DST_NAT).
+/// The connection's destination was translated (`IPS_DST_NAT`).
 const IPS_DST_NAT: u32 = 1 << 5;
 const FIB_RESULT_ADDRTYPE: u32 = 3;
 const FIB_F_DADDR: u32 = 2;
@@ -37,6 +38,9 @@ pub(crate) enum Expr {
     DestinationAddress(u32),
     DestinationPort(u32),
     Protocol(u32),
+    /// Keeps a register's value with the packet, which loses it when it leaves the namespace.
+    SetMark(u32),
+    Mark(u32),
     /// A random number below `modulus`.
     Random {
         to: u32,
@@ -92,6 +96,10 @@ impl Expr {
             // The same place in the headers of TCP, UDP and SCTP.
             Self::DestinationPort(to) => payload(batch, *to, TRANSPORT_HEADER, 2, 2),
             Self::Protocol(to) => meta(batch, META_L4PROTO, *to),
+            Self::SetMark(from) => expr(batch, "meta", |b| {
+                b.attr_be32(2, META_MARK).attr_be32(3, *from);
+            }),
+            Self::Mark(to) => meta(batch, META_MARK, *to),
             Self::Random { to, modulus } => expr(batch, "numgen", |b| {
                 b.attr_be32(1, *to)
                     .attr_be32(2, *modulus)

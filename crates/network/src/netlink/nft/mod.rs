@@ -1,6 +1,6 @@
-//! nf_tables: a table described as data, written as one transaction, and read back.
+//! `nf_tables`: a table described as data, written as one transaction, and read back.
 //!
-//! Numbers are those of linux/netfilter/nf_tables.h and nfnetlink.h. All integers of nf_tables
+//! Numbers are those of `linux/netfilter/nf_tables.h` and nfnetlink.h. All integers of `nf_tables`
 //! messages are in network byte order; register contents are as the packet path sees them, so
 //! addresses and ports are in network order and marks in that of the host.
 
@@ -9,7 +9,7 @@ mod expr;
 
 use std::collections::BTreeMap;
 
-pub(crate) use dump::{Found, dump, generation, tables};
+pub(crate) use dump::{Found, dropping_forward_chains, dump, generation, tables};
 pub(crate) use expr::{Expr, reg};
 
 use super::{
@@ -37,7 +37,7 @@ const DELSETELEM: u16 = message(14);
 pub(super) const GETGEN: u16 = message(16);
 
 const NFT_SET_MAP: u32 = 0x8;
-/// Key type of a map's data when it holds verdicts (NFT_DATA_VERDICT).
+/// Key type of a map's data when it holds verdicts (`NFT_DATA_VERDICT`).
 const NFT_DATA_VERDICT: u32 = 0xffff_ff00;
 /// Elements per message: an attribute holds 64 KiB, an element of ours at most 64 bytes.
 const CHUNK: usize = 400;
@@ -84,6 +84,20 @@ fn type_of(fields: &[Field]) -> (u32, u32) {
         .iter()
         .fold(0, |kind, field| kind << 6 | field.number());
     (kind, 4 * u32::try_from(fields.len()).expect("a few fields"))
+}
+
+/// Tells `nft` in which byte order to print keys and data: those of libnftnl's udata types 0 and 1,
+/// with 1 for the host's order and 2 for that of the network.
+fn byte_orders(set: &Set) -> Vec<u8> {
+    let order = |fields: &[Field]| if fields == [Field::Mark] { 1_u32 } else { 2 };
+    let mut orders = vec![(0, order(set.key))];
+    if let Data::Fields(fields) = set.data {
+        orders.push((1, order(fields)));
+    }
+    orders
+        .iter()
+        .flat_map(|(kind, order)| [&[*kind, 4][..], &order.to_ne_bytes()].concat())
+        .collect()
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -254,7 +268,7 @@ impl<'a> Transaction<'a> {
                 batch.attr_be32(6, data_type).attr_be32(7, data_length);
             }
         }
-        batch.attr_be32(10, id);
+        batch.attr_be32(10, id).attr(13, &byte_orders(set));
     }
 
     pub(crate) fn add<'e>(
@@ -325,7 +339,9 @@ impl<'a> Transaction<'a> {
 pub(super) fn signature(rule: &[Expr]) -> Vec<u8> {
     let mut batch = Batch::default();
     batch.message("", 0, 0, &[]);
-    rule.iter().for_each(|expr| expr.encode(&mut batch));
+    for expr in rule {
+        expr.encode(&mut batch);
+    }
     // FNV-1a, 64 bits: stable between releases, which std's hasher does not promise.
     let hash = batch
         .bytes

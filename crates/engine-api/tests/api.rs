@@ -371,7 +371,7 @@ async fn streams_stop_their_work_when_the_client_goes_away() {
         .await
         .unwrap();
     assert_eq!(logs.next().await.unwrap().unwrap().payload, "one\n");
-    assert_eq!(open.load(Ordering::SeqCst), 2);
+    assert!(open.load(Ordering::SeqCst) > 1);
     drop(logs);
     wait_for("the logs to be closed", || open.load(Ordering::SeqCst) == 0).await;
     server.shut_down().await;

@@ -16,7 +16,7 @@ mod task;
 
 use std::time::Duration;
 
-use shoal_types::{Timestamp, object::Meta};
+use shoal_types::object::Meta;
 
 pub(crate) use self::{
     container::image_reference,
@@ -97,10 +97,6 @@ fn created(meta: &Meta) -> Time {
 /// Set on every write.
 fn updated(meta: &Meta) -> Time {
     Time::from(meta.updated_at)
-}
-
-fn some_time(at: Timestamp) -> Option<Time> {
-    Some(Time::from(at))
 }
 
 /// Docker's rule for the names of services and networks.

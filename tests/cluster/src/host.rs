@@ -120,6 +120,7 @@ impl Host {
                 }
             },
         );
+        self.daemon = Some(daemon);
     }
 
     /// Ends the daemon with SIGKILL; what it started goes on.
@@ -245,8 +246,41 @@ impl Host {
             cmdline.get(1).is_some_and(|arg| arg == "supervisor")
                 && cmdline.iter().any(|arg| arg.starts_with(&run))
         });
-        assert_eq!(pids.len(), 1, "exactly one supervisor: {pids:?}");
-        pids[0]
+        // Containers that have not started their program yet still show their parent's command line.
+        let parents: Vec<u32> = pids
+            .iter()
+            .copied()
+            .filter(|pid| !pids.contains(&parent_of(*pid)))
+            .collect();
+        assert_eq!(parents.len(), 1, "exactly one supervisor: {pids:?}");
+        parents[0]
+    }
+
+    /// Runs a service and takes it away again, so that what the daemon makes once and keeps (its own
+    /// cgroups, the ingress network's tables) is there, and an [`Inventory`] shows only what must go.
+    pub fn warm_up(&self) {
+        self.shoal(&[
+            "service",
+            "create",
+            "--detach",
+            "--name",
+            "warm-up",
+            "--publish",
+            "8079:80",
+            "shoal/hello",
+        ]);
+        self.wait_running("warm-up", 1);
+        self.shoal(&["service", "rm", "warm-up"]);
+        wait_for(
+            "the warm-up to be gone",
+            || {
+                (
+                    self.shoal(&["ps", "--all", "--quiet"]),
+                    self.get("http://127.0.0.1:8079/"),
+                )
+            },
+            |(containers, answer)| containers.is_empty() && answer.is_err(),
+        );
     }
 
     pub fn inventory(&self) -> Inventory {
@@ -345,6 +379,17 @@ pub(crate) fn processes(wanted: impl Fn(&[String]) -> bool) -> Vec<u32> {
             wanted(&cmdline).then_some(pid)
         })
         .collect()
+}
+
+/// The fourth field of proc_pid_stat(5); the second, in parentheses, may hold anything.
+fn parent_of(pid: u32) -> u32 {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    let after_name = stat.rsplit_once(") ").map_or("", |(_, rest)| rest);
+    after_name
+        .split_whitespace()
+        .nth(1)
+        .and_then(|ppid| ppid.parse().ok())
+        .unwrap_or(0)
 }
 
 #[track_caller]

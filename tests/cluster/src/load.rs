@@ -52,7 +52,11 @@ impl Load {
             }
             failures
         });
-        Self { stop, answered, thread }
+        Self {
+            stop,
+            answered,
+            thread,
+        }
     }
 
     pub fn answered(&self) -> u64 {
@@ -62,7 +66,10 @@ impl Load {
     pub fn finish(self) -> Answers {
         self.stop.store(true, Ordering::Relaxed);
         let failures = self.thread.join().expect("the load did not panic");
-        Answers { answered: self.answered.load(Ordering::Relaxed), failures }
+        Answers {
+            answered: self.answered.load(Ordering::Relaxed),
+            failures,
+        }
     }
 }
 
@@ -70,12 +77,16 @@ fn request(to: SocketAddr) -> Result<(), String> {
     let timeout = Duration::from_secs(5);
     let mut stream =
         TcpStream::connect_timeout(&to, timeout).map_err(|error| format!("connect: {error}"))?;
-    stream.set_read_timeout(Some(timeout)).map_err(|error| error.to_string())?;
+    stream
+        .set_read_timeout(Some(timeout))
+        .map_err(|error| error.to_string())?;
     stream
         .write_all(b"GET / HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n")
         .map_err(|error| format!("send: {error}"))?;
     let mut answer = String::new();
-    stream.read_to_string(&mut answer).map_err(|error| format!("receive: {error}"))?;
+    stream
+        .read_to_string(&mut answer)
+        .map_err(|error| format!("receive: {error}"))?;
     if answer.starts_with("HTTP/1.1 200") && answer.contains("task: ") {
         Ok(())
     } else {

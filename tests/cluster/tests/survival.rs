@@ -18,8 +18,18 @@ fn published() -> SocketAddr {
 
 fn create_hello(host: &Host, replicas: &str) {
     host.shoal(&[
-        "service", "create", "--quiet", "--name", "hello", "--replicas", replicas, "--publish", "8080:80",
-        "--restart-delay", "0s", "shoal/hello",
+        "service",
+        "create",
+        "--quiet",
+        "--name",
+        "hello",
+        "--replicas",
+        replicas,
+        "--publish",
+        "8080:80",
+        "--restart-delay",
+        "0s",
+        "shoal/hello",
     ]);
 }
 
@@ -33,20 +43,34 @@ fn a_killed_daemon_costs_no_request_no_task_and_no_log_line() {
 
     host.kill_daemon();
     let without = load.answered();
-    wait_for("answers without a daemon", || load.answered(), |n| *n > without + 100);
+    wait_for(
+        "answers without a daemon",
+        || load.answered(),
+        |n| *n > without + 100,
+    );
     host.start();
     let with = load.answered();
-    wait_for("answers with the new daemon", || load.answered(), |n| *n > with + 50);
+    wait_for(
+        "answers with the new daemon",
+        || load.answered(),
+        |n| *n > with + 50,
+    );
     let answers = load.finish();
     assert!(answers.failures.is_empty(), "{answers:?}");
-    assert_eq!(host.wait_running("hello", 3), pids, "no container was restarted");
+    assert_eq!(
+        host.wait_running("hello", 3),
+        pids,
+        "no container was restarted"
+    );
 
     // Every request that was answered has its line, those without a daemon too.
     let logged = wait_for(
         "all log lines",
         || {
             let log = host.shoal(&["service", "logs", "--raw", "hello"]);
-            log.lines().filter(|line| line.starts_with("GET / 200")).count() as u64
+            log.lines()
+                .filter(|line| line.starts_with("GET / 200"))
+                .count() as u64
         },
         |lines| *lines >= answers.answered,
     );
@@ -63,7 +87,10 @@ fn a_daemon_that_is_stopped_and_started_goes_on_with_the_same_tasks() {
     let pids = host.wait_running("hello", 2);
     host.stop_daemon();
     for pid in &pids {
-        assert!(std::path::Path::new(&format!("/proc/{pid}")).exists(), "tasks outlive the daemon");
+        assert!(
+            std::path::Path::new(&format!("/proc/{pid}")).exists(),
+            "tasks outlive the daemon"
+        );
     }
     // One of them ends while nobody watches.
     sigkill(pids[0]);
@@ -88,7 +115,12 @@ fn a_killed_supervisor_takes_no_container_with_it() {
     let answers = load.finish();
     assert!(answers.failures.is_empty(), "{answers:?}");
     assert_eq!(host.wait_running("hello", 3), pids);
-    let lines = || host.shoal(&["service", "logs", "--raw", "hello"]).lines().filter(|l| l.starts_with("GET / 200")).count() as u64;
+    let lines = || {
+        host.shoal(&["service", "logs", "--raw", "hello"])
+            .lines()
+            .filter(|l| l.starts_with("GET / 200"))
+            .count() as u64
+    };
     wait_for("all log lines", lines, |lines| *lines >= answers.answered);
 
     // The new one is a full parent: it sees exits, and makes new containers.
@@ -107,7 +139,16 @@ fn a_daemon_killed_while_it_creates_fifty_replicas_ends_with_fifty_and_then_none
     let mut host = Host::local();
     let before = host.inventory();
     host.shoal(&[
-        "service", "create", "--detach", "--name", "many", "--replicas", "50", "--restart-delay", "0s", "shoal/hello",
+        "service",
+        "create",
+        "--detach",
+        "--name",
+        "many",
+        "--replicas",
+        "50",
+        "--restart-delay",
+        "0s",
+        "shoal/hello",
     ]);
     for pause in [150, 300, 450] {
         thread::sleep(Duration::from_millis(pause));
@@ -115,16 +156,28 @@ fn a_daemon_killed_while_it_creates_fifty_replicas_ends_with_fifty_and_then_none
         host.start();
     }
     let pids = host.wait_running("many", 50);
-    assert_eq!(host.inventory().processes.iter().filter(|p| p.ends_with("hello")).count(), 50, "{pids:?}");
+    assert_eq!(
+        host.inventory()
+            .processes
+            .iter()
+            .filter(|p| p.ends_with("hello"))
+            .count(),
+        50,
+        "{pids:?}"
+    );
     host.shoal(&["service", "rm", "many"]);
-    wait_for("nothing to be left", || host.inventory(), |now| {
-        now.cgroups == before.cgroups
-            && now.mounts == before.mounts
-            && now.links == before.links
-            && now.rules == before.rules
-            && now.files == before.files
-            && now.processes.len() == before.processes.len()
-    });
+    wait_for(
+        "nothing to be left",
+        || host.inventory(),
+        |now| {
+            now.cgroups == before.cgroups
+                && now.mounts == before.mounts
+                && now.links == before.links
+                && now.rules == before.rules
+                && now.files == before.files
+                && now.processes.len() == before.processes.len()
+        },
+    );
 }
 
 #[test]
@@ -132,16 +185,32 @@ fn a_supervisor_killed_while_fifty_replicas_are_made_ends_with_fifty() {
     let host = Host::local();
     let before = host.inventory();
     host.shoal(&[
-        "service", "create", "--detach", "--name", "many", "--replicas", "50", "--restart-delay", "0s", "shoal/hello",
+        "service",
+        "create",
+        "--detach",
+        "--name",
+        "many",
+        "--replicas",
+        "50",
+        "--restart-delay",
+        "0s",
+        "shoal/hello",
     ]);
     thread::sleep(Duration::from_millis(200));
     sigkill(host.supervisor_pid());
     host.wait_running("many", 50);
     host.shoal(&["service", "rm", "many"]);
-    wait_for("nothing to be left", || host.inventory(), |now| {
-        now.cgroups == before.cgroups && now.mounts == before.mounts && now.links == before.links
-            && now.files == before.files && now.processes.len() == before.processes.len()
-    });
+    wait_for(
+        "nothing to be left",
+        || host.inventory(),
+        |now| {
+            now.cgroups == before.cgroups
+                && now.mounts == before.mounts
+                && now.links == before.links
+                && now.files == before.files
+                && now.processes.len() == before.processes.len()
+        },
+    );
 }
 
 #[test]
@@ -153,7 +222,10 @@ fn leaving_the_swarm_and_purging_leave_no_trace() {
     create_hello(&host, "2");
     host.wait_running("hello", 2);
     let refused = host.try_shoal(&["swarm", "leave"]);
-    assert!(!refused.status.success() && refused.stderr.contains("--force"), "{refused:?}");
+    assert!(
+        !refused.status.success() && refused.stderr.contains("--force"),
+        "{refused:?}"
+    );
     host.shoal(&["swarm", "leave", "--force"]);
     assert!(!host.try_shoal(&["service", "ls"]).status.success());
     host.shoal(&["swarm", "init"]);
@@ -162,7 +234,23 @@ fn leaving_the_swarm_and_purging_leave_no_trace() {
     host.wait_running("hello", 1);
     host.purge().unwrap();
     let after = host.inventory();
-    assert_eq!((&after.processes, &after.mounts, &after.links, &after.rules, &after.cgroups, &after.files),
-        (&before.processes, &before.mounts, &before.links, &before.rules, &before.cgroups, &before.files));
+    assert_eq!(
+        (
+            &after.processes,
+            &after.mounts,
+            &after.links,
+            &after.rules,
+            &after.cgroups,
+            &after.files
+        ),
+        (
+            &before.processes,
+            &before.mounts,
+            &before.links,
+            &before.rules,
+            &before.cgroups,
+            &before.files
+        )
+    );
     assert!(!host.dir().join("data").exists() && !host.dir().join("run").exists());
 }

@@ -1,0 +1,141 @@
+//! Taking over what a dead supervisor left: every directory and every cgroup is either a container or removed.
+
+use std::fs;
+use std::io;
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
+
+use super::container::{self, Container, Record, Stage};
+use super::create;
+use super::journal::Output;
+use crate::cgroup::CgroupHost;
+use crate::paths::Paths;
+
+/// How long killed processes of a half-made container may take to go.
+const DEATH_PATIENCE: Duration = Duration::from_secs(2);
+
+/// Finds all containers; half-made ones are removed, and so is whatever belongs to none. Returns what went wrong too.
+pub(super) fn adopt(paths: &Paths, cgroups: &CgroupHost) -> io::Result<(Vec<Container>, Vec<String>)> {
+    let (mut containers, mut errors) = (Vec::new(), Vec::new());
+    for entry in fs::read_dir(paths.bundles())? {
+        let Ok(id) = entry?.file_name().into_string() else { continue };
+        match adopt_one(&id, paths, cgroups) {
+            Ok(Some(container)) => containers.push(container),
+            Ok(None) => errors.extend(discard(&id, paths, cgroups)),
+            Err(error) => {
+                errors.push(format!("adopt {id}: {error}"));
+                errors.extend(discard(&id, paths, cgroups));
+            }
+        }
+    }
+    for id in cgroups.leftovers() {
+        if !containers.iter().any(|container| container.record.id == id) {
+            errors.extend(discard(&id, paths, cgroups));
+        }
+    }
+    Ok((containers, errors))
+}
+
+fn adopt_one(id: &str, paths: &Paths, cgroups: &CgroupHost) -> io::Result<Option<Container>> {
+    let own = paths.container(id);
+    let record: Record = match fs::read(own.record()) {
+        Ok(bytes) => serde_json::from_slice(&bytes)?,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(error),
+    };
+    if !record.ready && record.exit.is_none() {
+        return Ok(None);
+    }
+    let output = Output::open(id, &own, record.log)?;
+    let mut container = Container {
+        cgroup: existing(cgroups, id),
+        output,
+        stage: Stage::Exited,
+        pidfd: None,
+        is_child: false,
+        fifos: [None, None],
+        report: None,
+        reported: Vec::new(),
+        lost_since: None,
+        made_state: false,
+        creating: Vec::new(),
+        starting: Vec::new(),
+        waiting: Vec::new(),
+        deleting: Vec::new(),
+        paths: own,
+        record,
+    };
+    if container.record.exit.is_some() {
+        return Ok(Some(container));
+    }
+    container.fifos = container::open_outputs(&container.paths)?;
+    container.pidfd = process_of(&container.record)?;
+    if container.pidfd.is_none() {
+        // It ended while nobody looked. The daemon may know more; it says so in its greeting.
+        container.stage = Stage::Running;
+        container.lost_since = Some(Instant::now());
+        return Ok(Some(container));
+    }
+    let report = container::open_reader(&container.paths.report_fifo())?;
+    let mut buffer = [0; 4096];
+    container.stage = match rustix::io::read(&report, &mut buffer) {
+        // No writer: the program was executed, or the process is just ending, which its pidfd tells.
+        Ok(0) => Stage::Running,
+        Ok(count) => {
+            container.reported.extend_from_slice(&buffer[..count]);
+            Stage::Starting
+        }
+        Err(rustix::io::Errno::AGAIN) if container.record.started_at.is_some() => Stage::Starting,
+        Err(rustix::io::Errno::AGAIN) => Stage::Created,
+        Err(error) => return Err(error.into()),
+    };
+    if container.stage != Stage::Running {
+        container.report = Some(report);
+    }
+    Ok(Some(container))
+}
+
+/// The groups of a container that were really made.
+fn existing(cgroups: &CgroupHost, id: &str) -> crate::cgroup::Cgroup {
+    let mut cgroup = cgroups.of(id);
+    cgroup.v1.retain(|(_, path)| path.is_dir());
+    cgroup
+}
+
+/// A pidfd of the recorded process, if it still is that process.
+fn process_of(record: &Record) -> io::Result<Option<std::os::fd::OwnedFd>> {
+    if record.boot_id != container::boot_id() {
+        return Ok(None);
+    }
+    let Some(pid) = i32::try_from(record.pid).ok().and_then(Pid::from_raw) else { return Ok(None) };
+    let pidfd = match pidfd_open(pid, PidfdFlags::empty()) {
+        Ok(pidfd) => pidfd,
+        Err(rustix::io::Errno::SRCH) => return Ok(None),
+        Err(error) => return Err(error.into()),
+    };
+    // Asked after the pidfd was opened, so the answer is about the process the pidfd holds.
+    Ok((container::start_time(record.pid) == Some(record.start_time)).then_some(pidfd))
+}
+
+/// Kills and removes whatever there is under an id that is no container's.
+fn discard(id: &str, paths: &Paths, cgroups: &CgroupHost) -> Vec<String> {
+    let cgroup = cgroups.of(id);
+    let own = paths.container(id);
+    let mut errors = Vec::new();
+    if cgroup.v2.as_ref().is_some_and(|path| path.is_dir()) || cgroup.v2.is_none() {
+        if let Err(error) = cgroup.kill() {
+            errors.push(create::chain(&error));
+        }
+        let deadline = Instant::now() + DEATH_PATIENCE;
+        while cgroup.is_populated() && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+    errors.extend(create::remove(&own, &cgroup));
+    // A container that was never ready has no data anybody could want; one without a bundle may be a stopped one's.
+    if own.state.join("work").is_dir() && !own.log().metadata().is_ok_and(|log| log.len() > 0) {
+        let _ = fs::remove_dir_all(&own.state);
+    }
+    errors
+}

@@ -1,0 +1,535 @@
+//! The supervisor's event loop: connections, ended processes, output, reports.
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::fs;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::time::{Duration, Instant};
+
+use jiff::Timestamp;
+use rustix::event::epoll;
+use rustix::process::{WaitId, WaitIdOptions, waitid};
+
+use super::container::{Container, Stage};
+use super::journal::{Journal, Pumped, Unfinished};
+use super::{adopt, create, note};
+use crate::cgroup::CgroupHost;
+use crate::child::{ChildFailure, READY};
+use crate::paths::Paths;
+use crate::protocol::{Decoder, Failure, Reply, Request, encode};
+use crate::sys::fdpass;
+use crate::sys::process::pidfd_exit_status;
+use crate::{ExitStatus, Stream};
+
+/// How long an adopted process's status may take to become known: it must be reaped by whoever inherited it.
+const STATUS_PATIENCE: Duration = Duration::from_secs(5);
+/// How often that is asked, and adopted containers without a process are looked at.
+const STATUS_INTERVAL: Duration = Duration::from_millis(20);
+/// The exit code of a container that nobody saw end.
+const UNKNOWN_CODE: i32 = 255;
+
+/// What an event is about. Containers and connections have numbers that are never used again.
+#[derive(Clone, Copy)]
+enum Source {
+    Listener,
+    Connection(u64),
+    Process(u64),
+    Output(u64, Stream),
+    Report(u64),
+}
+
+impl Source {
+    fn pack(self) -> u64 {
+        let (kind, key) = match self {
+            Self::Listener => (0, 0),
+            Self::Connection(key) => (1, key),
+            Self::Process(key) => (2, key),
+            Self::Output(key, Stream::Stdout) => (3, key),
+            Self::Output(key, Stream::Stderr) => (4, key),
+            Self::Report(key) => (5, key),
+        };
+        key << 3 | kind
+    }
+
+    fn unpack(data: u64) -> Self {
+        let key = data >> 3;
+        match data & 7 {
+            0 => Self::Listener,
+            1 => Self::Connection(key),
+            2 => Self::Process(key),
+            3 => Self::Output(key, Stream::Stdout),
+            4 => Self::Output(key, Stream::Stderr),
+            _ => Self::Report(key),
+        }
+    }
+}
+
+struct Connection {
+    stream: UnixStream,
+    decoder: Decoder,
+    /// Frames not yet sent, with the descriptors that go with the first byte of each.
+    outgoing: VecDeque<(Vec<u8>, Vec<OwnedFd>)>,
+}
+
+pub(super) struct Server {
+    pub(super) paths: Paths,
+    pub(super) cgroups: CgroupHost,
+    epoll: OwnedFd,
+    listener: Option<UnixListener>,
+    connections: HashMap<u64, Connection>,
+    pub(super) containers: BTreeMap<u64, Container>,
+    pub(super) by_id: HashMap<String, u64>,
+    next_key: u64,
+    journal: Journal,
+    unfinished: Option<Unfinished>,
+    pub(super) stopping: bool,
+}
+
+impl Server {
+    pub(super) fn new(paths: Paths, cgroups: CgroupHost) -> io::Result<Self> {
+        let (journal, unfinished) = Journal::open(&paths)?;
+        Ok(Self {
+            paths,
+            cgroups,
+            epoll: epoll::create(epoll::CreateFlags::CLOEXEC)?,
+            listener: None,
+            connections: HashMap::new(),
+            containers: BTreeMap::new(),
+            by_id: HashMap::new(),
+            next_key: 1,
+            journal,
+            unfinished,
+            stopping: false,
+        })
+    }
+
+    /// Takes over the containers of a dead supervisor, its last batch of output first.
+    pub(super) fn adopt(&mut self) -> io::Result<()> {
+        let (containers, errors) = adopt::adopt(&self.paths, &self.cgroups)?;
+        for error in errors {
+            note(&error);
+        }
+        let mut unfinished = self.unfinished.take();
+        for mut container in containers {
+            if let Some(batch) = unfinished.take_if(|batch| batch.id() == container.record.id)
+                && let Err(error) = self.journal.finish(batch, &mut container.output)
+            {
+                note(&format!("finish the log of {}: {error}", container.record.id));
+            }
+            note(&format!("adopted {} ({:?})", container.record.id, container.stage));
+            let restart = container.stage == Stage::Starting;
+            let key = self.insert(container)?;
+            if restart {
+                // Whether the starting byte was written is not known; a second one is never read.
+                self.release(key);
+            }
+        }
+        self.journal.close();
+        Ok(())
+    }
+
+    pub(super) fn listen(&mut self, listener: UnixListener) -> io::Result<()> {
+        listener.set_nonblocking(true)?;
+        epoll::add(&self.epoll, &listener, data(Source::Listener), epoll::EventFlags::IN)?;
+        self.listener = Some(listener);
+        Ok(())
+    }
+
+    /// Serves until told to stop.
+    pub(super) fn run(&mut self) {
+        let mut events = Vec::with_capacity(128);
+        while !(self.stopping && self.connections.values().all(|c| c.outgoing.is_empty())) {
+            events.clear();
+            let lost = self.containers.values().any(|container| container.lost_since.is_some());
+            let timeout = lost.then(|| rustix::event::Timespec {
+                tv_sec: 0,
+                tv_nsec: i64::from(STATUS_INTERVAL.subsec_nanos()),
+            });
+            match epoll::wait(&self.epoll, rustix::buffer::spare_capacity(&mut events), timeout.as_ref()) {
+                Ok(_) | Err(rustix::io::Errno::INTR) => {}
+                Err(error) => {
+                    note(&format!("epoll_wait: {error}"));
+                    return;
+                }
+            }
+            for event in &events {
+                let flags = event.flags;
+                self.dispatch(Source::unpack(event.data.u64()), flags);
+            }
+            self.look_for_lost_statuses();
+        }
+        let _ = fs::remove_file(self.paths.socket());
+        self.cgroups.remove_parent();
+    }
+
+    fn dispatch(&mut self, source: Source, flags: epoll::EventFlags) {
+        match source {
+            Source::Listener => self.accept(),
+            Source::Connection(key) => self.serve(key, flags),
+            Source::Process(key) => self.process_ended(key),
+            Source::Output(key, stream) => self.output_ready(key, stream),
+            Source::Report(key) => self.report_ready(key),
+        }
+    }
+
+    /// Registers a container's descriptors and gives it a key.
+    pub(super) fn insert(&mut self, container: Container) -> io::Result<u64> {
+        let key = self.next_key;
+        self.next_key += 1;
+        let input = epoll::EventFlags::IN;
+        let add = |fd: &OwnedFd, source| epoll::add(&self.epoll, fd, data(source), input);
+        if let Some(pidfd) = &container.pidfd {
+            add(pidfd, Source::Process(key))?;
+        }
+        for stream in Stream::BOTH {
+            if let Some(fifo) = &container.fifos[stream as usize] {
+                add(fifo, Source::Output(key, stream))?;
+            }
+        }
+        if let Some(report) = &container.report {
+            add(report, Source::Report(key))?;
+        }
+        self.by_id.insert(container.record.id.clone(), key);
+        self.containers.insert(key, container);
+        Ok(key)
+    }
+
+    fn accept(&mut self) {
+        while let Some(Ok((stream, _))) = self.listener.as_ref().map(UnixListener::accept) {
+            let key = self.next_key;
+            self.next_key += 1;
+            let added = stream.set_nonblocking(true).and_then(|()| {
+                let flags = epoll::EventFlags::IN;
+                Ok(epoll::add(&self.epoll, &stream, data(Source::Connection(key)), flags)?)
+            });
+            match added {
+                Ok(()) => {
+                    let connection = Connection { stream, decoder: Decoder::default(), outgoing: VecDeque::new() };
+                    self.connections.insert(key, connection);
+                }
+                Err(error) => note(&format!("accept: {error}")),
+            }
+        }
+    }
+
+    fn serve(&mut self, key: u64, flags: epoll::EventFlags) {
+        if flags.contains(epoll::EventFlags::OUT) {
+            self.flush(key);
+        }
+        let Some(connection) = self.connections.get_mut(&key) else { return };
+        let mut buffer = [0; 16 * 1024];
+        let mut fds = Vec::new();
+        loop {
+            match fdpass::receive(connection.stream.as_fd(), &mut buffer, &mut fds) {
+                Ok(0) => {
+                    self.connections.remove(&key);
+                    return;
+                }
+                Ok(count) => connection.decoder.bytes.extend_from_slice(&buffer[..count]),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(_) => {
+                    self.connections.remove(&key);
+                    return;
+                }
+            }
+        }
+        while let Some(connection) = self.connections.get_mut(&key) {
+            match connection.decoder.next::<Request>() {
+                Ok(Some((frame, _))) => self.request((key, frame.sequence), frame.body),
+                Ok(None) => return,
+                Err(error) => {
+                    note(&create::chain(&error));
+                    self.connections.remove(&key);
+                }
+            }
+        }
+    }
+
+    /// Answers a request; the asker may be gone.
+    pub(super) fn reply(&mut self, asker: (u64, u64), reply: &Reply, fds: Vec<OwnedFd>) {
+        if let Some(connection) = self.connections.get_mut(&asker.0) {
+            connection.outgoing.push_back((encode(asker.1, fds.len(), reply), fds));
+            self.flush(asker.0);
+        }
+    }
+
+    pub(super) fn reply_all(&mut self, askers: Vec<(u64, u64)>, reply: &Reply) {
+        for asker in askers {
+            self.reply(asker, reply, Vec::new());
+        }
+    }
+
+    fn flush(&mut self, key: u64) {
+        let Some(connection) = self.connections.get_mut(&key) else { return };
+        while let Some((bytes, fds)) = connection.outgoing.front_mut() {
+            let borrowed: Vec<_> = fds.iter().map(AsFd::as_fd).collect();
+            match fdpass::send(connection.stream.as_fd(), bytes, &borrowed) {
+                Ok(count) => {
+                    bytes.drain(..count);
+                    fds.clear();
+                    if bytes.is_empty() {
+                        connection.outgoing.pop_front();
+                    }
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                Err(_) => {
+                    self.connections.remove(&key);
+                    return;
+                }
+            }
+        }
+        let mut flags = epoll::EventFlags::IN;
+        if !connection.outgoing.is_empty() {
+            flags |= epoll::EventFlags::OUT;
+        }
+        let _ = epoll::modify(&self.epoll, &connection.stream, data(Source::Connection(key)), flags);
+    }
+
+    fn output_ready(&mut self, key: u64, stream: Stream) {
+        let Some(container) = self.containers.get_mut(&key) else { return };
+        let Some(fifo) = &container.fifos[stream as usize] else { return };
+        match self.journal.pump(fifo.as_fd(), stream, &mut container.output) {
+            Ok(Pumped::Bytes | Pumped::Empty) => {}
+            // All writers are gone though the process lives: a program that closed its output. The FIFO can be opened again
+            // through nobody, so there is nothing more to come.
+            Ok(Pumped::End) => self.close_output(key, stream),
+            Err(error) => note(&format!("log of {}: {error}", container.record.id)),
+        }
+    }
+
+    fn close_output(&mut self, key: u64, stream: Stream) {
+        let Some(container) = self.containers.get_mut(&key) else { return };
+        if let Some(fifo) = container.fifos[stream as usize].take() {
+            let _ = epoll::delete(&self.epoll, &fifo);
+        }
+        if let Err(error) = self.journal.flush(stream, &mut container.output) {
+            note(&format!("log of {}: {error}", container.record.id));
+        }
+    }
+
+    /// Reads what the container's process says of itself before it is the program.
+    fn report_ready(&mut self, key: u64) {
+        let Some(container) = self.containers.get_mut(&key) else { return };
+        let Some(report) = &container.report else { return };
+        let mut buffer = [0; 4096];
+        let ended = loop {
+            match rustix::io::read(report, &mut buffer) {
+                Ok(0) => break true,
+                Ok(count) => container.reported.extend_from_slice(&buffer[..count]),
+                Err(rustix::io::Errno::INTR) => {}
+                Err(_) => break false,
+            }
+        };
+        if container.stage == Stage::Making && container.reported.first() == Some(&READY) {
+            container.reported.remove(0);
+            self.made(key);
+        } else if ended {
+            self.close_report(key);
+            let Some(container) = self.containers.get_mut(&key) else { return };
+            // With a failure the process ends itself; its death is what answers the askers.
+            if container.stage == Stage::Starting && container.reported.is_empty() {
+                container.stage = Stage::Running;
+                let askers = std::mem::take(&mut container.starting);
+                if let Some(started) = container.started() {
+                    self.reply_all(askers, &Reply::Started(started));
+                }
+            }
+        }
+    }
+
+    fn close_report(&mut self, key: u64) {
+        if let Some(report) = self.containers.get_mut(&key).and_then(|container| container.report.take()) {
+            let _ = epoll::delete(&self.epoll, &report);
+        }
+    }
+
+    fn made(&mut self, key: u64) {
+        let Some(container) = self.containers.get_mut(&key) else { return };
+        container.stage = Stage::Created;
+        container.record.ready = true;
+        if let Err(error) = container.save() {
+            note(&format!("record of {}: {error}", container.record.id));
+        }
+        for asker in std::mem::take(&mut container.creating) {
+            self.reply_created(asker, key);
+        }
+    }
+
+    fn process_ended(&mut self, key: u64) {
+        let Some(container) = self.containers.get_mut(&key) else { return };
+        let Some(pidfd) = &container.pidfd else { return };
+        let status = if container.is_child {
+            match waitid(WaitId::PidFd(pidfd.as_fd()), WaitIdOptions::EXITED | WaitIdOptions::NOHANG) {
+                Ok(Some(status)) => status
+                    .exit_status()
+                    .or_else(|| status.terminating_signal().map(|signal| 128 + signal)),
+                Ok(None) => return,
+                Err(error) => {
+                    note(&format!("wait for {}: {error}", container.record.id));
+                    Some(UNKNOWN_CODE)
+                }
+            }
+        } else {
+            pidfd_exit_status(pidfd.as_fd()).map(code_of_wait_status)
+        };
+        match status {
+            Some(code) => self.ended(key, code, None),
+            None => {
+                // Not readable again until it is asked: the timer does that.
+                let _ = epoll::delete(&self.epoll, pidfd);
+                container.lost_since.get_or_insert_with(Instant::now);
+            }
+        }
+    }
+
+    /// Asks again for the statuses of adopted processes, and gives up after a while.
+    fn look_for_lost_statuses(&mut self) {
+        let mut found = Vec::new();
+        for (key, container) in &self.containers {
+            let Some(since) = container.lost_since else { continue };
+            let status = container.pidfd.as_ref().and_then(|pidfd| pidfd_exit_status(pidfd.as_fd()));
+            match status {
+                Some(status) => found.push((*key, code_of_wait_status(status), None)),
+                None if since.elapsed() > STATUS_PATIENCE => {
+                    let reason = "ended while no supervisor was there to see it".to_owned();
+                    found.push((*key, UNKNOWN_CODE, Some(reason)));
+                }
+                None => {}
+            }
+        }
+        for (key, code, reason) in found {
+            self.ended(key, code, reason);
+        }
+    }
+
+    /// Takes the status of a lost container from the daemon, which held its pidfd.
+    pub(super) fn told_status(&mut self, id: &str, status: i32) {
+        let Some(key) = self.by_id.get(id).copied() else { return };
+        if self.containers.get(&key).is_some_and(|container| container.lost_since.is_some()) {
+            self.ended(key, code_of_wait_status(status), None);
+        }
+    }
+
+    /// The process is gone, and with its pid namespace every other one: nothing writes any more.
+    fn ended(&mut self, key: u64, code: i32, reason: Option<String>) {
+        self.report_ready(key);
+        self.close_report(key);
+        for stream in Stream::BOTH {
+            self.drain(key, stream);
+            self.close_output(key, stream);
+        }
+        let Some(container) = self.containers.get_mut(&key) else { return };
+        if let Some(pidfd) = container.pidfd.take() {
+            let _ = epoll::delete(&self.epoll, &pidfd);
+        }
+        container.lost_since = None;
+        let failure = serde_json::from_slice::<ChildFailure>(&container.reported).ok();
+        let made = container.stage != Stage::Making;
+        let was_starting = container.stage == Stage::Starting;
+        container.stage = Stage::Exited;
+        if !made {
+            let message = failure.map_or_else(
+                || format!("the container's process ended with code {code} before it was ready"),
+                |failure| failure.message,
+            );
+            return self.creation_failed(key, message);
+        }
+        let code = failure.as_ref().map_or(code, |failure| failure.exit_code);
+        let reason = failure.as_ref().map(|failure| failure.message.clone()).or(reason);
+        let status = ExitStatus { code, oom_killed: container.cgroup.oom_killed(), at: Timestamp::now(), reason };
+        container.record.exit = Some(status.clone());
+        if let Err(error) = container.save() {
+            note(&format!("record of {}: {error}", container.record.id));
+        }
+        // They are of no more use; whatever is still busy goes when the container is deleted.
+        let _ = container.cgroup.remove(Duration::ZERO);
+        let starting = std::mem::take(&mut container.starting);
+        let waiting = std::mem::take(&mut container.waiting);
+        let started = container.started();
+        match (failure, started) {
+            (Some(failure), _) => {
+                let failure = Failure::Start { message: failure.message, exit_code: failure.exit_code };
+                self.reply_all(starting, &Reply::Failed(failure));
+            }
+            (None, Some(started)) if was_starting => self.reply_all(starting, &Reply::Started(started)),
+            (None, _) => {
+                let failure = Failure::State("the container was killed before it started".to_owned());
+                self.reply_all(starting, &Reply::Failed(failure));
+            }
+        }
+        self.reply_all(waiting, &Reply::Exited(status));
+        self.delete_if_asked(key);
+    }
+
+    fn drain(&mut self, key: u64, stream: Stream) {
+        let Some(container) = self.containers.get_mut(&key) else { return };
+        let Some(fifo) = &container.fifos[stream as usize] else { return };
+        loop {
+            match self.journal.pump(fifo.as_fd(), stream, &mut container.output) {
+                Ok(Pumped::Bytes) => {}
+                Ok(Pumped::Empty | Pumped::End) => return,
+                Err(error) => {
+                    note(&format!("log of {}: {error}", container.record.id));
+                    return;
+                }
+            }
+        }
+    }
+
+    fn creation_failed(&mut self, key: u64, message: String) {
+        let Some(container) = self.containers.remove(&key) else { return };
+        self.by_id.remove(&container.record.id);
+        for error in create::remove(&container.paths, &container.cgroup) {
+            note(&error);
+        }
+        if container.made_state {
+            let _ = fs::remove_dir_all(&container.paths.state);
+        }
+        self.reply_all(container.creating, &Reply::Failed(Failure::Step(message)));
+        self.reply_all(container.deleting, &Reply::Done);
+        self.reply_all(container.waiting, &Reply::Failed(Failure::NotFound));
+        self.reply_all(container.starting, &Reply::Failed(Failure::NotFound));
+    }
+
+    /// Removes an ended container when somebody asked for that.
+    pub(super) fn delete_if_asked(&mut self, key: u64) {
+        let Some(container) = self.containers.get_mut(&key) else { return };
+        if container.stage != Stage::Exited || container.deleting.is_empty() {
+            return;
+        }
+        let askers = std::mem::take(&mut container.deleting);
+        let errors = create::remove(&container.paths, &container.cgroup);
+        if errors.is_empty() {
+            let id = container.record.id.clone();
+            self.containers.remove(&key);
+            self.by_id.remove(&id);
+            self.reply_all(askers, &Reply::Done);
+        } else {
+            self.reply_all(askers, &Reply::Failed(Failure::Step(errors.join("; "))));
+        }
+    }
+}
+
+fn data(source: Source) -> epoll::EventData {
+    epoll::EventData::new_u64(source.pack())
+}
+
+/// A status as waitpid(2) gives it, as an exit code.
+fn code_of_wait_status(status: i32) -> i32 {
+    let signal = status & 0x7f;
+    if signal == 0 { status >> 8 & 0xff } else { 128 + signal }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn wait_statuses_become_codes() {
+        assert_eq!(code_of_wait_status(42 << 8), 42);
+        assert_eq!(code_of_wait_status(9), 137);
+        assert_eq!(code_of_wait_status(0x80 | 11), 139);
+    }
+}

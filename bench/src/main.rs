@@ -29,6 +29,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use deadline::Deadline;
 use machine::Machine;
 use report::Report;
+use stats::Series;
 use swarm::daemon::{Daemon, Tools};
 
 /// Measures Shoal beside crun, runc and dockerd, and prints a table of medians.
@@ -78,7 +79,7 @@ struct Amounts {
 
 const FULL: Amounts = Amounts {
     dockerd: Duration::from_secs(270),
-    shoal: Duration::from_secs(120),
+    shoal: Duration::from_mins(2),
     start: Duration::from_secs(100),
     sizes: &[(1, 5), (10, 3), (100, 3)],
     kills: 10,
@@ -129,12 +130,11 @@ fn main() -> Result<ExitCode> {
             _ = tokio::signal::ctrl_c() => bail!("interrupted"),
             _ = terminate.recv() => bail!("terminated"),
         }
-    })?;
-    Ok(ExitCode::SUCCESS)
+    })
 }
 
 #[expect(clippy::print_stdout, reason = "the table is what this program is for")]
-async fn run(options: &Options) -> Result<()> {
+async fn run(options: &Options) -> Result<ExitCode> {
     ensure!(
         nix::unistd::geteuid().is_root(),
         "the bench makes containers, so it needs root: sudo bench/run.sh"
@@ -148,12 +148,17 @@ async fn run(options: &Options) -> Result<()> {
     measured?;
     removed?;
     println!("{}", report.table());
-    options
-        .json
-        .as_deref()
-        .map_or(Ok(()), |path| report.write_json(path))
+    if let Some(path) = &options.json {
+        report.write_json(path)?;
+    }
+    Ok(if report.is_complete() {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
 }
 
+/// Without dockerd there is nothing to compare with, so its failure ends the run; everything else that fails is noted.
 async fn parts(options: &Options, cgroup: &str, report: &mut Report) -> Result<()> {
     let amounts = if options.quick { &QUICK } else { &FULL };
     let tools = Tools {
@@ -165,52 +170,71 @@ async fn parts(options: &Options, cgroup: &str, report: &mut Report) -> Result<(
 
     eprintln!("bench: dockerd");
     let dir = options.work.join("dockerd");
-    let mut dockerd = Daemon::dockerd(&dir, &tools, cgroup, &image).await?;
-    report
-        .peers
-        .push(format!("dockerd {}", dockerd.version().await?));
+    let dockerd = Daemon::dockerd(&dir, &tools, cgroup, &image).await;
+    let mut dockerd = dockerd.context("dockerd")?;
+    let version = dockerd.version().await?;
+    report.peers.push(format!("dockerd {version}"));
     let config = dockerd.container_config().await?;
     let mut theirs = Vec::new();
     if wants(Part::Swarm) {
-        let failed;
-        (theirs, failed) = swarm::measure(&mut dockerd, &plan(amounts, amounts.dockerd)).await;
-        for what in failed {
-            report.note(format!("dockerd: {what}"));
-        }
+        theirs = services(
+            "dockerd",
+            &mut dockerd,
+            &plan(amounts, amounts.dockerd),
+            report,
+        )
+        .await;
     }
     dockerd.end()?;
 
     if wants(Part::Swarm) {
-        let mut ours = Vec::new();
-        match &options.shoal {
-            None => report.note("shoal daemon: no --shoal PATH was given".to_owned()),
-            Some(shoal) => {
-                eprintln!("bench: shoal daemon");
-                let dir = options.work.join("shoal");
-                match Daemon::shoal(&dir, shoal, &image).await {
-                    Err(error) => report.note(format!("shoal daemon: {error:#}")),
-                    Ok(mut daemon) => {
-                        let failed;
-                        let plan = plan(amounts, amounts.shoal);
-                        (ours, failed) = swarm::measure(&mut daemon, &plan).await;
-                        for what in failed {
-                            report.note(format!("shoal: {what}"));
-                        }
-                        if let Err(error) = daemon.end() {
-                            report.note(format!("shoal: end of the daemon: {error:#}"));
-                        }
-                    }
-                }
-            }
-        }
+        eprintln!("bench: shoal daemon");
+        let ours = shoal(options, &plan(amounts, amounts.shoal), &image, report).await;
+        let ours = ours.unwrap_or_else(|error| {
+            report.note(format!("shoal daemon: {error:#}"));
+            Vec::new()
+        });
         report.compare("dockerd", &ours, &theirs);
     }
 
     if wants(Part::Start) {
         eprintln!("bench: container start");
-        start(options, amounts, cgroup, &tools, busybox, config, report).await?;
+        let measured = start(options, amounts, cgroup, &tools, busybox, config, report).await;
+        if let Err(error) = measured {
+            report.note(format!("container start: {error:#}"));
+        }
     }
     Ok(())
+}
+
+/// Shoal's side of the services.
+async fn shoal(
+    options: &Options,
+    plan: &swarm::Plan,
+    image: &[u8],
+    report: &mut Report,
+) -> Result<Vec<Series>> {
+    let shoal = options.shoal.as_deref().context("--shoal was not given")?;
+    let dir = options.work.join("shoal");
+    let mut daemon = Daemon::shoal(&dir, shoal, image).await?;
+    let series = services("shoal", &mut daemon, plan, report).await;
+    if let Err(error) = daemon.end() {
+        report.note(format!("shoal: purge: {error:#}"));
+    }
+    Ok(series)
+}
+
+async fn services(
+    name: &str,
+    daemon: &mut Daemon,
+    plan: &swarm::Plan,
+    report: &mut Report,
+) -> Vec<Series> {
+    let (series, failed) = swarm::measure(daemon, plan).await;
+    for what in failed {
+        report.note(format!("{name}: {what}"));
+    }
+    series
 }
 
 fn plan(amounts: &Amounts, time: Duration) -> swarm::Plan {

@@ -50,6 +50,11 @@ impl Report {
         self.notes.push(note);
     }
 
+    /// Whether everything that was wanted was measured.
+    pub(crate) fn is_complete(&self) -> bool {
+        self.notes.is_empty()
+    }
+
     /// Puts the cases of both sides beside each other, in the peer's order, then those that only ours has.
     pub(crate) fn compare(&mut self, peer_name: &str, ours: &[Series], peer: &[Series]) {
         let only_ours = ours

@@ -21,12 +21,14 @@ use nix::{
 
 use crate::process;
 
-/// Prepares the namespaces, runs the daemon, and reaps orphans, as the first process of a pid namespace must.
+/// Prepares the namespaces, runs the daemon, and reaps orphans, as the first process of a pid namespace must. It outlives
+/// the daemon, so that what the daemon leaves can be cleared away where it was made.
 ///
 /// `/sys` has to show the new network namespace's links, with the host's cgroups put back beneath.
 const INIT: &str = r#"
 set -e
-cgroup=$1/cgroup; shift
+dir=$1; shift
+cgroup=$dir/cgroup
 mount -t proc proc /proc
 mkdir "$cgroup"
 mount --rbind /sys/fs/cgroup "$cgroup"
@@ -37,7 +39,12 @@ rmdir "$cgroup"
 mount -t tmpfs tmpfs /run
 ip link set lo up
 "$@" &
-wait $!
+daemon=$!
+echo $daemon > "$dir/daemon.pid"
+status=0
+wait $daemon || status=$?
+echo $status > "$dir/daemon.status"
+exec sleep infinity
 "#;
 
 /// Namespaces with a daemon in them.
@@ -103,10 +110,13 @@ impl Sandbox {
 
     /// Fails, with the end of its log, once the daemon is gone.
     pub(crate) fn check(&mut self) -> Result<()> {
-        match self.unshare.try_wait().context("wait for the sandbox")? {
-            None => Ok(()),
-            Some(status) => bail!("the daemon ended ({status}): {}", self.log_tail()),
+        if let Some(status) = self.unshare.try_wait().context("wait for the sandbox")? {
+            bail!("the sandbox ended ({status}): {}", self.log_tail());
         }
+        if let Ok(status) = fs::read_to_string(self.dir.join("daemon.status")) {
+            bail!("the daemon ended ({}): {}", status.trim(), self.log_tail());
+        }
+        Ok(())
     }
 
     /// The last lines the daemon wrote.
@@ -136,6 +146,19 @@ impl Sandbox {
                 String::from_utf8_lossy(&output.stdout),
                 String::from_utf8_lossy(&output.stderr)
             );
+        }
+        Ok(())
+    }
+
+    /// Ends the daemon with SIGKILL, and nothing else; fine when it has ended.
+    pub(crate) fn kill_daemon(&mut self) -> Result<()> {
+        let pid = fs::read_to_string(self.dir.join("daemon.pid")).context("read daemon.pid")?;
+        let pid = pid.trim().parse().context("read daemon.pid")?;
+        while self.check().is_ok() {
+            if process::outer_pid(self.init, pid).is_some() {
+                self.kill(pid)?;
+            }
+            thread::sleep(Duration::from_millis(5));
         }
         Ok(())
     }

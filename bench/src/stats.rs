@@ -1,5 +1,7 @@
 //! Samples of one case, and what the table says of them.
 
+use std::time::Duration;
+
 use serde::{Deserialize, Serialize};
 
 /// What a sample counts.
@@ -70,6 +72,12 @@ impl Series {
     }
 }
 
+/// `count` things in `took`.
+#[expect(clippy::cast_precision_loss, reason = "counts here are far below 2^52")]
+pub(crate) fn per_second(count: usize, took: Duration) -> f64 {
+    count as f64 / took.as_secs_f64()
+}
+
 /// How many times better `ours` is than `peer`: above 1 when it takes less, or does more a second.
 pub(crate) fn ratio(unit: Unit, ours: Summary, peer: Summary) -> f64 {
     if unit.more_is_better() {
@@ -83,29 +91,34 @@ pub(crate) fn ratio(unit: Unit, ours: Summary, peer: Summary) -> f64 {
 mod tests {
     use super::*;
 
-    fn series(unit: Unit, samples: &[f64]) -> Summary {
-        let series = Series {
-            case: "x".to_owned(),
-            unit,
-            samples: samples.to_vec(),
-        };
+    fn summary(samples: &[f64]) -> Summary {
+        let mut series = Series::new("x", Unit::Millis);
+        series.samples.extend_from_slice(samples);
         series.summary().expect("samples")
     }
 
     #[test]
     fn median_is_the_middle_or_the_mean_of_the_two_in_the_middle() {
-        let odd = series(Unit::Millis, &[9.0, 1.0, 2.0]);
-        assert_eq!((odd.median, odd.min, odd.max, odd.n), (2.0, 1.0, 9.0, 3));
-        assert_eq!(series(Unit::Millis, &[4.0, 1.0, 2.0, 9.0]).median, 3.0);
-        assert_eq!(series(Unit::Millis, &[7.0]).median, 7.0);
+        let expected = |median, min, max, n| Summary {
+            median,
+            min,
+            max,
+            n,
+        };
+        assert_eq!(summary(&[9.0, 1.0, 2.0]), expected(2.0, 1.0, 9.0, 3));
+        assert_eq!(summary(&[4.0, 1.0, 2.0, 9.0]), expected(3.0, 1.0, 9.0, 4));
+        assert_eq!(summary(&[7.0]), expected(7.0, 7.0, 7.0, 1));
         assert_eq!(Series::new("x", Unit::Millis).summary(), None);
     }
 
     #[test]
     fn ratio_above_one_is_better_for_times_and_for_rates() {
-        let (small, large) = (series(Unit::Millis, &[2.0]), series(Unit::Millis, &[8.0]));
-        assert_eq!(ratio(Unit::Millis, small, large), 4.0);
-        assert_eq!(ratio(Unit::Mebibytes, large, small), 0.25);
-        assert_eq!(ratio(Unit::PerSecond, large, small), 4.0);
+        let (small, large) = (summary(&[2.0]), summary(&[8.0]));
+        let ratios = [
+            ratio(Unit::Millis, small, large),
+            ratio(Unit::Mebibytes, large, small),
+            ratio(Unit::PerSecond, large, small),
+        ];
+        assert_eq!(ratios.map(|ratio| ratio.to_string()), ["4", "0.25", "4"]);
     }
 }

@@ -21,7 +21,7 @@ use serde_json::Value;
 use crate::{
     deadline::Deadline,
     sandbox::Sandbox,
-    stats::{Series, Unit},
+    stats::{Series, Unit, per_second},
     swarm::daemon::Tools,
 };
 use bundle::Files;
@@ -151,7 +151,7 @@ async fn rounds(plan: &Plan, ours: &OurRuntime, peers: &[OciRuntime]) -> Result<
                     Some(peer) => peers[peer].burst(*parallel, plan.burst)?,
                 };
                 let series = rates.get_mut(name).context("a series a side")?;
-                series.samples.push(plan.burst as f64 / took.as_secs_f64());
+                series.samples.push(per_second(plan.burst, took));
             }
             burst += 1;
         }

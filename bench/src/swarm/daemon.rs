@@ -72,8 +72,8 @@ pub(crate) struct Daemon {
     /// The id of the image: by a name, dockerd would first ask a registry for every task.
     pub(crate) image: String,
     dir: PathBuf,
-    /// What to run for `shoal purge`; `None` for dockerd.
-    shoal: Option<PathBuf>,
+    /// Takes away, inside of the sandbox, what the daemon made; `None` when that all goes with the sandbox.
+    purge: Option<PathBuf>,
 }
 
 impl Daemon {
@@ -88,14 +88,8 @@ impl Daemon {
         args.extend(["--cgroup-parent".into(), format!("/{cgroup}").into()]);
         args.extend(["--storage-driver", "overlay2"].map(OsString::from));
         let sandbox = Sandbox::start(dir, &tools.find("dockerd")?, &args, &tools.environment())?;
-        let mut daemon = Self {
-            engine: Engine::new(&dir.join("sock")),
-            sandbox,
-            image: String::new(),
-            dir: dir.to_owned(),
-            shoal: None,
-        };
-        daemon.wait_answering("/_ping").await?;
+        let mut daemon = Self::new(dir, sandbox, None);
+        daemon.wait_answering().await?;
         let init = json!({ "ListenAddr": "127.0.0.1:2377", "AdvertiseAddr": "127.0.0.1" });
         daemon.engine.post("/swarm/init", &init).await?;
         daemon.prepare(image).await?;
@@ -107,16 +101,20 @@ impl Daemon {
         let mut args = vec!["daemon".into(), "--local".into()];
         args.extend(common_args(dir));
         let sandbox = Sandbox::start(dir, shoal, &args, &[])?;
-        let mut daemon = Self {
+        let mut daemon = Self::new(dir, sandbox, Some(shoal.to_owned()));
+        daemon.wait_answering().await?;
+        daemon.prepare(image).await?;
+        Ok(daemon)
+    }
+
+    fn new(dir: &Path, sandbox: Sandbox, purge: Option<PathBuf>) -> Self {
+        Self {
             engine: Engine::new(&dir.join("sock")),
             sandbox,
             image: String::new(),
             dir: dir.to_owned(),
-            shoal: Some(shoal.to_owned()),
-        };
-        daemon.wait_answering("/_ping").await?;
-        daemon.prepare(image).await?;
-        Ok(daemon)
+            purge,
+        }
     }
 
     /// Name and version, as the daemon tells.
@@ -156,23 +154,27 @@ impl Daemon {
         serde_json::from_slice(&config?).context("read dockerd's container config")
     }
 
-    /// Ends the daemon and removes what it wrote; for Shoal by its own `purge`, which must leave nothing.
-    pub(crate) fn end(self) -> Result<()> {
-        if let Some(shoal) = &self.shoal {
-            let mut args: Vec<OsString> = vec!["purge".into()];
-            args.extend(roots(&self.dir));
-            self.sandbox.run(shoal, &args)?;
-        }
-        drop(self.sandbox);
-        fs::remove_dir_all(&self.dir).with_context(|| format!("remove {}", self.dir.display()))
+    /// Ends the daemon and takes away what it made; for Shoal by its own `purge`.
+    pub(crate) fn end(mut self) -> Result<()> {
+        self.purge()
     }
 
-    /// Waits for an answer, then for the node to take tasks.
-    async fn wait_answering(&mut self, path: &str) -> Result<()> {
+    fn purge(&mut self) -> Result<()> {
+        let Some(shoal) = self.purge.take() else {
+            return Ok(());
+        };
+        self.sandbox.kill_daemon()?;
+        let mut args: Vec<OsString> = vec!["purge".into()];
+        args.extend(roots(&self.dir));
+        self.sandbox.run(&shoal, &args)
+    }
+
+    /// Waits until the daemon answers.
+    async fn wait_answering(&mut self) -> Result<()> {
         let limit = Deadline::after(START_LIMIT);
         loop {
             self.sandbox.check()?;
-            match self.engine.get(path).await {
+            match self.engine.get("/_ping").await {
                 Ok(_) => return Ok(()),
                 Err(error) if limit.passed() => {
                     return Err(error.context(self.sandbox.log_tail()));
@@ -182,6 +184,7 @@ impl Daemon {
         }
     }
 
+    /// Waits until the node takes tasks, then makes the image and the network.
     async fn prepare(&mut self, image: &[u8]) -> Result<()> {
         let limit = Deadline::after(START_LIMIT);
         loop {
@@ -198,7 +201,7 @@ impl Daemon {
         let answer = self.engine.post_tar(import, image.to_vec()).await?;
         let image = self.engine.get("/images/shoal-bench:busybox/json").await;
         let image = image.with_context(|| format!("import of the image answered {answer}"))?;
-        self.image = text(&image["Id"]).to_owned();
+        text(&image["Id"]).clone_into(&mut self.image);
         ensure!(!self.image.is_empty(), "the image has no id");
         // Docker's default of a /24 ends at some 250 tasks.
         let network = json!({
@@ -208,6 +211,18 @@ impl Daemon {
         });
         self.engine.post("/networks/create", &network).await?;
         Ok(())
+    }
+}
+
+impl Drop for Daemon {
+    /// After a failure or an interruption, as [`Daemon::end`].
+    fn drop(&mut self) {
+        if let Err(error) = self.purge() {
+            eprintln!(
+                "bench: end of the daemon in {}: {error:#}",
+                self.dir.display()
+            );
+        }
     }
 }
 

@@ -16,7 +16,7 @@ use super::daemon::{Daemon, text};
 use crate::{
     deadline::Deadline,
     http::{Engine, filters},
-    stats::{Series, Unit},
+    stats::{Series, Unit, per_second},
 };
 
 /// The network all services are attached to.
@@ -50,14 +50,14 @@ pub(crate) async fn measure(daemon: &mut Daemon, plan: &Plan) -> (Vec<Series>, V
     };
 
     let mut memory = idle_memory(0);
-    keep(
-        "memory at rest".to_owned(),
-        take_memory(daemon, &mut memory).await,
-    );
+    for _ in 0..3 {
+        let taken = take_memory(daemon, &mut memory).await;
+        keep("memory at rest".to_owned(), taken);
+    }
     series.extend(memory);
 
     // The time left is shared by what costs most: starting many tasks.
-    let starts = plan.deadline.share(0.75);
+    let starts = plan.deadline.share(0.7);
     for (replicas, samples) in &plan.sizes {
         let (result, measured) = up_and_down(daemon, *replicas, *samples, starts).await;
         keep(format!("{replicas} replicas"), result);
@@ -65,7 +65,8 @@ pub(crate) async fn measure(daemon: &mut Daemon, plan: &Plan) -> (Vec<Series>, V
     }
 
     let mut kills = Series::new("kill -9 of a task → replacement running", Unit::Millis);
-    let result = killed_tasks(daemon, plan.kills, plan.deadline, &mut kills).await;
+    let deadline = plan.deadline.share(0.6);
+    let result = killed_tasks(daemon, plan.kills, deadline, &mut kills).await;
     keep(kills.case.clone(), result);
     series.push(kills);
 
@@ -94,9 +95,12 @@ async fn up_and_down(
     samples: usize,
     deadline: Deadline,
 ) -> (Result<()>, Vec<Series>) {
-    let mut up = Series::new(format!("service create → {replicas} running"), Unit::Millis);
+    let mut up = Series::new(
+        format!("service create → all running, N = {replicas}"),
+        Unit::Millis,
+    );
     let mut down = Series::new(
-        format!("service rm → no containers, {replicas} tasks"),
+        format!("service rm → no containers, N = {replicas}"),
         Unit::Millis,
     );
     let mut memory = idle_memory(replicas);
@@ -196,7 +200,7 @@ async fn creates(
             },
         )
         .await;
-        let elapsed = started.elapsed().as_secs_f64();
+        let took = started.elapsed();
         let (ids, error) = ids;
         let made = ids.len();
         let ids = Arc::new(ids);
@@ -210,7 +214,7 @@ async fn creates(
         .await;
         match error.or(left) {
             Some(error) => return Err(error),
-            None => series.samples.push(made as f64 / elapsed),
+            None => series.samples.push(per_second(made, took)),
         }
     }
     Ok(())

@@ -20,6 +20,11 @@ impl Deadline {
         taken < wanted && (taken == 0 || !self.passed())
     }
 
+    /// The same, `time` later.
+    pub(crate) fn plus(self, time: Duration) -> Self {
+        Self(self.0 + time)
+    }
+
     /// The part `share` (0 to 1) of what is left.
     pub(crate) fn share(self, share: f64) -> Self {
         let left = self.0.saturating_duration_since(Instant::now());

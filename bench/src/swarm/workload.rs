@@ -22,8 +22,8 @@ use crate::{
 /// The network all services are attached to.
 pub(super) const NETWORK: &str = "shoal-bench";
 
-/// How long one change may take before it counts as failed.
-const LIMIT: Duration = Duration::from_mins(2);
+/// How long after the time for samples a change may still end before it counts as failed.
+const GRACE: Duration = Duration::from_secs(30);
 
 /// Between looks at a state; the resolution of every figure that waits for one.
 const POLL: Duration = Duration::from_millis(20);
@@ -58,15 +58,16 @@ pub(crate) async fn measure(daemon: &mut Daemon, plan: &Plan) -> (Vec<Series>, V
 
     // The time left is shared by what costs most: starting many tasks.
     let starts = plan.deadline.share(0.7);
+    let limit = plan.deadline.plus(GRACE);
     for (replicas, samples) in &plan.sizes {
-        let (result, measured) = up_and_down(daemon, *replicas, *samples, starts).await;
+        let (result, measured) = up_and_down(daemon, *replicas, *samples, starts, limit).await;
         keep(format!("{replicas} replicas"), result);
         series.extend(measured);
     }
 
     let mut kills = Series::new("kill -9 of a task → replacement running", Unit::Millis);
     let deadline = plan.deadline.share(0.6);
-    let result = killed_tasks(daemon, plan.kills, deadline, &mut kills).await;
+    let result = killed_tasks(daemon, plan.kills, deadline, limit, &mut kills).await;
     keep(kills.case.clone(), result);
     series.push(kills);
 
@@ -94,6 +95,7 @@ async fn up_and_down(
     replicas: usize,
     samples: usize,
     deadline: Deadline,
+    limit: Deadline,
 ) -> (Result<()>, Vec<Series>) {
     let mut up = Series::new(
         format!("service create → all running, N = {replicas}"),
@@ -110,13 +112,14 @@ async fn up_and_down(
             let name = format!("up-{replicas}-{taken}");
             let started = Instant::now();
             create(daemon, &service(&name, &daemon.image, replicas)).await?;
-            wait_running(&mut daemon.engine, &name, |tasks| tasks.len() >= replicas).await?;
+            let done = |tasks: &[Value]| tasks.len() >= replicas;
+            wait_running(&mut daemon.engine, &name, limit, done).await?;
             up.samples.push(millis(started.elapsed()));
             if replicas >= 10 {
                 take_memory(daemon, &mut memory).await?;
             }
             let started = Instant::now();
-            remove(&mut daemon.engine, &name).await?;
+            remove(&mut daemon.engine, &name, limit).await?;
             down.samples.push(millis(started.elapsed()));
             taken += 1;
         }
@@ -126,7 +129,7 @@ async fn up_and_down(
     if result.is_err() {
         // So that the next case meets a daemon at rest, if that is still possible.
         let name = format!("up-{replicas}-{taken}");
-        drop(remove(&mut daemon.engine, &name).await);
+        drop(remove(&mut daemon.engine, &name, limit).await);
     }
     let mut series = vec![up, down];
     series.extend(
@@ -141,6 +144,7 @@ async fn killed_tasks(
     daemon: &mut Daemon,
     samples: usize,
     deadline: Deadline,
+    limit: Deadline,
     series: &mut Series,
 ) -> Result<()> {
     let name = "kill";
@@ -148,8 +152,8 @@ async fn killed_tasks(
     let result = async {
         let tasks = |tasks: &[Value]| tasks.len() >= 3;
         while deadline.allows(series.samples.len(), samples) {
-            let running = wait_running(&mut daemon.engine, name, tasks).await?;
-            // Docker replaces at once only what has run for a moment.
+            let running = wait_running(&mut daemon.engine, name, limit, tasks).await?;
+            // At rest, so that what the last replacement left to do is not measured.
             tokio::time::sleep(Duration::from_secs(1)).await;
             let victim = running.first().context("a task runs")?;
             let pid = victim["Status"]["ContainerStatus"]["PID"].as_u64();
@@ -157,7 +161,7 @@ async fn killed_tasks(
             let (id, slot) = (text(&victim["ID"]).to_owned(), victim["Slot"].clone());
             let started = Instant::now();
             daemon.sandbox.kill(u32::try_from(pid).context("a pid")?)?;
-            wait_running(&mut daemon.engine, name, |tasks| {
+            wait_running(&mut daemon.engine, name, limit, |tasks| {
                 tasks
                     .iter()
                     .any(|task| task["Slot"] == slot && text(&task["ID"]) != id)
@@ -168,7 +172,7 @@ async fn killed_tasks(
         Ok(())
     }
     .await;
-    let removed = remove(&mut daemon.engine, name).await;
+    let removed = remove(&mut daemon.engine, name, limit).await;
     result.and(removed)
 }
 
@@ -304,10 +308,10 @@ async fn create(daemon: &mut Daemon, spec: &Value) -> Result<()> {
 async fn wait_running(
     engine: &mut Engine,
     service: &str,
+    limit: Deadline,
     done: impl Fn(&[Value]) -> bool,
 ) -> Result<Vec<Value>> {
     let query = filters(&[("service", service), ("desired-state", "running")]);
-    let limit = Deadline::after(LIMIT);
     loop {
         let tasks = engine.get(&format!("/tasks?{query}")).await?;
         let tasks = tasks.as_array().cloned().unwrap_or_default();
@@ -319,7 +323,7 @@ async fn wait_running(
         if limit.passed() {
             let other = others.first().map_or(&Value::Null, |task| &task["Status"]);
             bail!(
-                "after {LIMIT:?} {} tasks of {service} run, {} do not: {other}",
+                "time is over: {} tasks of {service} run, {} do not: {other}",
                 running.len(),
                 others.len()
             );
@@ -329,11 +333,10 @@ async fn wait_running(
 }
 
 /// Removes a service and polls until none of its containers is listed.
-async fn remove(engine: &mut Engine, service: &str) -> Result<()> {
+async fn remove(engine: &mut Engine, service: &str, limit: Deadline) -> Result<()> {
     engine.delete(&format!("/services/{service}")).await?;
     let label = format!("com.docker.swarm.service.name={service}");
     let query = filters(&[("label", &label)]);
-    let limit = Deadline::after(LIMIT);
     loop {
         let containers = engine
             .get(&format!("/containers/json?all=1&{query}"))
@@ -343,7 +346,7 @@ async fn remove(engine: &mut Engine, service: &str) -> Result<()> {
             return Ok(());
         }
         if limit.passed() {
-            bail!("after {LIMIT:?} {left} containers of {service} are left");
+            bail!("time is over: {left} containers of {service} are left");
         }
         tokio::time::sleep(POLL).await;
     }

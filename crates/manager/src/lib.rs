@@ -1,1 +1,34 @@
-//! Placeholder.
+//! The deciding half of a node.
+//!
+//! ```text
+//! Control ──────────────┐ commands          ┌──► Brain ──► commands
+//! agents ─► dispatch ───┤                   │    orchestrate · allocate · schedule · liveness
+//!              ▲        └──► store ──► state┤
+//!              └── assignments ◄────────────┘
+//! ```
+//! What it keeps true: every decision is a function of one state of the store and a time; only the
+//! leader decides; what is decided becomes real only as a committed command; a new leader goes on from
+//! the store alone. It knows no kernel and no HTTP.
+
+mod allocate;
+mod brain;
+mod clock;
+mod control;
+mod dispatch;
+mod draft;
+mod hub;
+mod liveness;
+mod manager;
+mod orchestrate;
+mod reconcile;
+mod schedule;
+#[cfg(test)]
+mod simulation;
+#[cfg(test)]
+mod testing;
+
+pub use control::{ClusterSettings, Control, ControlError, NewFile, Unavailable};
+pub use liveness::LivenessConfig;
+pub use manager::{InitError, InitOptions, Manager, ManagerConfig, OpenError, Tuning};
+// What the answers of `Control` are made of, so that its users need not know the store.
+pub use shoal_raft_store::{Applied, Commit, Commits, Kind, ObjectChange, RaftTuning, State};

@@ -45,7 +45,11 @@ impl Paths {
     }
 
     pub(crate) fn container(&self, id: &str) -> ContainerPaths {
-        ContainerPaths { bundle: self.bundles().join(id), state: self.states().join(id), id: id.to_owned() }
+        ContainerPaths {
+            bundle: self.bundles().join(id),
+            state: self.states().join(id),
+            id: id.to_owned(),
+        }
     }
 }
 

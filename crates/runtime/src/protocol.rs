@@ -27,28 +27,54 @@ pub(crate) struct Frame<T> {
 #[derive(Serialize, Deserialize)]
 pub(crate) enum Request {
     /// First on every connection: exit statuses the daemon saw while nobody else looked.
-    Hello { exits: Vec<(String, i32)> },
+    Hello {
+        exits: Vec<(String, i32)>,
+    },
     Create(Box<Plan>),
-    Start { id: String },
-    Signal { id: String, signal: i32 },
-    Kill { id: String },
-    Freeze { id: String, frozen: bool },
+    Start {
+        id: String,
+    },
+    Signal {
+        id: String,
+        signal: i32,
+    },
+    Kill {
+        id: String,
+    },
+    Freeze {
+        id: String,
+        frozen: bool,
+    },
     List,
-    State { id: String },
-    Wait { id: String },
+    State {
+        id: String,
+    },
+    Wait {
+        id: String,
+    },
     /// The container's pidfd and output FIFOs, for the daemon to hold.
-    Hold { id: String },
-    Netns { id: String },
-    Delete { id: String },
+    Hold {
+        id: String,
+    },
+    Netns {
+        id: String,
+    },
+    Delete {
+        id: String,
+    },
     Shutdown,
 }
 
 #[derive(Serialize, Deserialize)]
 pub(crate) enum Reply {
     Done,
-    Hello { pid: u32 },
+    Hello {
+        pid: u32,
+    },
     /// With the pidfd, the two FIFOs and the network namespace.
-    Created { pid: u32 },
+    Created {
+        pid: u32,
+    },
     Started(Started),
     States(Vec<ContainerState>),
     State(Option<ContainerState>),
@@ -74,8 +100,15 @@ pub(crate) enum Failure {
 /// Encodes a frame.
 pub(crate) fn encode<T: Serialize>(sequence: u64, fds: usize, body: &T) -> Vec<u8> {
     let mut bytes = vec![0; 4];
-    serde_json::to_writer(&mut bytes, &Frame { sequence, fds, body })
-        .expect("messages are plain data with string keys");
+    serde_json::to_writer(
+        &mut bytes,
+        &Frame {
+            sequence,
+            fds,
+            body,
+        },
+    )
+    .expect("messages are plain data with string keys");
     let length = u32::try_from(bytes.len() - 4).expect("messages are below 4 GiB");
     bytes[..4].copy_from_slice(&length.to_le_bytes());
     bytes
@@ -104,7 +137,9 @@ impl Decoder {
     pub(crate) fn next<T: DeserializeOwned>(
         &mut self,
     ) -> Result<Option<(Frame<T>, Vec<OwnedFd>)>, ProtocolError> {
-        let Some((prefix, rest)) = self.bytes.split_first_chunk::<4>() else { return Ok(None) };
+        let Some((prefix, rest)) = self.bytes.split_first_chunk::<4>() else {
+            return Ok(None);
+        };
         let length = u32::from_le_bytes(*prefix) as usize;
         if length > MAX_FRAME {
             return Err(ProtocolError::TooLong(length));
@@ -145,9 +180,21 @@ mod tests {
 
     #[test]
     fn nonsense_is_refused() {
-        let mut decoder = Decoder { bytes: vec![0xff; 8], fds: VecDeque::new() };
-        assert!(matches!(decoder.next::<Request>(), Err(ProtocolError::TooLong(_))));
-        let mut decoder = Decoder { bytes: vec![2, 0, 0, 0, b'{', b'x'], fds: VecDeque::new() };
-        assert!(matches!(decoder.next::<Request>(), Err(ProtocolError::Malformed(_))));
+        let mut decoder = Decoder {
+            bytes: vec![0xff; 8],
+            fds: VecDeque::new(),
+        };
+        assert!(matches!(
+            decoder.next::<Request>(),
+            Err(ProtocolError::TooLong(_))
+        ));
+        let mut decoder = Decoder {
+            bytes: vec![2, 0, 0, 0, b'{', b'x'],
+            fds: VecDeque::new(),
+        };
+        assert!(matches!(
+            decoder.next::<Request>(),
+            Err(ProtocolError::Malformed(_))
+        ));
     }
 }

@@ -12,9 +12,11 @@
 mod host;
 mod image;
 mod leaks;
+mod load;
 mod wait;
 
 pub use host::{Host, Output};
 pub use image::{busybox_tar, docker_archive};
 pub use leaks::Inventory;
+pub use load::{Answers, Load};
 pub use wait::{DEADLINE, wait_for};

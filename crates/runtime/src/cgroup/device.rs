@@ -42,7 +42,10 @@ fn block(rule: &DeviceRule) -> Vec<u64> {
     const JNE: u8 = 0x55;
     const JEQ: u8 = 0x15;
     let bits = [(rule.mknod, MKNOD), (rule.read, READ), (rule.write, WRITE)];
-    let access = bits.iter().filter(|(on, _)| *on).fold(0, |mask, (_, bit)| mask | bit);
+    let access = bits
+        .iter()
+        .filter(|(on, _)| *on)
+        .fold(0, |mask, (_, bit)| mask | bit);
     // Tests as (instructions before the jump, jump code, register, value); each jumps to the end of the block.
     let mut tests: Vec<(Vec<u64>, u8, u8, u32)> = Vec::new();
     if let Some(kind) = rule.kind {
@@ -53,8 +56,15 @@ fn block(rule: &DeviceRule) -> Vec<u64> {
         tests.push((Vec::new(), JNE, 3, kind));
     }
     if access != ALL {
-        let (mask, jump) = if rule.allow { (ALL & !access, JNE) } else { (access, JEQ) };
-        let masked = vec![instruction(0xbf, 6, 2, 0, 0), instruction(0x57, 6, 0, 0, mask)];
+        let (mask, jump) = if rule.allow {
+            (ALL & !access, JNE)
+        } else {
+            (access, JEQ)
+        };
+        let masked = vec![
+            instruction(0xbf, 6, 2, 0, 0),
+            instruction(0x57, 6, 0, 0, mask),
+        ];
         tests.push((masked, jump, 6, 0));
     }
     if let Some(major) = rule.major {
@@ -75,7 +85,10 @@ fn block(rule: &DeviceRule) -> Vec<u64> {
 }
 
 fn verdict(allow: bool) -> Vec<u64> {
-    vec![instruction(0xb7, 0, 0, 0, u32::from(allow)), instruction(0x95, 0, 0, 0, 0)]
+    vec![
+        instruction(0xb7, 0, 0, 0, u32::from(allow)),
+        instruction(0x95, 0, 0, 0, 0),
+    ]
 }
 
 /// Packs a `struct bpf_insn` as it lies in memory of a little-endian machine.
@@ -88,7 +101,11 @@ fn instruction(code: u8, destination: u8, source: u8, offset: i16, value: u32) -
 /// Writes the rules to `devices.allow` and `devices.deny`.
 pub(super) fn write_v1(group: &Path, rules: &[DeviceRule]) -> Result<(), CgroupError> {
     for rule in rules {
-        let file = group.join(if rule.allow { "devices.allow" } else { "devices.deny" });
+        let file = group.join(if rule.allow {
+            "devices.allow"
+        } else {
+            "devices.deny"
+        });
         fs::write(&file, line(rule)).map_err(failed("write a device rule to", &file))?;
     }
     Ok(())
@@ -97,13 +114,21 @@ pub(super) fn write_v1(group: &Path, rules: &[DeviceRule]) -> Result<(), CgroupE
 fn line(rule: &DeviceRule) -> String {
     let number = |value: Option<u32>| value.map_or_else(|| "*".to_owned(), |n| n.to_string());
     let letters = [(rule.read, 'r'), (rule.write, 'w'), (rule.mknod, 'm')];
-    let access: String = letters.iter().filter(|(on, _)| *on).map(|(_, letter)| *letter).collect();
+    let access: String = letters
+        .iter()
+        .filter(|(on, _)| *on)
+        .map(|(_, letter)| *letter)
+        .collect();
     let kind = match rule.kind {
         None => return "a".to_owned(),
         Some(DeviceKind::Block) => 'b',
         Some(DeviceKind::Character) => 'c',
     };
-    format!("{kind} {}:{} {access}", number(rule.major), number(rule.minor))
+    format!(
+        "{kind} {}:{} {access}",
+        number(rule.major),
+        number(rule.minor)
+    )
 }
 
 #[cfg(test)]
@@ -121,7 +146,13 @@ mod tests {
             write: true,
             mknod: true,
         };
-        let null = DeviceRule { allow: true, kind: Some(DeviceKind::Character), major: Some(1), minor: Some(3), ..deny_all };
+        let null = DeviceRule {
+            allow: true,
+            kind: Some(DeviceKind::Character),
+            major: Some(1),
+            minor: Some(3),
+            ..deny_all
+        };
         assert_eq!(program(&[deny_all]).len(), 8);
         assert_eq!(program(&[deny_all, null]).len(), 6 + 5 + 2);
         assert_eq!(line(&deny_all), "a");

@@ -35,7 +35,11 @@ pub(crate) struct CgroupError {
 }
 
 fn failed(operation: &'static str, path: &Path) -> impl FnOnce(io::Error) -> CgroupError {
-    move |source| CgroupError { operation, path: path.to_path_buf(), source }
+    move |source| CgroupError {
+        operation,
+        path: path.to_path_buf(),
+        source,
+    }
 }
 
 /// The cgroup trees of this machine as this process sees them.
@@ -73,17 +77,25 @@ impl CgroupHost {
             }
         };
         if v2.is_none() && v1.is_empty() {
-            let source = io::Error::new(io::ErrorKind::NotFound, "no cgroup file system is mounted");
+            let source =
+                io::Error::new(io::ErrorKind::NotFound, "no cgroup file system is mounted");
             return Err(failed("find", Path::new("/sys/fs/cgroup"))(source));
         }
-        let host = Self { parent: parent.to_owned(), v2, v1, programs: HashMap::new() };
+        let host = Self {
+            parent: parent.to_owned(),
+            v2,
+            v1,
+            programs: HashMap::new(),
+        };
         host.make_parent()?;
         Ok(host)
     }
 
     /// Makes the v2 parent group and hands the controllers we use down to it.
     fn make_parent(&self) -> Result<(), CgroupError> {
-        let Some((root, controllers)) = &self.v2 else { return Ok(()) };
+        let Some((root, controllers)) = &self.v2 else {
+            return Ok(());
+        };
         let parent = root.join(&self.parent);
         make_dir(&parent)?;
         let wanted: Vec<String> = ["memory", "cpu", "pids", "cpuset", "io"]
@@ -101,7 +113,8 @@ impl CgroupHost {
                 // "No internal processes": the visible root is a group with processes, as in a container.
                 Err(error) if error.raw_os_error() == Some(libc::EBUSY) => {
                     move_processes_to_leaf(group)?;
-                    fs::write(&file, wanted.join(" ")).map_err(failed("enable controllers in", &file))?;
+                    fs::write(&file, wanted.join(" "))
+                        .map_err(failed("enable controllers in", &file))?;
                 }
                 other => other.map_err(failed("enable controllers in", &file))?,
             }
@@ -123,11 +136,16 @@ impl CgroupHost {
                 None => v1.push((controller.clone(), path)),
             }
         }
-        Cgroup { v2: self.v2.as_ref().map(|(root, _)| below(root)), v1 }
+        Cgroup {
+            v2: self.v2.as_ref().map(|(root, _)| below(root)),
+            v1,
+        }
     }
 
     fn v2_has(&self, controller: &str) -> bool {
-        self.v2.as_ref().is_some_and(|(_, names)| names.iter().any(|name| name == controller))
+        self.v2
+            .as_ref()
+            .is_some_and(|(_, names)| names.iter().any(|name| name == controller))
     }
 
     /// Makes the container's groups with their limits. On an error the caller removes what exists with [`Cgroup::remove`].
@@ -246,7 +264,10 @@ impl Cgroup {
     pub(crate) fn freeze(&self, frozen: bool) -> Result<(), CgroupError> {
         let Some(v2) = &self.v2 else {
             let source = io::Error::from(io::ErrorKind::Unsupported);
-            return Err(failed("freeze without a v2 tree", Path::new("/sys/fs/cgroup"))(source));
+            return Err(failed(
+                "freeze without a v2 tree",
+                Path::new("/sys/fs/cgroup"),
+            )(source));
         };
         let file = v2.join("cgroup.freeze");
         fs::write(&file, if frozen { "1" } else { "0" }).map_err(failed("write", &file))
@@ -255,12 +276,17 @@ impl Cgroup {
     /// Whether the kernel killed a process of the container for want of memory.
     pub(crate) fn oom_killed(&self) -> bool {
         let v2 = self.v2.iter().map(|path| path.join("memory.events"));
-        let v1 = self.v1.iter().map(|(_, path)| path.join("memory.oom_control"));
-        v2.chain(v1).filter_map(|file| fs::read_to_string(file).ok()).any(|text| {
-            text.lines()
-                .filter_map(|line| line.strip_prefix("oom_kill "))
-                .any(|count| count.trim() != "0")
-        })
+        let v1 = self
+            .v1
+            .iter()
+            .map(|(_, path)| path.join("memory.oom_control"));
+        v2.chain(v1)
+            .filter_map(|file| fs::read_to_string(file).ok())
+            .any(|text| {
+                text.lines()
+                    .filter_map(|line| line.strip_prefix("oom_kill "))
+                    .any(|count| count.trim() != "0")
+            })
     }
 
     /// Removes the groups, retrying for `patience` while the kernel still counts dying processes in them.
@@ -278,7 +304,8 @@ impl Cgroup {
                         std::thread::sleep(Duration::from_micros(200));
                     }
                     // The container made groups of its own: their processes are dead, the directories are not gone.
-                    Err(error) if error.raw_os_error() == Some(libc::EBUSY) && remove_children(path) => {}
+                    Err(error)
+                        if error.raw_os_error() == Some(libc::EBUSY) && remove_children(path) => {}
                     Err(error) => return Err(failed("remove", path)(error)),
                 }
             }
@@ -310,7 +337,9 @@ fn remove_children(path: &Path) -> bool {
 
 fn pids(directory: &Path) -> Vec<rustix::process::Pid> {
     let text = fs::read_to_string(directory.join("cgroup.procs")).unwrap_or_default();
-    text.lines().filter_map(|line| rustix::process::Pid::from_raw(line.parse().ok()?)).collect()
+    text.lines()
+        .filter_map(|line| rustix::process::Pid::from_raw(line.parse().ok()?))
+        .collect()
 }
 
 fn make_dir(path: &Path) -> Result<(), CgroupError> {
@@ -344,15 +373,20 @@ fn move_processes_to_leaf(group: &Path) -> Result<(), CgroupError> {
 fn parse_mounts(text: &str) -> (Option<PathBuf>, HashMap<String, PathBuf>) {
     let (mut v2, mut v1) = (None, HashMap::new());
     for line in text.lines() {
-        let Some((mount, filesystem)) = line.split_once(" - ") else { continue };
-        let Some(point) = mount.split(' ').nth(4) else { continue };
+        let Some((mount, filesystem)) = line.split_once(" - ") else {
+            continue;
+        };
+        let Some(point) = mount.split(' ').nth(4) else {
+            continue;
+        };
         let mut fields = filesystem.split(' ');
         match fields.next() {
             Some("cgroup2") if v2.is_none() => v2 = Some(PathBuf::from(point)),
             Some("cgroup") => {
                 let options = fields.nth(1).unwrap_or_default();
                 for controller in options.split(',').filter(|word| is_controller(word)) {
-                    v1.entry(controller.to_owned()).or_insert_with(|| PathBuf::from(point));
+                    v1.entry(controller.to_owned())
+                        .or_insert_with(|| PathBuf::from(point));
                 }
             }
             _ => {}
@@ -362,7 +396,10 @@ fn parse_mounts(text: &str) -> (Option<PathBuf>, HashMap<String, PathBuf>) {
 }
 
 fn is_controller(word: &str) -> bool {
-    matches!(word, "memory" | "cpu" | "cpuacct" | "pids" | "devices" | "cpuset" | "blkio")
+    matches!(
+        word,
+        "memory" | "cpu" | "cpuacct" | "pids" | "devices" | "cpuset" | "blkio"
+    )
 }
 
 #[cfg(test)]
@@ -380,7 +417,8 @@ mod tests {
         assert_eq!(v2.as_deref(), Some(Path::new("/sys/fs/cgroup/unified")));
         assert_eq!(v1.len(), 3);
         assert_eq!(v1["cpuacct"], Path::new("/sys/fs/cgroup/cpu,cpuacct"));
-        let (v2, v1) = parse_mounts("30 23 0:26 / /sys/fs/cgroup rw shared:9 - cgroup2 cgroup2 rw\n");
+        let (v2, v1) =
+            parse_mounts("30 23 0:26 / /sys/fs/cgroup rw shared:9 - cgroup2 cgroup2 rw\n");
         assert_eq!(v2.as_deref(), Some(Path::new("/sys/fs/cgroup")));
         assert!(v1.is_empty());
     }
@@ -391,7 +429,9 @@ mod tests {
         let host = CgroupHost {
             parent: "shoal".to_owned(),
             v2: None,
-            v1: v1.map(|(name, path)| (name.to_owned(), PathBuf::from(path))).into(),
+            v1: v1
+                .map(|(name, path)| (name.to_owned(), PathBuf::from(path)))
+                .into(),
             programs: HashMap::new(),
         };
         assert_eq!(host.of("id").v1.len(), 2);

@@ -14,7 +14,13 @@ pub(super) fn v2(
     has: impl Fn(&str) -> bool,
 ) -> Result<(), CgroupError> {
     let put = |file: &str, text: String| put(group, file, &text);
-    let bytes = |value: i64| if value < 0 { "max".to_owned() } else { value.to_string() };
+    let bytes = |value: i64| {
+        if value < 0 {
+            "max".to_owned()
+        } else {
+            value.to_string()
+        }
+    };
     if has("memory") {
         if let Some(limit) = limits.memory {
             put("memory.max", bytes(limit))?;
@@ -24,14 +30,21 @@ pub(super) fn v2(
         }
         if let Some(swap) = limits.swap {
             // v2 counts swap alone; kernels without swap accounting have no such file.
-            let alone = if swap < 0 { -1 } else { swap - limits.memory.unwrap_or(0).max(0) };
+            let alone = if swap < 0 {
+                -1
+            } else {
+                swap - limits.memory.unwrap_or(0).max(0)
+            };
             optional(put("memory.swap.max", bytes(alone)))?;
         }
     }
     if has("cpu") {
         if limits.cpu_quota.is_some() || limits.cpu_period.is_some() {
             let quota = bytes(limits.cpu_quota.unwrap_or(-1));
-            put("cpu.max", format!("{quota} {}", limits.cpu_period.unwrap_or(100_000)))?;
+            put(
+                "cpu.max",
+                format!("{quota} {}", limits.cpu_period.unwrap_or(100_000)),
+            )?;
         }
         if let Some(shares) = limits.cpu_shares {
             put("cpu.weight", shares_to_weight(shares).to_string())?;
@@ -41,7 +54,10 @@ pub(super) fn v2(
         put("pids.max", bytes(pids))?;
     }
     if has("cpuset") {
-        for (file, list) in [("cpuset.cpus", &limits.cpuset_cpus), ("cpuset.mems", &limits.cpuset_mems)] {
+        for (file, list) in [
+            ("cpuset.cpus", &limits.cpuset_cpus),
+            ("cpuset.mems", &limits.cpuset_mems),
+        ] {
             if let Some(list) = list {
                 put(file, list.clone())?;
             }
@@ -60,7 +76,13 @@ pub(super) fn v2(
                 ThrottleKind::ReadOperations => "riops",
                 ThrottleKind::WriteOperations => "wiops",
             };
-            put("io.max", format!("{}:{} {key}={}", throttle.major, throttle.minor, throttle.rate))?;
+            put(
+                "io.max",
+                format!(
+                    "{}:{} {key}={}",
+                    throttle.major, throttle.minor, throttle.rate
+                ),
+            )?;
         }
     }
     for (file, value) in &limits.unified {
@@ -103,12 +125,22 @@ pub(super) fn v1(controller: &str, group: &Path, limits: &Limits) -> Result<(), 
         }
         "pids" => {
             if let Some(pids) = limits.pids {
-                put("pids.max", if pids < 0 { "max".to_owned() } else { pids.to_string() })?;
+                put(
+                    "pids.max",
+                    if pids < 0 {
+                        "max".to_owned()
+                    } else {
+                        pids.to_string()
+                    },
+                )?;
             }
         }
         "cpuset" => {
             let parent = group.parent().expect("a container's group has a parent");
-            for (file, list) in [("cpuset.cpus", &limits.cpuset_cpus), ("cpuset.mems", &limits.cpuset_mems)] {
+            for (file, list) in [
+                ("cpuset.cpus", &limits.cpuset_cpus),
+                ("cpuset.mems", &limits.cpuset_mems),
+            ] {
                 // A v1 cpuset is empty, and takes no process, until it is filled from above.
                 inherit(parent, file)?;
                 match list {
@@ -128,7 +160,10 @@ pub(super) fn v1(controller: &str, group: &Path, limits: &Limits) -> Result<(), 
                     ThrottleKind::ReadOperations => "blkio.throttle.read_iops_device",
                     ThrottleKind::WriteOperations => "blkio.throttle.write_iops_device",
                 };
-                put(file, format!("{}:{} {}", throttle.major, throttle.minor, throttle.rate))?;
+                put(
+                    file,
+                    format!("{}:{} {}", throttle.major, throttle.minor, throttle.rate),
+                )?;
             }
         }
         _ => {}
@@ -147,7 +182,10 @@ fn inherit(group: &Path, file: &str) -> Result<(), CgroupError> {
     if !text.trim().is_empty() {
         return Ok(());
     }
-    let above = group.parent().expect("a container's group has a parent").join(file);
+    let above = group
+        .parent()
+        .expect("a container's group has a parent")
+        .join(file);
     let text = fs::read_to_string(&above).map_err(failed("read", &above))?;
     put(group, file, text.trim())
 }
@@ -167,7 +205,11 @@ fn put(group: &Path, file: &str, text: &str) -> Result<(), CgroupError> {
         .write(true)
         .open(&path)
         .and_then(|mut file| io::Write::write_all(&mut file, text.as_bytes()))
-        .map_err(|source| CgroupError { operation: "write a limit to", path, source })
+        .map_err(|source| CgroupError {
+            operation: "write a limit to",
+            path,
+            source,
+        })
 }
 
 #[cfg(test)]

@@ -23,7 +23,8 @@ pub(super) fn become_program(
     let name = &plan.process.args[0];
     let path = find(name, &env)?;
     let c_string = |text: &String| {
-        CString::new(text.as_str()).expect("the plan refuses NUL characters in arguments and environment")
+        CString::new(text.as_str())
+            .expect("the plan refuses NUL characters in arguments and environment")
     };
     let args: Vec<CString> = plan.process.args.iter().map(c_string).collect();
     let env: Vec<CString> = env.iter().map(c_string).collect();
@@ -54,17 +55,25 @@ pub(super) fn become_program(
 
 /// Finds the program as a shell would; errors in the words of Go's `exec.LookPath`, which Docker's users know.
 fn find(name: &str, env: &[String]) -> Result<String, ChildFailure> {
-    let missing = |message: String| ChildFailure { message, exit_code: 127 };
+    let missing = |message: String| ChildFailure {
+        message,
+        exit_code: 127,
+    };
     if name.contains('/') {
         return match check(name) {
             Ok(()) => Ok(name.to_owned()),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                Err(missing(format!("exec: {name:?}: stat {name}: {}", describe(&error))))
-            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Err(missing(format!(
+                "exec: {name:?}: stat {name}: {}",
+                describe(&error)
+            ))),
             Err(error) => Err(not_executable(&format!("exec: {name:?}"), &error)),
         };
     }
-    let path = env.iter().rev().find_map(|entry| entry.strip_prefix("PATH=")).unwrap_or_default();
+    let path = env
+        .iter()
+        .rev()
+        .find_map(|entry| entry.strip_prefix("PATH="))
+        .unwrap_or_default();
     let mut denied = None;
     for directory in path.split(':') {
         let directory = if directory.is_empty() { "." } else { directory };
@@ -77,7 +86,9 @@ fn find(name: &str, env: &[String]) -> Result<String, ChildFailure> {
     }
     match denied {
         Some(error) => Err(not_executable(&format!("exec: {name:?}"), &error)),
-        None => Err(missing(format!("exec: {name:?}: executable file not found in $PATH"))),
+        None => Err(missing(format!(
+            "exec: {name:?}: executable file not found in $PATH"
+        ))),
     }
 }
 
@@ -93,7 +104,10 @@ fn check(path: &str) -> io::Result<()> {
 }
 
 fn not_executable(what: &str, error: &io::Error) -> ChildFailure {
-    ChildFailure { message: format!("{what}: {}", describe(error)), exit_code: 126 }
+    ChildFailure {
+        message: format!("{what}: {}", describe(error)),
+        exit_code: 126,
+    }
 }
 
 fn exec_failure(path: &str, error: &io::Error) -> ChildFailure {

@@ -18,7 +18,9 @@ pub(super) fn run(program: i32) -> ! {
         if let Some(code) = reap(program) {
             process::exit_now(code);
         }
-        let Ok(signal) = process::wait_signal() else { continue };
+        let Ok(signal) = process::wait_signal() else {
+            continue;
+        };
         if signal == libc::SIGCHLD {
             continue;
         }

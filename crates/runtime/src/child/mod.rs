@@ -43,7 +43,10 @@ pub(crate) struct ChildFailure {
 
 impl ChildFailure {
     fn new(message: impl Into<String>) -> Self {
-        Self { message: message.into(), exit_code: 128 }
+        Self {
+            message: message.into(),
+            exit_code: 128,
+        }
     }
 }
 
@@ -63,14 +66,19 @@ fn describe(error: &io::Error) -> String {
     let text = error.to_string();
     let text = text.split(" (os error").next().unwrap_or_default();
     let mut letters = text.chars();
-    letters.next().map(|first| first.to_lowercase().chain(letters).collect()).unwrap_or_default()
+    letters
+        .next()
+        .map(|first| first.to_lowercase().chain(letters).collect())
+        .unwrap_or_default()
 }
 
 /// Becomes the container. Never returns; a failure is written to the report FIFO.
 pub(crate) fn run(plan: &Plan, paths: &ContainerPaths, cgroup: &Cgroup) -> ! {
     // Inherited descriptors would keep the supervisor's sockets alive after it.
     let opened = process::close_from(3).and_then(|()| open_fifo(&paths.report_fifo()));
-    let Ok(mut report) = opened else { process::exit_now(128) };
+    let Ok(mut report) = opened else {
+        process::exit_now(128)
+    };
     let Err(failure) = build(plan, paths, cgroup, &mut report);
     let text = serde_json::to_vec(&failure).unwrap_or_default();
     // The reader may be gone; the exit code is all that is left to say then.
@@ -103,15 +111,15 @@ fn build(
         unshare(CloneFlags::CLONE_NEWCGROUP).doing(|| "make a cgroup namespace".to_owned())?;
     }
     if let Some(path) = &plan.namespaces.join_network {
-        let namespace = fs::File::open(path)
-            .doing(|| format!("open network namespace {}", path.display()))?;
+        let namespace =
+            fs::File::open(path).doing(|| format!("open network namespace {}", path.display()))?;
         setns(namespace, CloneFlags::CLONE_NEWNET)
             .doing(|| format!("join network namespace {}", path.display()))?;
     }
-    if let Some(score) = plan.process.oom_score_adj {
-        // Lowering it needs CAP_SYS_RESOURCE, which a daemon in a container may lack.
-        let _ = fs::write("/proc/self/oom_score_adj", score.to_string());
-    }
+    // Always, since the supervisor's own low score is inherited. Lowering it needs CAP_SYS_RESOURCE, which a daemon in a
+    // container may lack.
+    let score = plan.process.oom_score_adj.unwrap_or(0);
+    let _ = fs::write("/proc/self/oom_score_adj", score.to_string());
     names(plan)?;
     rootfs::enter(plan, paths, cgroup)?;
     sysctls(plan)?;
@@ -147,8 +155,12 @@ fn build(
     rustix::stdio::dup2_stdout(stdout).doing(|| "set stdout".to_owned())?;
     rustix::stdio::dup2_stderr(stderr).doing(|| "set stderr".to_owned())?;
 
-    report.write_all(&[READY]).doing(|| "report ready".to_owned())?;
-    start.read_exact(&mut [0]).doing(|| "wait for the start".to_owned())?;
+    report
+        .write_all(&[READY])
+        .doing(|| "report ready".to_owned())?;
+    start
+        .read_exact(&mut [0])
+        .doing(|| "wait for the start".to_owned())?;
 
     confine(plan, &user)?;
     exec::become_program(plan, &user, report)

@@ -20,8 +20,14 @@ use crate::plan::{DeviceNode, MountKind, MountPlan, Plan};
 use crate::sys::mount::{self as attribute, MountAttributes, set_attributes};
 
 /// Devices every container has (OCI runtime spec, "default devices"), as (name, major, minor).
-const DEFAULT_DEVICES: [(&str, u32, u32); 6] =
-    [("null", 1, 3), ("zero", 1, 5), ("full", 1, 7), ("random", 1, 8), ("urandom", 1, 9), ("tty", 5, 0)];
+const DEFAULT_DEVICES: [(&str, u32, u32); 6] = [
+    ("null", 1, 3),
+    ("zero", 1, 5),
+    ("full", 1, 7),
+    ("random", 1, 8),
+    ("urandom", 1, 9),
+    ("tty", 5, 0),
+];
 
 /// Links every `/dev` has.
 const DEV_LINKS: [(&str, &str); 5] = [
@@ -42,7 +48,11 @@ struct Source {
 }
 
 /// Builds the root and makes it ours.
-pub(super) fn enter(plan: &Plan, paths: &ContainerPaths, cgroup: &Cgroup) -> Result<(), ChildFailure> {
+pub(super) fn enter(
+    plan: &Plan,
+    paths: &ContainerPaths,
+    cgroup: &Cgroup,
+) -> Result<(), ChildFailure> {
     let mut sources = Vec::new();
     for mount in &plan.mounts {
         sources.push(match &mount.kind {
@@ -68,11 +78,18 @@ pub(super) fn enter(plan: &Plan, paths: &ContainerPaths, cgroup: &Cgroup) -> Res
     }
     let groups = clone_cgroups(plan, cgroup)?;
 
-    rmount::mount_change("/", rmount::MountPropagationFlags::PRIVATE | rmount::MountPropagationFlags::REC)
-        .doing(|| "make mounts private".to_owned())?;
+    rmount::mount_change(
+        "/",
+        rmount::MountPropagationFlags::PRIVATE | rmount::MountPropagationFlags::REC,
+    )
+    .doing(|| "make mounts private".to_owned())?;
     mount_overlay(plan, paths)?;
-    let root = rustix::fs::open(paths.rootfs(), OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
-        .doing(|| "open the root".to_owned())?;
+    let root = rustix::fs::open(
+        paths.rootfs(),
+        OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
+        Mode::empty(),
+    )
+    .doing(|| "open the root".to_owned())?;
 
     let mut own_dev = false;
     for (mount, source) in plan.mounts.iter().zip(sources) {
@@ -99,7 +116,8 @@ pub(super) fn enter(plan: &Plan, paths: &ContainerPaths, cgroup: &Cgroup) -> Res
     rustix::process::chdir(paths.rootfs()).doing(|| "enter the root".to_owned())?;
     // With both arguments "." the old root is stacked on the new one, from where it can be detached (pivot_root(2)).
     rustix::process::pivot_root(".", ".").doing(|| "pivot_root".to_owned())?;
-    rmount::unmount(".", rmount::UnmountFlags::DETACH).doing(|| "detach the old root".to_owned())?;
+    rmount::unmount(".", rmount::UnmountFlags::DETACH)
+        .doing(|| "detach the old root".to_owned())?;
     rustix::process::chdir("/").doing(|| "enter the new root".to_owned())
 }
 
@@ -107,12 +125,17 @@ pub(super) fn enter(plan: &Plan, paths: &ContainerPaths, cgroup: &Cgroup) -> Res
 pub(super) fn protect(plan: &Plan) -> Result<(), ChildFailure> {
     for path in &plan.readonly_paths {
         let what = || format!("make {path} read-only");
-        let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_RECURSIVE;
+        let flags = OpenTreeFlags::OPEN_TREE_CLONE
+            | OpenTreeFlags::OPEN_TREE_CLOEXEC
+            | OpenTreeFlags::AT_RECURSIVE;
         let tree = match rmount::open_tree(CWD, path.as_str(), flags) {
             Err(rustix::io::Errno::NOENT) => continue,
             other => other.doing(what)?,
         };
-        let attributes = MountAttributes { set: attribute::RDONLY, ..MountAttributes::default() };
+        let attributes = MountAttributes {
+            set: attribute::RDONLY,
+            ..MountAttributes::default()
+        };
         set_attributes(tree.as_fd(), attributes, true).doing(what)?;
         attach(tree.as_fd(), CWD, path).doing(what)?;
     }
@@ -123,7 +146,10 @@ pub(super) fn protect(plan: &Plan) -> Result<(), ChildFailure> {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let what = || "make the root read-only".to_owned();
         let root = rustix::fs::open("/", flags, Mode::empty()).doing(what)?;
-        let attributes = MountAttributes { set: attribute::RDONLY, ..MountAttributes::default() };
+        let attributes = MountAttributes {
+            set: attribute::RDONLY,
+            ..MountAttributes::default()
+        };
         set_attributes(root.as_fd(), attributes, false).doing(what)?;
     }
     Ok(())
@@ -140,14 +166,24 @@ fn mask(path: &str) -> io::Result<()> {
         let context = rmount::fsopen("tmpfs", FsOpenFlags::FSOPEN_CLOEXEC)?;
         rmount::fsconfig_set_string(context.as_fd(), "size", "0")?;
         rmount::fsconfig_create(context.as_fd())?;
-        rmount::fsmount(context.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::MOUNT_ATTR_RDONLY)?
+        rmount::fsmount(
+            context.as_fd(),
+            FsMountFlags::FSMOUNT_CLOEXEC,
+            MountAttrFlags::MOUNT_ATTR_RDONLY,
+        )?
     } else {
-        let null = rustix::fs::open("/dev/null", OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())?;
+        let null = rustix::fs::open(
+            "/dev/null",
+            OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC,
+            Mode::empty(),
+        )?;
         // An image may bring its own /dev: a link or file there must not be what covers a secret.
         if rustix::fs::fstat(&null)?.st_rdev != rustix::fs::makedev(1, 3) {
             return Err(io::Error::other("/dev/null is not the null device"));
         }
-        let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
+        let flags = OpenTreeFlags::OPEN_TREE_CLONE
+            | OpenTreeFlags::OPEN_TREE_CLOEXEC
+            | OpenTreeFlags::AT_EMPTY_PATH;
         rmount::open_tree(null.as_fd(), "", flags)?
     };
     attach(tree.as_fd(), CWD, path)
@@ -164,7 +200,11 @@ fn clone_source(source: &Path, recursive: bool, mount: &MountPlan) -> Result<Sou
     let is_dir = rustix::fs::FileType::from_raw_mode(metadata.st_mode).is_dir();
     let mut attributes = mount.attributes;
     let propagation = MountAttributes {
-        propagation: if attributes.propagation == 0 { libc::MS_PRIVATE } else { attributes.propagation },
+        propagation: if attributes.propagation == 0 {
+            libc::MS_PRIVATE
+        } else {
+            attributes.propagation
+        },
         ..MountAttributes::default()
     };
     attributes.propagation = 0;
@@ -179,8 +219,12 @@ fn clone_source(source: &Path, recursive: bool, mount: &MountPlan) -> Result<Sou
 fn mount_overlay(plan: &Plan, paths: &ContainerPaths) -> Result<(), ChildFailure> {
     const OPTION_PAGE: usize = 4096;
     let what = || format!("mount overlay of {} layers", plan.rootfs.lower.len());
-    rustix::process::chdir(&plan.rootfs.layers_dir)
-        .doing(|| format!("enter layers directory {}", plan.rootfs.layers_dir.display()))?;
+    rustix::process::chdir(&plan.rootfs.layers_dir).doing(|| {
+        format!(
+            "enter layers directory {}",
+            plan.rootfs.layers_dir.display()
+        )
+    })?;
     let empty = paths.bundle.join("empty");
     let lower: Vec<String> = if plan.rootfs.lower.is_empty() {
         // An image from scratch: overlay wants a lower directory all the same.
@@ -199,9 +243,17 @@ fn mount_overlay(plan: &Plan, paths: &ContainerPaths) -> Result<(), ChildFailure
         escape(&work, "\\,")
     );
     if options.len() < OPTION_PAGE {
-        let options = std::ffi::CString::new(options).map_err(io::Error::from).doing(what)?;
-        return rmount::mount("overlay", paths.rootfs(), "overlay", rmount::MountFlags::empty(), options.as_c_str())
-            .doing(what);
+        let options = std::ffi::CString::new(options)
+            .map_err(io::Error::from)
+            .doing(what)?;
+        return rmount::mount(
+            "overlay",
+            paths.rootfs(),
+            "overlay",
+            rmount::MountFlags::empty(),
+            options.as_c_str(),
+        )
+        .doing(what);
     }
     let by_parts = || -> rustix::io::Result<()> {
         let context = rmount::fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC)?;
@@ -211,8 +263,18 @@ fn mount_overlay(plan: &Plan, paths: &ContainerPaths) -> Result<(), ChildFailure
         rmount::fsconfig_set_string(context.as_fd(), "upperdir", upper.as_ref())?;
         rmount::fsconfig_set_string(context.as_fd(), "workdir", work.as_ref())?;
         rmount::fsconfig_create(context.as_fd())?;
-        let mount = rmount::fsmount(context.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty())?;
-        rmount::move_mount(mount.as_fd(), "", CWD, paths.rootfs(), MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)
+        let mount = rmount::fsmount(
+            context.as_fd(),
+            FsMountFlags::FSMOUNT_CLOEXEC,
+            MountAttrFlags::empty(),
+        )?;
+        rmount::move_mount(
+            mount.as_fd(),
+            "",
+            CWD,
+            paths.rootfs(),
+            MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH,
+        )
     };
     by_parts().doing(what)
 }
@@ -246,13 +308,18 @@ fn mount_filesystem(
             }
         }
         rmount::fsconfig_create(context.as_fd())?;
-        let tree = rmount::fsmount(context.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty())?;
+        let tree = rmount::fsmount(
+            context.as_fd(),
+            FsMountFlags::FSMOUNT_CLOEXEC,
+            MountAttrFlags::empty(),
+        )?;
         Ok(tree)
     };
     let tree = make().doing(what)?;
     let target = ensure(root, &mount.target, true).doing(what)?;
     if mount.copy_up {
-        copy_tree(target.as_fd(), tree.as_fd()).doing(|| format!("copy the image's files to {}", mount.target))?;
+        copy_tree(target.as_fd(), tree.as_fd())
+            .doing(|| format!("copy the image's files to {}", mount.target))?;
     }
     if !mount.attributes.is_empty() {
         set_attributes(tree.as_fd(), mount.attributes, false).doing(what)?;
@@ -262,7 +329,11 @@ fn mount_filesystem(
 
 /// The container's own groups as detached mounts, each with the name of its hierarchy ("" for v2 alone).
 fn clone_cgroups(plan: &Plan, cgroup: &Cgroup) -> Result<Vec<(String, OwnedFd)>, ChildFailure> {
-    if !plan.mounts.iter().any(|mount| mount.kind == MountKind::Cgroup) {
+    if !plan
+        .mounts
+        .iter()
+        .any(|mount| mount.kind == MountKind::Cgroup)
+    {
         return Ok(Vec::new());
     }
     let clone = |path: &Path| {
@@ -270,10 +341,17 @@ fn clone_cgroups(plan: &Plan, cgroup: &Cgroup) -> Result<Vec<(String, OwnedFd)>,
         rmount::open_tree(CWD, path, flags).doing(|| format!("bind cgroup {}", path.display()))
     };
     if cgroup.v1.is_empty() {
-        let v2 = cgroup.v2.iter().map(|path| Ok((String::new(), clone(path)?)));
+        let v2 = cgroup
+            .v2
+            .iter()
+            .map(|path| Ok((String::new(), clone(path)?)));
         return v2.collect();
     }
-    cgroup.v1.iter().map(|(name, path)| Ok((name.clone(), clone(path)?))).collect()
+    cgroup
+        .v1
+        .iter()
+        .map(|(name, path)| Ok((name.clone(), clone(path)?)))
+        .collect()
 }
 
 fn mount_cgroups(
@@ -318,8 +396,14 @@ fn default_devices(root: BorrowedFd<'_>) -> Result<(), ChildFailure> {
     let umask = rustix::process::umask(Mode::empty());
     for (name, major, minor) in DEFAULT_DEVICES {
         let mode = Mode::from_raw_mode(0o666);
-        rustix::fs::mknodat(&dev, name, rustix::fs::FileType::CharacterDevice, mode, rustix::fs::makedev(major, minor))
-            .doing(|| format!("make /dev/{name}"))?;
+        rustix::fs::mknodat(
+            &dev,
+            name,
+            rustix::fs::FileType::CharacterDevice,
+            mode,
+            rustix::fs::makedev(major, minor),
+        )
+        .doing(|| format!("make /dev/{name}"))?;
     }
     rustix::process::umask(umask);
     for (name, to) in DEV_LINKS {
@@ -344,7 +428,10 @@ fn make_device(root: BorrowedFd<'_>, device: &DeviceNode) -> Result<(), ChildFai
         other => other.doing(what)?,
     }
     rustix::fs::chmodat(&parent, name, mode, AtFlags::empty()).doing(what)?;
-    let owner = (Some(Uid::from_raw(device.uid)), Some(Gid::from_raw(device.gid)));
+    let owner = (
+        Some(Uid::from_raw(device.uid)),
+        Some(Gid::from_raw(device.gid)),
+    );
     rustix::fs::chownat(&parent, name, owner.0, owner.1, AtFlags::SYMLINK_NOFOLLOW).doing(what)
 }
 
@@ -360,12 +447,24 @@ fn attach_to(tree: BorrowedFd<'_>, target: BorrowedFd<'_>) -> io::Result<()> {
 }
 
 fn attach(tree: BorrowedFd<'_>, at: BorrowedFd<'_>, path: &str) -> io::Result<()> {
-    Ok(rmount::move_mount(tree, "", at, path, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)?)
+    Ok(rmount::move_mount(
+        tree,
+        "",
+        at,
+        path,
+        MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH,
+    )?)
 }
 
 fn open_in_root(root: BorrowedFd<'_>, path: &str) -> io::Result<OwnedFd> {
     let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
-    Ok(rustix::fs::openat2(root, path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty(), resolve)?)
+    Ok(rustix::fs::openat2(
+        root,
+        path,
+        OFlags::PATH | OFlags::CLOEXEC,
+        Mode::empty(),
+        resolve,
+    )?)
 }
 
 /// Opens a mount point below `root`, making it and its parents where they are missing.
@@ -374,7 +473,12 @@ fn ensure(root: BorrowedFd<'_>, path: &str, directory: bool) -> io::Result<Owned
     ensure_following(root, path, directory, LINKS)
 }
 
-fn ensure_following(root: BorrowedFd<'_>, path: &str, directory: bool, links: u32) -> io::Result<OwnedFd> {
+fn ensure_following(
+    root: BorrowedFd<'_>,
+    path: &str,
+    directory: bool,
+    links: u32,
+) -> io::Result<OwnedFd> {
     match open_in_root(root, path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
         other => return other,
@@ -390,14 +494,23 @@ fn ensure_following(root: BorrowedFd<'_>, path: &str, directory: bool, links: u3
     // A link whose target is missing, as /etc/resolv.conf is in many images: make what it points to.
     if let Ok(target) = rustix::fs::readlinkat(&parent, name, Vec::new()) {
         let target = target.to_string_lossy().into_owned();
-        let target = if target.starts_with('/') { target } else { format!("{parent_path}/{target}") };
+        let target = if target.starts_with('/') {
+            target
+        } else {
+            format!("{parent_path}/{target}")
+        };
         return ensure_following(root, &target, directory, links - 1);
     }
     if directory {
         rustix::fs::mkdirat(&parent, name, Mode::from_raw_mode(0o755))?;
     } else {
         let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::CLOEXEC;
-        drop(rustix::fs::openat(&parent, name, flags, Mode::from_raw_mode(0o644))?);
+        drop(rustix::fs::openat(
+            &parent,
+            name,
+            flags,
+            Mode::from_raw_mode(0o644),
+        )?);
     }
     open_in_root(root, path)
 }
@@ -414,7 +527,14 @@ fn split(path: &str) -> (&str, &str) {
 
 /// Copies a directory's contents with modes, owners and links, into the root of a detached mount.
 fn copy_tree(from: BorrowedFd<'_>, to: BorrowedFd<'_>) -> io::Result<()> {
-    let read = |fd: BorrowedFd<'_>| rustix::fs::openat(fd, ".", OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty());
+    let read = |fd: BorrowedFd<'_>| {
+        rustix::fs::openat(
+            fd,
+            ".",
+            OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC,
+            Mode::empty(),
+        )
+    };
     let (from, to) = (read(from)?, read(to)?);
     copy_owner(from.as_fd(), to.as_fd())?;
     for entry in rustix::fs::Dir::read_from(&from)? {
@@ -427,16 +547,31 @@ fn copy_tree(from: BorrowedFd<'_>, to: BorrowedFd<'_>) -> io::Result<()> {
         let kind = rustix::fs::FileType::from_raw_mode(stat.st_mode);
         if kind.is_dir() {
             rustix::fs::mkdirat(&to, name, Mode::from_raw_mode(0o700))?;
-            let open = |at: &OwnedFd| rustix::fs::openat(at, name, OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty());
+            let open = |at: &OwnedFd| {
+                rustix::fs::openat(
+                    at,
+                    name,
+                    OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC,
+                    Mode::empty(),
+                )
+            };
             copy_tree(open(&from)?.as_fd(), open(&to)?.as_fd())?;
         } else if kind.is_symlink() {
             let link = rustix::fs::readlinkat(&from, name, Vec::new())?;
             rustix::fs::symlinkat(link.as_c_str(), &to, name)?;
         } else if kind.is_file() {
-            let source = rustix::fs::openat(&from, name, OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())?;
+            let source = rustix::fs::openat(
+                &from,
+                name,
+                OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC,
+                Mode::empty(),
+            )?;
             let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
             let target = rustix::fs::openat(&to, name, flags, Mode::from_raw_mode(0o600))?;
-            io::copy(&mut fs::File::from(source.try_clone()?), &mut fs::File::from(target.try_clone()?))?;
+            io::copy(
+                &mut fs::File::from(source.try_clone()?),
+                &mut fs::File::from(target.try_clone()?),
+            )?;
             copy_owner(source.as_fd(), target.as_fd())?;
         }
     }
@@ -445,7 +580,11 @@ fn copy_tree(from: BorrowedFd<'_>, to: BorrowedFd<'_>) -> io::Result<()> {
 
 fn copy_owner(from: BorrowedFd<'_>, to: BorrowedFd<'_>) -> io::Result<()> {
     let stat = rustix::fs::fstat(from)?;
-    rustix::fs::fchown(to, Some(Uid::from_raw(stat.st_uid)), Some(Gid::from_raw(stat.st_gid)))?;
+    rustix::fs::fchown(
+        to,
+        Some(Uid::from_raw(stat.st_uid)),
+        Some(Gid::from_raw(stat.st_gid)),
+    )?;
     rustix::fs::fchmod(to, Mode::from_raw_mode(stat.st_mode & 0o7777))?;
     Ok(())
 }

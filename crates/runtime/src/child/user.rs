@@ -17,7 +17,11 @@ pub(super) struct User {
 
 pub(super) fn resolve(process: &ProcessPlan) -> Result<User, ChildFailure> {
     // An image without these files knows numbers only.
-    let read = |path| fs::read(path).map(|b| String::from_utf8_lossy(&b).into_owned()).unwrap_or_default();
+    let read = |path| {
+        fs::read(path)
+            .map(|b| String::from_utf8_lossy(&b).into_owned())
+            .unwrap_or_default()
+    };
     resolve_in(process, &read("/etc/passwd"), &read("/etc/group"))
 }
 
@@ -25,7 +29,11 @@ pub(super) fn resolve(process: &ProcessPlan) -> Result<User, ChildFailure> {
 /// there is no such name. Groups of a user count only when no group is asked for.
 fn resolve_in(process: &ProcessPlan, passwd: &str, group: &str) -> Result<User, ChildFailure> {
     let by_number = process.user.is_empty() && (process.uid, process.gid) != (0, 0);
-    let words = if by_number { format!("{}:{}", process.uid, process.gid) } else { process.user.clone() };
+    let words = if by_number {
+        format!("{}:{}", process.uid, process.gid)
+    } else {
+        process.user.clone()
+    };
     let (user_word, group_word) = words.split_once(':').unwrap_or((&words, ""));
     let user_word = if user_word.is_empty() { "0" } else { user_word };
 
@@ -39,9 +47,12 @@ fn resolve_in(process: &ProcessPlan, passwd: &str, group: &str) -> Result<User, 
             groups: Vec::new(),
             home: entry.get(5).copied().unwrap_or("/").to_owned(),
         },
-        None if is_number(user_word) => {
-            User { uid: number(user_word, "user")?, gid: 0, groups: Vec::new(), home: "/".to_owned() }
-        }
+        None if is_number(user_word) => User {
+            uid: number(user_word, "user")?,
+            gid: 0,
+            groups: Vec::new(),
+            home: "/".to_owned(),
+        },
         None => {
             return Err(ChildFailure::new(format!(
                 "unable to find user {user_word}: no matching entries in passwd file"
@@ -64,7 +75,11 @@ fn resolve_in(process: &ProcessPlan, passwd: &str, group: &str) -> Result<User, 
     if group_word.is_empty() {
         if let Some(entry) = &entry {
             let member = |list: &str| list.split(',').any(|name| name == entry[0]);
-            for row in group.lines().map(fields).filter(|row| row.len() >= 4 && member(row[3])) {
+            for row in group
+                .lines()
+                .map(fields)
+                .filter(|row| row.len() >= 4 && member(row[3]))
+            {
                 supplementary.push(number(row[2], "group")?);
             }
         }
@@ -96,9 +111,14 @@ fn is_number(word: &str) -> bool {
 
 /// Ids are 0 to 2^31-1, as in Docker.
 fn number(word: &str, what: &str) -> Result<u32, ChildFailure> {
-    word.parse::<u32>().ok().filter(|id| *id <= i32::MAX as u32).ok_or_else(|| {
-        ChildFailure::new(format!("{what} id {word}: uids and gids must be in range 0-2147483647"))
-    })
+    word.parse::<u32>()
+        .ok()
+        .filter(|id| *id <= i32::MAX as u32)
+        .ok_or_else(|| {
+            ChildFailure::new(format!(
+                "{what} id {word}: uids and gids must be in range 0-2147483647"
+            ))
+        })
 }
 
 #[cfg(test)]
@@ -139,18 +159,31 @@ mod tests {
         assert_eq!(ids("33", &[]), (33, 33, vec![33, 100]));
         assert_eq!(ids("www:extra", &[]), (33, 100, vec![100]));
         assert_eq!(ids("1234", &[]), (1234, 0, vec![0]));
-        assert_eq!(ids("1234:55", &["wheel", "77"]), (1234, 55, vec![55, 10, 77]));
-        let home = resolve_in(&process("www", &[]), PASSWD, GROUP).expect("resolves").home;
+        assert_eq!(
+            ids("1234:55", &["wheel", "77"]),
+            (1234, 55, vec![55, 10, 77])
+        );
+        let home = resolve_in(&process("www", &[]), PASSWD, GROUP)
+            .expect("resolves")
+            .home;
         assert_eq!(home, "/var/www");
     }
 
     #[test]
     fn unknown_names_are_refused_in_dockers_words() {
         let text = |user, groups: &[&str]| {
-            resolve_in(&process(user, groups), PASSWD, GROUP).expect_err("unknown").message
+            resolve_in(&process(user, groups), PASSWD, GROUP)
+                .expect_err("unknown")
+                .message
         };
-        assert_eq!(text("nobody", &[]), "unable to find user nobody: no matching entries in passwd file");
-        assert_eq!(text("www:x", &[]), "unable to find group x: no matching entries in group file");
+        assert_eq!(
+            text("nobody", &[]),
+            "unable to find user nobody: no matching entries in passwd file"
+        );
+        assert_eq!(
+            text("www:x", &[]),
+            "unable to find group x: no matching entries in group file"
+        );
         assert!(text("4294967295", &[]).contains("range 0-2147483647"));
     }
 }

@@ -56,7 +56,9 @@ impl Connection {
                     Ok(0) | Err(_) => break,
                 }
                 decoder.fds.extend(fds);
-                let Some(connection) = weak.upgrade() else { return };
+                let Some(connection) = weak.upgrade() else {
+                    return;
+                };
                 if !connection.take_replies(&mut decoder) {
                     break;
                 }
@@ -75,7 +77,10 @@ impl Connection {
             match decoder.next::<Reply>() {
                 Ok(None) => return true,
                 Ok(Some((frame, fds))) => {
-                    let asker = self.lock().as_mut().and_then(|map| map.remove(&frame.sequence));
+                    let asker = self
+                        .lock()
+                        .as_mut()
+                        .and_then(|map| map.remove(&frame.sequence));
                     if let Some(asker) = asker {
                         // The asker may have stopped waiting.
                         let _ = asker.send((frame.body, fds));
@@ -106,8 +111,14 @@ impl Connection {
     pub(super) async fn call(&self, request: &Request) -> Result<Answer, Disconnected> {
         let sequence = self.next.fetch_add(1, Ordering::Relaxed);
         let (sender, receiver) = oneshot::channel();
-        self.lock().as_mut().ok_or(Disconnected)?.insert(sequence, sender);
-        let forget = Forget { connection: self, sequence };
+        self.lock()
+            .as_mut()
+            .ok_or(Disconnected)?
+            .insert(sequence, sender);
+        let forget = Forget {
+            connection: self,
+            sequence,
+        };
         let frame = encode(sequence, 0, request);
         let mut writer = self.writer.lock().await;
         // A frame cut off by cancellation would garble the stream, so it is not sent from the caller's future in parts: a

@@ -16,8 +16,8 @@ use tokio::io::unix::AsyncFd;
 
 use super::error::{LogError, OperationError};
 use super::runtime::Runtime;
-use crate::paths::{Paths, rotated};
 use crate::Stream;
+use crate::paths::{Paths, rotated};
 
 /// How much is read at a time.
 const CHUNK: usize = 64 * 1024;
@@ -62,10 +62,12 @@ pub(super) fn stream(
     futures_util::stream::unfold((state, options), |(mut state, options)| async move {
         loop {
             match state {
-                State::Begin { runtime, paths, id } => match begin(runtime, &paths, &id, options).await {
-                    Ok(reader) => state = State::Reading(Box::new(reader)),
-                    Err(error) => return Some((Err(error), (State::Done, options))),
-                },
+                State::Begin { runtime, paths, id } => {
+                    match begin(runtime, &paths, &id, options).await {
+                        Ok(reader) => state = State::Reading(Box::new(reader)),
+                        Err(error) => return Some((Err(error), (State::Done, options))),
+                    }
+                }
                 State::Reading(mut reader) => match reader.next().await {
                     Some(Ok(line)) => return Some((Ok(line), (State::Reading(reader), options))),
                     Some(Err(error)) => return Some((Err(error), (State::Done, options))),
@@ -78,7 +80,11 @@ pub(super) fn stream(
 }
 
 enum State {
-    Begin { runtime: Runtime, paths: Paths, id: String },
+    Begin {
+        runtime: Runtime,
+        paths: Paths,
+        id: String,
+    },
     Reading(Box<Reader>),
     Done,
 }
@@ -100,13 +106,25 @@ struct Reader {
     past_end: bool,
 }
 
-async fn begin(runtime: Runtime, paths: &Paths, id: &str, options: LogOptions) -> Result<Reader, LogError> {
+async fn begin(
+    runtime: Runtime,
+    paths: &Paths,
+    id: &str,
+    options: LogOptions,
+) -> Result<Reader, LogError> {
     crate::plan::check_id(id)?;
     let own = paths.container(id);
     let path = own.log();
-    let failed = |source| LogError::Read { path: path.clone(), source };
+    let failed = |source| LogError::Read {
+        path: path.clone(),
+        source,
+    };
     // Watched before anything is read, so that nothing is missed in between.
-    let watch = if options.follow { Some(watch(&own.state).map_err(failed)?) } else { None };
+    let watch = if options.follow {
+        Some(watch(&own.state).map_err(failed)?)
+    } else {
+        None
+    };
     let files = open_from(&path, None).map_err(failed)?;
     let mut reader = Reader {
         runtime,
@@ -142,7 +160,10 @@ fn watch(directory: &Path) -> io::Result<AsyncFd<OwnedFd>> {
     let watch = inotify::init(CreateFlags::NONBLOCK | CreateFlags::CLOEXEC)?;
     let changes = WatchFlags::MODIFY | WatchFlags::CREATE | WatchFlags::MOVED_TO;
     inotify::add_watch(&watch, directory, changes)?;
-    #[expect(deprecated, reason = "its successor is unsafe; an OwnedFd gives the same descriptor as long as it lives")]
+    #[expect(
+        deprecated,
+        reason = "its successor is unsafe; an OwnedFd gives the same descriptor as long as it lives"
+    )]
     AsyncFd::new(watch)
 }
 
@@ -221,7 +242,8 @@ impl Reader {
                         return Ok(false);
                     }
                     // It may have grown between our last look and its rotation.
-                    let grown = file.metadata().map_err(|source| self.failed(source))?.len() > self.offset;
+                    let grown =
+                        file.metadata().map_err(|source| self.failed(source))?.len() > self.offset;
                     self.files.extend(newer);
                     if grown {
                         continue;
@@ -242,7 +264,10 @@ impl Reader {
     }
 
     fn failed(&self, source: io::Error) -> LogError {
-        LogError::Read { path: self.path.clone(), source }
+        LogError::Read {
+            path: self.path.clone(),
+            source,
+        }
     }
 
     fn take_lines(&mut self, bytes: &[u8]) {
@@ -283,7 +308,12 @@ impl Reader {
                 // Nothing that comes after this moment is wanted.
                 Some(until) => {
                     let left = until.duration_since(Timestamp::now()).unsigned_abs();
-                    tokio::time::sleep(if until < Timestamp::now() { std::time::Duration::ZERO } else { left }).await;
+                    tokio::time::sleep(if until < Timestamp::now() {
+                        std::time::Duration::ZERO
+                    } else {
+                        left
+                    })
+                    .await;
                 }
                 None => std::future::pending().await,
             }
@@ -314,5 +344,9 @@ fn parse(line: &[u8]) -> Option<LogLine> {
         time: Timestamp,
     }
     let entry: Entry = serde_json::from_slice(line).ok()?;
-    Some(LogLine { stream: entry.stream, at: entry.time, bytes: entry.log.into_bytes() })
+    Some(LogLine {
+        stream: entry.stream,
+        at: entry.time,
+        bytes: entry.log.into_bytes(),
+    })
 }

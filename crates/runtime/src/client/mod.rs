@@ -5,6 +5,9 @@ mod error;
 mod logs;
 mod runtime;
 
-pub use error::{CreateError, DeleteError, LogError, OpenError, OperationError, SignalError, StartError, WaitError};
+pub use error::{
+    CreateError, DeleteError, LogError, OpenError, OperationError, SignalError, StartError,
+    WaitError,
+};
 pub use logs::{LogLine, LogOptions};
 pub use runtime::{CreateRequest, Keep, Runtime, RuntimeConfig, Sandbox};

@@ -13,13 +13,18 @@ use futures_util::Stream as AsyncStream;
 use oci_spec::runtime::Spec;
 
 use super::connection::{Connection, Disconnected};
-use super::error::{CreateError, DeleteError, LogError, OpenError, OperationError, SignalError, StartError, WaitError};
+use super::error::{
+    CreateError, DeleteError, LogError, OpenError, OperationError, SignalError, StartError,
+    WaitError,
+};
 use super::logs::{self, LogLine, LogOptions};
 use crate::paths::Paths;
 use crate::plan::Plan;
 use crate::protocol::{Failure, Reply, Request};
 use crate::sys::process::pidfd_exit_status;
-use crate::{ContainerState, EtcFiles, ExitStatus, LogConfig, Phase, Rootfs, SeccompFilter, Signal, Started};
+use crate::{
+    ContainerState, EtcFiles, ExitStatus, LogConfig, Phase, Rootfs, SeccompFilter, Signal, Started,
+};
 
 /// For how long a request is tried again on new connections.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -107,14 +112,20 @@ struct Held {
 
 impl std::fmt::Debug for Runtime {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        formatter.debug_struct("Runtime").field("config", &self.inner.config).finish_non_exhaustive()
+        formatter
+            .debug_struct("Runtime")
+            .field("config", &self.inner.config)
+            .finish_non_exhaustive()
     }
 }
 
 impl Runtime {
     /// Connects to the living supervisor or starts one, which adopts what a dead one left.
     pub async fn open(config: RuntimeConfig) -> Result<Self, OpenError> {
-        let paths = Paths { exec_root: config.exec_root.clone(), state_root: config.state_root.clone() };
+        let paths = Paths {
+            exec_root: config.exec_root.clone(),
+            state_root: config.state_root.clone(),
+        };
         check(&config, &paths)?;
         empty_trash(&paths)?;
         let runtime = Self {
@@ -145,16 +156,20 @@ impl Runtime {
                 Ok(Sandbox { pid, netns })
             }
             Reply::Failed(Failure::State(text)) => Err(CreateError::State(text)),
-            Reply::Failed(failure) => {
-                Err(CreateError::Failed(OperationError::from_failure(&id, failure).to_string()))
-            }
+            Reply::Failed(failure) => Err(CreateError::Failed(
+                OperationError::from_failure(&id, failure).to_string(),
+            )),
             _ => Err(OpenError::Protocol(None).into()),
         }
     }
 
     /// Lets a created container execute its program. Starting a running one again gives the same answer.
     pub async fn start(&self, id: &str) -> Result<Started, StartError> {
-        let (reply, _) = self.inner.ask(&Request::Start { id: id.to_owned() }).await.map_err(OperationError::from)?;
+        let (reply, _) = self
+            .inner
+            .ask(&Request::Start { id: id.to_owned() })
+            .await
+            .map_err(OperationError::from)?;
         match reply {
             Reply::Started(started) => Ok(started),
             Reply::Failed(Failure::Start { message, exit_code }) => {
@@ -167,7 +182,14 @@ impl Runtime {
 
     /// Sends a signal to the container's first process.
     pub async fn signal(&self, id: &str, signal: Signal) -> Result<(), SignalError> {
-        self.done(id, &Request::Signal { id: id.to_owned(), signal: signal.as_raw() }).await
+        self.done(
+            id,
+            &Request::Signal {
+                id: id.to_owned(),
+                signal: signal.as_raw(),
+            },
+        )
+        .await
     }
 
     /// Sends SIGKILL to every process of the container. One that has ended is killed already.
@@ -177,12 +199,26 @@ impl Runtime {
 
     /// Stops every process of the container where it is.
     pub async fn pause(&self, id: &str) -> Result<(), OperationError> {
-        self.done(id, &Request::Freeze { id: id.to_owned(), frozen: true }).await
+        self.done(
+            id,
+            &Request::Freeze {
+                id: id.to_owned(),
+                frozen: true,
+            },
+        )
+        .await
     }
 
     /// Lets a paused container go on.
     pub async fn unpause(&self, id: &str) -> Result<(), OperationError> {
-        self.done(id, &Request::Freeze { id: id.to_owned(), frozen: false }).await
+        self.done(
+            id,
+            &Request::Freeze {
+                id: id.to_owned(),
+                frozen: false,
+            },
+        )
+        .await
     }
 
     /// All containers, in the order they were made or adopted.
@@ -195,7 +231,12 @@ impl Runtime {
 
     /// One container; `None` when there is none of this id.
     pub async fn state(&self, id: &str) -> Result<Option<ContainerState>, OperationError> {
-        match self.inner.ask(&Request::State { id: id.to_owned() }).await?.0 {
+        match self
+            .inner
+            .ask(&Request::State { id: id.to_owned() })
+            .await?
+            .0
+        {
             Reply::State(state) => Ok(state),
             other => Err(unexpected(id, other)),
         }
@@ -203,7 +244,12 @@ impl Runtime {
 
     /// Waits until the container has ended, across deaths of the supervisor. One that has ended already is answered at once.
     pub async fn wait(&self, id: &str) -> Result<ExitStatus, WaitError> {
-        match self.inner.ask(&Request::Wait { id: id.to_owned() }).await?.0 {
+        match self
+            .inner
+            .ask(&Request::Wait { id: id.to_owned() })
+            .await?
+            .0
+        {
             Reply::Exited(status) => {
                 self.inner.release(id);
                 Ok(status)
@@ -214,7 +260,11 @@ impl Runtime {
 
     /// The container's network namespace, while its first process lives.
     pub async fn netns(&self, id: &str) -> Result<OwnedFd, OperationError> {
-        match self.inner.ask(&Request::Netns { id: id.to_owned() }).await? {
+        match self
+            .inner
+            .ask(&Request::Netns { id: id.to_owned() })
+            .await?
+        {
             (Reply::Descriptors, mut fds) => fds.pop().ok_or(OpenError::Protocol(None).into()),
             (other, _) => Err(unexpected(id, other)),
         }
@@ -230,7 +280,8 @@ impl Runtime {
         if crate::plan::check_id(id).is_err() {
             return Err(OperationError::NotFound(id.to_owned()).into());
         }
-        self.done(id, &Request::Delete { id: id.to_owned() }).await?;
+        self.done(id, &Request::Delete { id: id.to_owned() })
+            .await?;
         self.inner.release(id);
         let own = self.inner.paths.container(id);
         let trash = self.inner.paths.trash();
@@ -242,13 +293,28 @@ impl Runtime {
     }
 
     /// The container's output. Following ends when the container has ended and all is read.
-    pub fn logs(&self, id: &str, options: LogOptions) -> impl AsyncStream<Item = Result<LogLine, LogError>> + Send + 'static {
-        logs::stream(self.clone(), self.inner.paths.clone(), id.to_owned(), options)
+    pub fn logs(
+        &self,
+        id: &str,
+        options: LogOptions,
+    ) -> impl AsyncStream<Item = Result<LogLine, LogError>> + Send + 'static {
+        logs::stream(
+            self.clone(),
+            self.inner.paths.clone(),
+            id.to_owned(),
+            options,
+        )
     }
 
     /// The pid of the supervisor last connected to; `None` when it has gone.
     pub async fn supervisor_pid(&self) -> Option<u32> {
-        let connected = self.inner.connection.lock().await.as_ref().is_some_and(|c| c.is_open());
+        let connected = self
+            .inner
+            .connection
+            .lock()
+            .await
+            .as_ref()
+            .is_some_and(|c| c.is_open());
         connected.then(|| self.inner.supervisor_pid.load(Ordering::Relaxed))
     }
 
@@ -320,7 +386,10 @@ impl Inner {
             }
             other => other,
         };
-        let connection = connection.map_err(|source| OpenError::Connect { path: socket, source })?;
+        let connection = connection.map_err(|source| OpenError::Connect {
+            path: socket,
+            source,
+        })?;
         self.greet(&connection).await?;
         *slot = Some(Arc::clone(&connection));
         Ok(connection)
@@ -341,16 +410,33 @@ impl Inner {
             };
             held.iter().filter_map(ended).collect()
         };
-        let (reply, _) = connection.call(&Request::Hello { exits }).await.map_err(gone)?;
-        let Reply::Hello { pid } = reply else { return Err(OpenError::Protocol(None)) };
+        let (reply, _) = connection
+            .call(&Request::Hello { exits })
+            .await
+            .map_err(gone)?;
+        let Reply::Hello { pid } = reply else {
+            return Err(OpenError::Protocol(None));
+        };
         self.supervisor_pid.store(pid, Ordering::Relaxed);
         let (reply, _) = connection.call(&Request::List).await.map_err(gone)?;
-        let Reply::States(states) = reply else { return Err(OpenError::Protocol(None)) };
-        for state in states.into_iter().filter(|state| !matches!(state.phase, Phase::Exited(_))) {
-            if self.held.lock().unwrap_or_else(PoisonError::into_inner).contains_key(&state.id) {
+        let Reply::States(states) = reply else {
+            return Err(OpenError::Protocol(None));
+        };
+        for state in states
+            .into_iter()
+            .filter(|state| !matches!(state.phase, Phase::Exited(_)))
+        {
+            if self
+                .held
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .contains_key(&state.id)
+            {
                 continue;
             }
-            let request = Request::Hold { id: state.id.clone() };
+            let request = Request::Hold {
+                id: state.id.clone(),
+            };
             // One that ended meanwhile needs no holding.
             if let (Reply::Descriptors, fds) = connection.call(&request).await.map_err(gone)? {
                 self.hold(state.id, fds);
@@ -362,13 +448,22 @@ impl Inner {
     fn hold(&self, id: String, fds: Vec<OwnedFd>) {
         let mut fds = fds.into_iter();
         if let Some(pidfd) = fds.next() {
-            let held = Held { pidfd, _outputs: fds.collect() };
-            self.held.lock().unwrap_or_else(PoisonError::into_inner).insert(id, held);
+            let held = Held {
+                pidfd,
+                _outputs: fds.collect(),
+            };
+            self.held
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .insert(id, held);
         }
     }
 
     fn release(&self, id: &str) {
-        self.held.lock().unwrap_or_else(PoisonError::into_inner).remove(id);
+        self.held
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .remove(id);
     }
 
     /// Runs the executable; it returns when the supervisor, a process of its own session, serves.
@@ -387,7 +482,10 @@ impl Inner {
             .stderr(Stdio::piped())
             .output()
             .await
-            .map_err(|source| OpenError::Run { exe: config.supervisor_exe.clone(), source })?;
+            .map_err(|source| OpenError::Run {
+                exe: config.supervisor_exe.clone(),
+                source,
+            })?;
         if output.status.success() {
             tracing::info!("supervisor started");
             return Ok(());
@@ -397,7 +495,11 @@ impl Inner {
         if text.contains("another supervisor holds") {
             return Ok(());
         }
-        Err(OpenError::Refused(if text.is_empty() { output.status.to_string() } else { text }))
+        Err(OpenError::Refused(if text.is_empty() {
+            output.status.to_string()
+        } else {
+            text
+        }))
     }
 }
 
@@ -422,18 +524,33 @@ fn reconnect(inner: Weak<Inner>) {
 }
 
 fn is_absent(error: &io::Error) -> bool {
-    matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused)
+    matches!(
+        error.kind(),
+        io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused
+    )
 }
 
 fn check(config: &RuntimeConfig, paths: &Paths) -> Result<(), OpenError> {
-    let unusable = |path: &Path, reason| Err(OpenError::Path { path: path.to_path_buf(), reason });
-    for path in [&config.exec_root, &config.state_root, &config.supervisor_exe] {
+    let unusable = |path: &Path, reason| {
+        Err(OpenError::Path {
+            path: path.to_path_buf(),
+            reason,
+        })
+    };
+    for path in [
+        &config.exec_root,
+        &config.state_root,
+        &config.supervisor_exe,
+    ] {
         if !path.is_absolute() {
             return unusable(path, "it is not absolute");
         }
     }
     if paths.socket().as_os_str().len() > SOCKET_PATH_LIMIT {
-        return unusable(&config.exec_root, "a socket below it would have a path of more than 107 bytes; choose a shorter one");
+        return unusable(
+            &config.exec_root,
+            "a socket below it would have a path of more than 107 bytes; choose a shorter one",
+        );
     }
     let parent = &config.cgroup_parent;
     if parent.is_empty() || parent.contains('/') || parent.starts_with('.') {
@@ -446,7 +563,10 @@ fn check(config: &RuntimeConfig, paths: &Paths) -> Result<(), OpenError> {
 fn empty_trash(paths: &Paths) -> Result<(), OpenError> {
     let trash = paths.trash();
     match std::fs::remove_dir_all(&trash) {
-        Err(source) if source.kind() != io::ErrorKind::NotFound => Err(OpenError::Prepare { path: trash, source }),
+        Err(source) if source.kind() != io::ErrorKind::NotFound => Err(OpenError::Prepare {
+            path: trash,
+            source,
+        }),
         _ => Ok(()),
     }
 }

@@ -11,7 +11,12 @@ use oci_spec::runtime::{
 pub fn default_spec() -> Spec {
     let mut spec = Spec::default();
     spec.set_version("1.2.0".to_owned())
-        .set_root(Some(RootBuilder::default().readonly(false).build().expect("all fields have defaults")))
+        .set_root(Some(
+            RootBuilder::default()
+                .readonly(false)
+                .build()
+                .expect("all fields have defaults"),
+        ))
         .set_hostname(None)
         .set_mounts(Some(mounts()))
         .set_process(Some(process()))
@@ -41,8 +46,20 @@ fn capabilities() -> LinuxCapabilities {
         Setfcap, Setgid, Setpcap, Setuid, SysChroot,
     };
     let set: std::collections::HashSet<Capability> = [
-        Chown, DacOverride, Fsetid, Fowner, Mknod, NetRaw, Setgid, Setuid, Setfcap, Setpcap,
-        NetBindService, SysChroot, Kill, AuditWrite,
+        Chown,
+        DacOverride,
+        Fsetid,
+        Fowner,
+        Mknod,
+        NetRaw,
+        Setgid,
+        Setuid,
+        Setfcap,
+        Setpcap,
+        NetBindService,
+        SysChroot,
+        Kill,
+        AuditWrite,
     ]
     .into();
     let mut capabilities = LinuxCapabilities::default();
@@ -61,23 +78,60 @@ fn mounts() -> Vec<Mount> {
             .destination(target)
             .typ(kind)
             .source(source)
-            .options(options.iter().map(|word| (*word).to_owned()).collect::<Vec<_>>())
+            .options(
+                options
+                    .iter()
+                    .map(|word| (*word).to_owned())
+                    .collect::<Vec<_>>(),
+            )
             .build()
             .expect("a mount of constants is valid")
     };
     vec![
         mount("/proc", "proc", "proc", &["nosuid", "noexec", "nodev"]),
-        mount("/dev", "tmpfs", "tmpfs", &["nosuid", "strictatime", "mode=755", "size=65536k"]),
+        mount(
+            "/dev",
+            "tmpfs",
+            "tmpfs",
+            &["nosuid", "strictatime", "mode=755", "size=65536k"],
+        ),
         mount(
             "/dev/pts",
             "devpts",
             "devpts",
-            &["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"],
+            &[
+                "nosuid",
+                "noexec",
+                "newinstance",
+                "ptmxmode=0666",
+                "mode=0620",
+                "gid=5",
+            ],
         ),
-        mount("/sys", "sysfs", "sysfs", &["nosuid", "noexec", "nodev", "ro"]),
-        mount("/sys/fs/cgroup", "cgroup", "cgroup", &["ro", "nosuid", "noexec", "nodev"]),
-        mount("/dev/mqueue", "mqueue", "mqueue", &["nosuid", "noexec", "nodev"]),
-        mount("/dev/shm", "tmpfs", "shm", &["nosuid", "noexec", "nodev", "mode=1777", "size=67108864"]),
+        mount(
+            "/sys",
+            "sysfs",
+            "sysfs",
+            &["nosuid", "noexec", "nodev", "ro"],
+        ),
+        mount(
+            "/sys/fs/cgroup",
+            "cgroup",
+            "cgroup",
+            &["ro", "nosuid", "noexec", "nodev"],
+        ),
+        mount(
+            "/dev/mqueue",
+            "mqueue",
+            "mqueue",
+            &["nosuid", "noexec", "nodev"],
+        ),
+        mount(
+            "/dev/shm",
+            "tmpfs",
+            "shm",
+            &["nosuid", "noexec", "nodev", "mode=1777", "size=67108864"],
+        ),
     ]
 }
 
@@ -131,8 +185,15 @@ fn linux() -> Linux {
 
 /// Nothing, then what runc and Docker allow everyone: making any node, and using the harmless ones.
 fn device_rules() -> Vec<LinuxDeviceCgroup> {
-    let rule = |allow: bool, kind: LinuxDeviceType, major: Option<i64>, minor: Option<i64>, access: &str| {
-        let mut rule = LinuxDeviceCgroupBuilder::default().allow(allow).typ(kind).access(access);
+    let rule = |allow: bool,
+                kind: LinuxDeviceType,
+                major: Option<i64>,
+                minor: Option<i64>,
+                access: &str| {
+        let mut rule = LinuxDeviceCgroupBuilder::default()
+            .allow(allow)
+            .typ(kind)
+            .access(access);
         if let Some(major) = major {
             rule = rule.major(major);
         }
@@ -149,7 +210,16 @@ fn device_rules() -> Vec<LinuxDeviceCgroup> {
         rule(true, character, Some(136), None, "rwm"), // pseudo-terminals
     ];
     // null, zero, full, random, urandom, tty, console, ptmx.
-    for (major, minor) in [(1, 3), (1, 5), (1, 7), (1, 8), (1, 9), (5, 0), (5, 1), (5, 2)] {
+    for (major, minor) in [
+        (1, 3),
+        (1, 5),
+        (1, 7),
+        (1, 8),
+        (1, 9),
+        (5, 0),
+        (5, 1),
+        (5, 2),
+    ] {
         rules.push(rule(true, character, Some(major), Some(minor), "rwm"));
     }
     rules

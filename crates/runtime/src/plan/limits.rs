@@ -7,13 +7,21 @@ use super::{DeviceKind, DeviceRule, Limits, Throttle, ThrottleKind};
 
 pub(super) fn limits(resources: &LinuxResources) -> Result<Limits, InvalidSpec> {
     let unsupported = |field| Err(InvalidSpec::unsupported(field));
-    if resources.hugepage_limits().as_ref().is_some_and(|limits| !limits.is_empty()) {
+    if resources
+        .hugepage_limits()
+        .as_ref()
+        .is_some_and(|limits| !limits.is_empty())
+    {
         return unsupported("linux.resources.hugepageLimits");
     }
     if resources.network().is_some() {
         return unsupported("linux.resources.network");
     }
-    if resources.rdma().as_ref().is_some_and(|rdma| !rdma.is_empty()) {
+    if resources
+        .rdma()
+        .as_ref()
+        .is_some_and(|rdma| !rdma.is_empty())
+    {
         return unsupported("linux.resources.rdma");
     }
     let mut limits = Limits::default();
@@ -30,7 +38,9 @@ pub(super) fn limits(resources: &LinuxResources) -> Result<Limits, InvalidSpec> 
             if swap != -1 && swap < memory {
                 return Err(InvalidSpec::invalid(
                     "linux.resources.memory.swap",
-                    format!("{swap} is memory and swap together and must be at least the memory limit {memory}"),
+                    format!(
+                        "{swap} is memory and swap together and must be at least the memory limit {memory}"
+                    ),
                 ));
             }
         }
@@ -56,26 +66,43 @@ pub(super) fn limits(resources: &LinuxResources) -> Result<Limits, InvalidSpec> 
         limits.cpuset_cpus = cpu.cpus().clone().filter(|list| !list.is_empty());
         limits.cpuset_mems = cpu.mems().clone().filter(|list| !list.is_empty());
     }
-    limits.pids = resources.pids().map(|pids| pids.limit()).filter(|limit| *limit != 0);
+    limits.pids = resources
+        .pids()
+        .map(|pids| pids.limit())
+        .filter(|limit| *limit != 0);
     if let Some(block_io) = resources.block_io() {
         if block_io.leaf_weight().is_some()
-            || block_io.weight_device().as_ref().is_some_and(|list| !list.is_empty())
+            || block_io
+                .weight_device()
+                .as_ref()
+                .is_some_and(|list| !list.is_empty())
         {
             return unsupported("linux.resources.blockIO.leafWeight/weightDevice");
         }
         limits.blkio_weight = block_io.weight().filter(|weight| *weight != 0);
         for (list, kind) in [
             (block_io.throttle_read_bps_device(), ThrottleKind::ReadBytes),
-            (block_io.throttle_write_bps_device(), ThrottleKind::WriteBytes),
-            (block_io.throttle_read_iops_device(), ThrottleKind::ReadOperations),
-            (block_io.throttle_write_iops_device(), ThrottleKind::WriteOperations),
+            (
+                block_io.throttle_write_bps_device(),
+                ThrottleKind::WriteBytes,
+            ),
+            (
+                block_io.throttle_read_iops_device(),
+                ThrottleKind::ReadOperations,
+            ),
+            (
+                block_io.throttle_write_iops_device(),
+                ThrottleKind::WriteOperations,
+            ),
         ] {
-            limits.throttles.extend(list.iter().flatten().map(|device| Throttle {
-                major: device.major(),
-                minor: device.minor(),
-                rate: device.rate(),
-                kind,
-            }));
+            limits
+                .throttles
+                .extend(list.iter().flatten().map(|device| Throttle {
+                    major: device.major(),
+                    minor: device.minor(),
+                    rate: device.rate(),
+                    kind,
+                }));
         }
     }
     if let Some(unified) = resources.unified() {
@@ -107,7 +134,11 @@ pub(super) fn device_rule(rule: &LinuxDeviceCgroup) -> Result<DeviceRule, Invali
             .map(Some)
             .map_err(|_| invalid(format!("{value} is no device number"))),
     };
-    let access = rule.access().as_deref().filter(|access| !access.is_empty()).unwrap_or("rwm");
+    let access = rule
+        .access()
+        .as_deref()
+        .filter(|access| !access.is_empty())
+        .unwrap_or("rwm");
     if let Some(unknown) = access.chars().find(|letter| !"rwm".contains(*letter)) {
         return Err(invalid(format!("access {unknown:?} is none of r, w, m")));
     }

@@ -74,7 +74,10 @@ pub struct LogConfig {
 
 impl Default for LogConfig {
     fn default() -> Self {
-        Self { max_size: None, max_files: 1 }
+        Self {
+            max_size: None,
+            max_files: 1,
+        }
     }
 }
 
@@ -127,8 +130,15 @@ pub(crate) struct MountPlan {
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum MountKind {
-    Bind { source: PathBuf, recursive: bool },
-    Filesystem { kind: String, source: String, data: String },
+    Bind {
+        source: PathBuf,
+        recursive: bool,
+    },
+    Filesystem {
+        kind: String,
+        source: String,
+        data: String,
+    },
     /// The container's own view of its cgroups, made from what the host has mounted.
     Cgroup,
 }

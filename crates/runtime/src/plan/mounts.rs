@@ -15,7 +15,9 @@ pub(super) fn mount_plan(mount: &Mount) -> Result<MountPlan, InvalidSpec> {
     let target = mount.destination().to_string_lossy().into_owned();
     let invalid = |why: String| InvalidSpec::invalid("mounts", format!("{target}: {why}"));
     if !mount.destination().is_absolute() {
-        return Err(invalid("the destination must be an absolute path".to_owned()));
+        return Err(invalid(
+            "the destination must be an absolute path".to_owned(),
+        ));
     }
     if mount.uid_mappings().is_some() || mount.gid_mappings().is_some() {
         return Err(InvalidSpec::unsupported("mounts.uidMappings/gidMappings"));
@@ -26,20 +28,30 @@ pub(super) fn mount_plan(mount: &Mount) -> Result<MountPlan, InvalidSpec> {
     let kind = match kind {
         "cgroup" | "cgroup2" => MountKind::Cgroup,
         _ if words.bind || kind == "bind" => {
-            let source = source.filter(|source| source.is_absolute()).ok_or_else(|| {
-                invalid("a bind mount needs an absolute source path".to_owned())
-            })?;
+            let source = source
+                .filter(|source| source.is_absolute())
+                .ok_or_else(|| invalid("a bind mount needs an absolute source path".to_owned()))?;
             if let Some(unknown) = words.data.first() {
                 return Err(invalid(format!("unknown bind option {unknown:?}")));
             }
-            MountKind::Bind { source: source.to_path_buf(), recursive: words.recursive_bind }
+            MountKind::Bind {
+                source: source.to_path_buf(),
+                recursive: words.recursive_bind,
+            }
         }
         _ if FILESYSTEMS.contains(&kind) => MountKind::Filesystem {
             kind: kind.to_owned(),
-            source: source.unwrap_or_else(|| Path::new(kind)).to_string_lossy().into_owned(),
+            source: source
+                .unwrap_or_else(|| Path::new(kind))
+                .to_string_lossy()
+                .into_owned(),
             data: words.data.join(","),
         },
-        other => return Err(InvalidSpec::unsupported_text(format!("mounts.type {other:?} ({target})"))),
+        other => {
+            return Err(InvalidSpec::unsupported_text(format!(
+                "mounts.type {other:?} ({target})"
+            )));
+        }
     };
     let is_tmpfs = matches!(&kind, MountKind::Filesystem { kind, .. } if kind == "tmpfs");
     if words.copy_up && !is_tmpfs {
@@ -135,22 +147,39 @@ mod tests {
             .destination("/data")
             .typ(typ)
             .source(source)
-            .options(options.iter().map(|word| (*word).to_owned()).collect::<Vec<_>>())
+            .options(
+                options
+                    .iter()
+                    .map(|word| (*word).to_owned())
+                    .collect::<Vec<_>>(),
+            )
             .build()
             .expect("a valid mount")
     }
 
     #[test]
     fn bind_words_become_attributes() {
-        let plan = mount_plan(&mount("bind", "/srv", &["rbind", "ro", "nosuid", "rslave"])).expect("valid");
-        assert_eq!(plan.kind, MountKind::Bind { source: "/srv".into(), recursive: true });
+        let plan = mount_plan(&mount("bind", "/srv", &["rbind", "ro", "nosuid", "rslave"]))
+            .expect("valid");
+        assert_eq!(
+            plan.kind,
+            MountKind::Bind {
+                source: "/srv".into(),
+                recursive: true
+            }
+        );
         assert_eq!(plan.attributes.set, attribute::RDONLY | attribute::NOSUID);
         assert_eq!(plan.attributes.propagation, libc::MS_SLAVE);
     }
 
     #[test]
     fn tmpfs_keeps_its_own_options_as_data() {
-        let plan = mount_plan(&mount("tmpfs", "tmpfs", &["size=64m", "noexec", "mode=1777"])).expect("valid");
+        let plan = mount_plan(&mount(
+            "tmpfs",
+            "tmpfs",
+            &["size=64m", "noexec", "mode=1777"],
+        ))
+        .expect("valid");
         let expected = MountKind::Filesystem {
             kind: "tmpfs".to_owned(),
             source: "tmpfs".to_owned(),
@@ -162,7 +191,9 @@ mod tests {
     #[test]
     fn other_filesystems_and_bad_binds_are_refused_by_name() {
         let text = |typ, source, options| {
-            mount_plan(&mount(typ, source, options)).expect_err("refused").to_string()
+            mount_plan(&mount(typ, source, options))
+                .expect_err("refused")
+                .to_string()
         };
         assert!(text("ext4", "/dev/vda", &[]).contains("mounts.type \"ext4\""));
         assert!(text("bind", "relative", &["bind"]).contains("absolute source"));

@@ -45,10 +45,17 @@ impl InvalidSpec {
 
 /// A container id is 64 lower-case hex digits; it names directories and cgroups, so nothing else may get in.
 pub(crate) fn check_id(id: &str) -> Result<(), InvalidSpec> {
-    if id.len() == 64 && id.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f')) {
+    if id.len() == 64
+        && id
+            .bytes()
+            .all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
+    {
         return Ok(());
     }
-    Err(InvalidSpec::invalid("id", format!("{id:?} is not 64 lower-case hex digits")))
+    Err(InvalidSpec::invalid(
+        "id",
+        format!("{id:?} is not 64 lower-case hex digits"),
+    ))
 }
 
 impl Plan {
@@ -59,7 +66,8 @@ impl Plan {
         let spec = &request.spec;
         refuse_top_level(spec)?;
         let process = spec.process().as_ref();
-        let process = process.ok_or_else(|| InvalidSpec::invalid("process", "is missing".to_owned()))?;
+        let process =
+            process.ok_or_else(|| InvalidSpec::invalid("process", "is missing".to_owned()))?;
         let none = Linux::default();
         let linux = spec.linux().as_ref().unwrap_or(&none);
         refuse_linux(linux)?;
@@ -78,9 +86,16 @@ impl Plan {
         }
         let namespaces = namespaces(linux)?;
         if request.log.max_files == 0 {
-            return Err(InvalidSpec::invalid("log.max_files", "must be at least 1".to_owned()));
+            return Err(InvalidSpec::invalid(
+                "log.max_files",
+                "must be at least 1".to_owned(),
+            ));
         }
-        let seccomp = linux.seccomp().as_ref().map(seccomp::from_oci).transpose()?;
+        let seccomp = linux
+            .seccomp()
+            .as_ref()
+            .map(seccomp::from_oci)
+            .transpose()?;
         if seccomp.is_some() && request.seccomp.is_some() {
             return Err(InvalidSpec::invalid(
                 "seccomp",
@@ -88,7 +103,11 @@ impl Plan {
             ));
         }
         Ok(Self {
-            readonly_root: spec.root().as_ref().and_then(|root| root.readonly()).unwrap_or(false),
+            readonly_root: spec
+                .root()
+                .as_ref()
+                .and_then(|root| root.readonly())
+                .unwrap_or(false),
             namespaces,
             hostname: spec.hostname().clone().filter(|name| !name.is_empty()),
             domainname: spec.domainname().clone().filter(|name| !name.is_empty()),
@@ -117,7 +136,9 @@ fn check_rootfs(rootfs: &super::Rootfs) -> Result<(), InvalidSpec> {
     for name in &rootfs.lower {
         let escapes = name.starts_with('/') || name.split('/').any(|part| part == "..");
         if name.is_empty() || escapes || name.contains('\0') {
-            return invalid(format!("layer {name:?} is not a relative path within the layers directory"));
+            return invalid(format!(
+                "layer {name:?} is not a relative path within the layers directory"
+            ));
         }
     }
     Ok(())
@@ -137,16 +158,58 @@ fn refuse_top_level(spec: &Spec) -> Result<(), InvalidSpec> {
 
 fn refuse_linux(linux: &Linux) -> Result<(), InvalidSpec> {
     refuse_first(&[
-        ("linux.netDevices", linux.net_devices().as_ref().is_some_and(|map| !map.is_empty())),
-        ("linux.uidMappings", linux.uid_mappings().as_ref().is_some_and(|list| !list.is_empty())),
-        ("linux.gidMappings", linux.gid_mappings().as_ref().is_some_and(|list| !list.is_empty())),
-        ("linux.cgroupsPath", linux.cgroups_path().as_ref().is_some_and(|p| !p.as_os_str().is_empty())),
-        ("linux.rootfsPropagation", linux.rootfs_propagation().as_ref().is_some_and(|p| !p.is_empty())),
-        ("linux.mountLabel", linux.mount_label().as_ref().is_some_and(|label| !label.is_empty())),
+        (
+            "linux.netDevices",
+            linux
+                .net_devices()
+                .as_ref()
+                .is_some_and(|map| !map.is_empty()),
+        ),
+        (
+            "linux.uidMappings",
+            linux
+                .uid_mappings()
+                .as_ref()
+                .is_some_and(|list| !list.is_empty()),
+        ),
+        (
+            "linux.gidMappings",
+            linux
+                .gid_mappings()
+                .as_ref()
+                .is_some_and(|list| !list.is_empty()),
+        ),
+        (
+            "linux.cgroupsPath",
+            linux
+                .cgroups_path()
+                .as_ref()
+                .is_some_and(|p| !p.as_os_str().is_empty()),
+        ),
+        (
+            "linux.rootfsPropagation",
+            linux
+                .rootfs_propagation()
+                .as_ref()
+                .is_some_and(|p| !p.is_empty()),
+        ),
+        (
+            "linux.mountLabel",
+            linux
+                .mount_label()
+                .as_ref()
+                .is_some_and(|label| !label.is_empty()),
+        ),
         ("linux.intelRdt", linux.intel_rdt().is_some()),
         ("linux.memoryPolicy", linux.memory_policy().is_some()),
         ("linux.personality", linux.personality().is_some()),
-        ("linux.timeOffsets", linux.time_offsets().as_ref().is_some_and(|map| !map.is_empty())),
+        (
+            "linux.timeOffsets",
+            linux
+                .time_offsets()
+                .as_ref()
+                .is_some_and(|map| !map.is_empty()),
+        ),
     ])
 }
 
@@ -158,16 +221,27 @@ fn refuse_first(fields: &[(&str, bool)]) -> Result<(), InvalidSpec> {
 }
 
 fn namespaces(linux: &Linux) -> Result<Namespaces, InvalidSpec> {
-    let mut namespaces = Namespaces { clone_flags: 0, cgroup: false, join_network: None };
+    let mut namespaces = Namespaces {
+        clone_flags: 0,
+        cgroup: false,
+        join_network: None,
+    };
     for namespace in linux.namespaces().iter().flatten() {
-        let path = namespace.path().clone().filter(|path| !path.as_os_str().is_empty());
+        let path = namespace
+            .path()
+            .clone()
+            .filter(|path| !path.as_os_str().is_empty());
         match (namespace.typ(), path) {
             (LinuxNamespaceType::Network, Some(path)) => namespaces.join_network = Some(path),
             (typ, Some(_)) => {
-                return Err(InvalidSpec::unsupported_text(format!("linux.namespaces.path of {typ:?}")));
+                return Err(InvalidSpec::unsupported_text(format!(
+                    "linux.namespaces.path of {typ:?}"
+                )));
             }
             (typ @ (LinuxNamespaceType::User | LinuxNamespaceType::Time), None) => {
-                return Err(InvalidSpec::unsupported_text(format!("linux.namespaces.type {typ:?}")));
+                return Err(InvalidSpec::unsupported_text(format!(
+                    "linux.namespaces.type {typ:?}"
+                )));
             }
             (LinuxNamespaceType::Cgroup, None) => namespaces.cgroup = true,
             (typ, None) => namespaces.clone_flags |= typ as u64,
@@ -175,9 +249,14 @@ fn namespaces(linux: &Linux) -> Result<Namespaces, InvalidSpec> {
     }
     // Without a mount namespace the container's mounts would be the host's; without a pid namespace, its processes could
     // outlive it.
-    for (typ, name) in [(LinuxNamespaceType::Mount, "mount"), (LinuxNamespaceType::Pid, "pid")] {
+    for (typ, name) in [
+        (LinuxNamespaceType::Mount, "mount"),
+        (LinuxNamespaceType::Pid, "pid"),
+    ] {
         if namespaces.clone_flags & typ as u64 == 0 {
-            return Err(InvalidSpec::unsupported_text(format!("linux.namespaces without {name}")));
+            return Err(InvalidSpec::unsupported_text(format!(
+                "linux.namespaces without {name}"
+            )));
         }
     }
     Ok(namespaces)
@@ -189,7 +268,9 @@ fn sysctls(linux: &Linux) -> Result<Vec<(String, String)>, InvalidSpec> {
         // Those that belong to a namespace; any other would change the host.
         let namespaced = key.starts_with("net.")
             || key.starts_with("fs.mqueue.")
-            || ["kernel.shm", "kernel.msg", "kernel.sem"].iter().any(|p| key.starts_with(p))
+            || ["kernel.shm", "kernel.msg", "kernel.sem"]
+                .iter()
+                .any(|p| key.starts_with(p))
             || key == "kernel.domainname"
             || key == "kernel.hostname";
         if !namespaced || key.contains("..") || key.contains('/') {
@@ -235,21 +316,42 @@ fn process_plan(
 ) -> Result<ProcessPlan, InvalidSpec> {
     refuse_first(&[
         ("process.terminal", process.terminal() == Some(true)),
-        ("process.apparmorProfile", process.apparmor_profile().as_ref().is_some_and(|p| !p.is_empty())),
-        ("process.selinuxLabel", process.selinux_label().as_ref().is_some_and(|l| !l.is_empty())),
+        (
+            "process.apparmorProfile",
+            process
+                .apparmor_profile()
+                .as_ref()
+                .is_some_and(|p| !p.is_empty()),
+        ),
+        (
+            "process.selinuxLabel",
+            process
+                .selinux_label()
+                .as_ref()
+                .is_some_and(|l| !l.is_empty()),
+        ),
         ("process.ioPriority", process.io_priority().is_some()),
         ("process.scheduler", process.scheduler().is_some()),
-        ("process.execCPUAffinity", process.exec_cpu_affinity().is_some()),
+        (
+            "process.execCPUAffinity",
+            process.exec_cpu_affinity().is_some(),
+        ),
         ("process.commandLine", process.command_line().is_some()),
     ])?;
     let args = process.args().clone().unwrap_or_default();
     if args.first().is_none_or(String::is_empty) {
-        return Err(InvalidSpec::invalid("process.args", "no command specified".to_owned()));
+        return Err(InvalidSpec::invalid(
+            "process.args",
+            "no command specified".to_owned(),
+        ));
     }
     let env = process.env().clone().unwrap_or_default();
     for (field, texts) in [("process.args", &args), ("process.env", &env)] {
         if texts.iter().any(|text| text.contains('\0')) {
-            return Err(InvalidSpec::invalid(field, "contains a NUL character".to_owned()));
+            return Err(InvalidSpec::invalid(
+                field,
+                "contains a NUL character".to_owned(),
+            ));
         }
     }
     let cwd = process.cwd().to_string_lossy().into_owned();
@@ -260,7 +362,10 @@ fn process_plan(
             format!("the working directory '{cwd}' is invalid, it needs to be an absolute path"),
         ));
     }
-    if let Some(score) = process.oom_score_adj().filter(|score| !(-1000..=1000).contains(score)) {
+    if let Some(score) = process
+        .oom_score_adj()
+        .filter(|score| !(-1000..=1000).contains(score))
+    {
         return Err(InvalidSpec::invalid(
             "process.oomScoreAdj",
             format!("{score} is not in -1000..=1000"),
@@ -275,10 +380,18 @@ fn process_plan(
             ));
         }
         let resource = rlimit_number(limit.typ());
-        rlimits.push(Rlimit { resource, soft: limit.soft(), hard: limit.hard() });
+        rlimits.push(Rlimit {
+            resource,
+            soft: limit.soft(),
+            hard: limit.hard(),
+        });
     }
     let identity = process.user();
-    let extra = identity.additional_gids().iter().flatten().map(ToString::to_string);
+    let extra = identity
+        .additional_gids()
+        .iter()
+        .flatten()
+        .map(ToString::to_string);
     Ok(ProcessPlan {
         args,
         env,
@@ -288,7 +401,11 @@ fn process_plan(
         gid: identity.gid(),
         groups: groups.into_iter().chain(extra).collect(),
         umask: identity.umask().unwrap_or(0o022),
-        capabilities: process.capabilities().as_ref().map(capability_sets).unwrap_or_default(),
+        capabilities: process
+            .capabilities()
+            .as_ref()
+            .map(capability_sets)
+            .unwrap_or_default(),
         rlimits,
         no_new_privileges: process.no_new_privileges().unwrap_or(false),
         oom_score_adj: process.oom_score_adj(),
@@ -308,7 +425,9 @@ fn capability_sets(sets: &LinuxCapabilities) -> CapabilitySets {
 
 fn mask(capabilities: Option<&Capabilities>) -> u64 {
     let names = capabilities.into_iter().flatten().map(ToString::to_string);
-    names.filter_map(|name| capability_number(&name)).fold(0, |mask, number| mask | 1 << number)
+    names
+        .filter_map(|name| capability_number(&name))
+        .fold(0, |mask, number| mask | 1 << number)
 }
 
 /// Capability names in the order of their numbers (`<linux/capability.h>`).
@@ -321,7 +440,11 @@ MAC_ADMIN SYSLOG WAKE_ALARM BLOCK_SUSPEND AUDIT_READ PERFMON BPF CHECKPOINT_REST
 /// The number of a capability, with or without its `CAP_` prefix.
 pub(crate) fn capability_number(name: &str) -> Option<u32> {
     let name = name.strip_prefix("CAP_").unwrap_or(name);
-    CAPABILITIES.split_whitespace().zip(0..).find(|(known, _)| *known == name).map(|(_, n)| n)
+    CAPABILITIES
+        .split_whitespace()
+        .zip(0..)
+        .find(|(known, _)| *known == name)
+        .map(|(_, n)| n)
 }
 
 /// The numbers of x86 and arm64 (`<asm-generic/resource.h>`).
@@ -357,7 +480,10 @@ mod tests {
         CreateRequest {
             id: "ab".repeat(32),
             spec: default_spec(),
-            rootfs: Rootfs { layers_dir: PathBuf::from("/layers"), lower: vec!["a".to_owned()] },
+            rootfs: Rootfs {
+                layers_dir: PathBuf::from("/layers"),
+                lower: vec!["a".to_owned()],
+            },
             user: String::new(),
             groups: Vec::new(),
             etc: EtcFiles::default(),
@@ -384,11 +510,17 @@ mod tests {
     #[test]
     fn unsupported_fields_are_refused_by_name() {
         let text = refusal(|request| {
-            request.spec.set_hooks(Some(oci_spec::runtime::Hooks::default()));
+            request
+                .spec
+                .set_hooks(Some(oci_spec::runtime::Hooks::default()));
         });
         assert_eq!(text, "hooks is not supported");
         let text = refusal(|request| {
-            let process = request.spec.process_mut().as_mut().expect("the default has one");
+            let process = request
+                .spec
+                .process_mut()
+                .as_mut()
+                .expect("the default has one");
             process.set_terminal(Some(true));
         });
         assert_eq!(text, "process.terminal is not supported");
@@ -396,17 +528,28 @@ mod tests {
 
     #[test]
     fn ids_and_layers_cannot_escape_their_directories() {
-        assert!(refusal(|request| request.id = "../../etc".to_owned()).contains("64 lower-case hex"));
-        assert!(refusal(|request| request.rootfs.lower = vec!["../x".to_owned()]).contains("layer"));
+        assert!(
+            refusal(|request| request.id = "../../etc".to_owned()).contains("64 lower-case hex")
+        );
+        assert!(
+            refusal(|request| request.rootfs.lower = vec!["../x".to_owned()]).contains("layer")
+        );
         assert!(refusal(|request| request.rootfs.lower = vec!["/x".to_owned()]).contains("layer"));
     }
 
     #[test]
     fn host_sysctls_are_refused() {
         let text = refusal(|request| {
-            let linux = request.spec.linux_mut().as_mut().expect("the default has one");
+            let linux = request
+                .spec
+                .linux_mut()
+                .as_mut()
+                .expect("the default has one");
             linux.set_sysctl(Some([("vm.swappiness".to_owned(), "1".to_owned())].into()));
         });
-        assert!(text.contains("not in a separate kernel namespace"), "{text}");
+        assert!(
+            text.contains("not in a separate kernel namespace"),
+            "{text}"
+        );
     }
 }

@@ -45,14 +45,19 @@ pub(super) fn compile(rules: &[Rule], default: Action) -> Vec<u64> {
 
 /// The behaviour of every number: each segment begins at its number and ends where the next begins.
 fn segments(rules: &[Rule], default: Action, beyond: Action) -> Vec<(u32, Behaviour)> {
-    let plain = |action| Behaviour { conditional: Vec::new(), otherwise: action };
+    let plain = |action| Behaviour {
+        conditional: Vec::new(),
+        otherwise: action,
+    };
     let mut calls: BTreeMap<u32, Behaviour> = BTreeMap::new();
     for rule in rules {
         let behaviour = calls.entry(rule.number).or_insert_with(|| plain(default));
         if rule.conditions.is_empty() {
             *behaviour = plain(rule.action);
         } else if behaviour.otherwise == default {
-            behaviour.conditional.push((rule.conditions.clone(), rule.action));
+            behaviour
+                .conditional
+                .push((rule.conditions.clone(), rule.action));
         }
     }
     let newest = calls.keys().next_back().copied();
@@ -89,8 +94,12 @@ fn search(segments: &[(u32, Behaviour)]) -> Vec<u64> {
         Ok(distance) => vec![instruction(JGE, distance, 0, start)],
         // A conditional jump reaches 255 instructions, an unconditional one any distance.
         Err(_) => {
-            let distance = u32::try_from(left.len()).expect("a filter has fewer than 2^32 instructions");
-            vec![instruction(JGE, 0, 1, start), instruction(JUMP, 0, 0, distance)]
+            let distance =
+                u32::try_from(left.len()).expect("a filter has fewer than 2^32 instructions");
+            vec![
+                instruction(JGE, 0, 1, start),
+                instruction(JUMP, 0, 0, distance),
+            ]
         }
     };
     code.extend(left);
@@ -112,7 +121,8 @@ fn guarded(conditions: &[Condition], action: Action) -> Vec<u64> {
     // Built back to front, so that each test knows how far the end is.
     let mut code = vec![instruction(RETURN, 0, 0, action.0)];
     for condition in conditions.iter().rev() {
-        let end = u8::try_from(code.len()).expect("six conditions of nine instructions are below 255");
+        let end =
+            u8::try_from(code.len()).expect("six conditions of nine instructions are below 255");
         let mut test = test(*condition, end);
         test.extend(code);
         code = test;
@@ -153,7 +163,11 @@ fn test(condition: Condition, end: u8) -> Vec<u64> {
             ]
         }
         Operator::ScmpCmpGe | Operator::ScmpCmpGt => {
-            let code = if condition.operator == Operator::ScmpCmpGe { JGE } else { JGT };
+            let code = if condition.operator == Operator::ScmpCmpGe {
+                JGE
+            } else {
+                JGT
+            };
             vec![
                 load(high_offset),
                 instruction(JGT, 3, 0, high),
@@ -163,7 +177,11 @@ fn test(condition: Condition, end: u8) -> Vec<u64> {
             ]
         }
         Operator::ScmpCmpLt | Operator::ScmpCmpLe => {
-            let code = if condition.operator == Operator::ScmpCmpLt { JGE } else { JGT };
+            let code = if condition.operator == Operator::ScmpCmpLt {
+                JGE
+            } else {
+                JGT
+            };
             vec![
                 load(high_offset),
                 instruction(JGT, end + 3, 0, high),
@@ -248,7 +266,12 @@ pub(super) mod tests {
         ]);
         let value = prop_oneof![0_u64..4, Just(1 << 32), Just((1 << 32) + 1), Just(u64::MAX)];
         let condition = (0_u32..2, operator, value.clone(), value).prop_map(
-            |(argument, operator, value, masked)| Condition { argument, operator, value, masked },
+            |(argument, operator, value, masked)| Condition {
+                argument,
+                operator,
+                value,
+                masked,
+            },
         );
         prop::collection::vec(condition, 0..3)
     }

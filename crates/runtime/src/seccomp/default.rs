@@ -15,23 +15,29 @@ pivot_root putpmsg query_module request_key security swapoff swapon sysfs tuxcal
 
 /// Calls allowed to a container that has the capability (numbers: `<linux/capability.h>`).
 const WITH_CAPABILITY: &[(u32, &str)] = &[
-    (2, "open_by_handle_at"), // CAP_DAC_READ_SEARCH
+    (2, "open_by_handle_at"),                       // CAP_DAC_READ_SEARCH
     (16, "delete_module init_module finit_module"), // CAP_SYS_MODULE
-    (17, "iopl ioperm"), // CAP_SYS_RAWIO
-    (18, "chroot"), // CAP_SYS_CHROOT
-    (19, "kcmp pidfd_getfd process_madvise"), // CAP_SYS_PTRACE
-    (20, "acct"), // CAP_SYS_PACCT
-    (SYS_ADMIN, "\
+    (17, "iopl ioperm"),                            // CAP_SYS_RAWIO
+    (18, "chroot"),                                 // CAP_SYS_CHROOT
+    (19, "kcmp pidfd_getfd process_madvise"),       // CAP_SYS_PTRACE
+    (20, "acct"),                                   // CAP_SYS_PACCT
+    (
+        SYS_ADMIN,
+        "\
         bpf clone clone3 fanotify_init fsconfig fsmount fsopen fspick lookup_dcookie lsm_get_self_attr lsm_list_modules \
         lsm_set_self_attr mount mount_setattr move_mount open_tree perf_event_open quotactl quotactl_fd setdomainname \
-        sethostname setns syslog umount umount2 unshare"),
+        sethostname setns syslog umount umount2 unshare",
+    ),
     (22, "reboot"), // CAP_SYS_BOOT
-    (23, "get_mempolicy mbind set_mempolicy set_mempolicy_home_node"), // CAP_SYS_NICE
+    (
+        23,
+        "get_mempolicy mbind set_mempolicy set_mempolicy_home_node",
+    ), // CAP_SYS_NICE
     (25, "settimeofday stime clock_settime"), // CAP_SYS_TIME
     (26, "vhangup"), // CAP_SYS_TTY_CONFIG
     (34, "syslog"), // CAP_SYSLOG
     (38, "perf_event_open"), // CAP_PERFMON
-    (39, "bpf"), // CAP_BPF
+    (39, "bpf"),    // CAP_BPF
 ];
 const SYS_ADMIN: u32 = 21;
 
@@ -51,7 +57,9 @@ const FAMILY_END: u64 = 46;
 
 /// The capabilities (as a mask) that change the profile.
 pub(super) fn conditional_capabilities() -> u64 {
-    WITH_CAPABILITY.iter().fold(0, |mask, (capability, _)| mask | 1 << capability)
+    WITH_CAPABILITY
+        .iter()
+        .fold(0, |mask, (capability, _)| mask | 1 << capability)
 }
 
 /// The profile's rules for a container with these capabilities. ptrace(2) and process_vm_*(2) are allowed as on every
@@ -65,27 +73,58 @@ pub(super) fn rules(capabilities: u64) -> Vec<Rule> {
             || listed(BY_ARGUMENT, name)
             || WITH_CAPABILITY.iter().any(|(_, list)| listed(list, name))
     };
-    let open: Vec<&str> = table::all().map(|(name, _)| name).filter(|name| !withheld(name)).collect();
+    let open: Vec<&str> = table::all()
+        .map(|(name, _)| name)
+        .filter(|name| !withheld(name))
+        .collect();
     push_rules(&mut rules, &open, Action::ALLOW, &[]);
-    for (_, list) in WITH_CAPABILITY.iter().filter(|(capability, _)| has(*capability)) {
+    for (_, list) in WITH_CAPABILITY
+        .iter()
+        .filter(|(capability, _)| has(*capability))
+    {
         let names: Vec<&str> = list.split_whitespace().collect();
         push_rules(&mut rules, &names, Action::ALLOW, &[]);
     }
-    let argument = |operator, value, masked| Condition { argument: 0, operator, value, masked };
+    let argument = |operator, value, masked| Condition {
+        argument: 0,
+        operator,
+        value,
+        masked,
+    };
     if !has(SYS_ADMIN) {
         let no_namespaces = argument(Operator::ScmpCmpMaskedEq, NAMESPACE_FLAGS, 0);
         push_rules(&mut rules, &["clone"], Action::ALLOW, &[no_namespaces]);
         // Its flags are behind a pointer, which a filter cannot follow: the C library falls back to clone(2).
-        push_rules(&mut rules, &["clone3"], Action::errno(libc::ENOSYS as u32), &[]);
+        push_rules(
+            &mut rules,
+            &["clone3"],
+            Action::errno(libc::ENOSYS as u32),
+            &[],
+        );
     }
     for value in PERSONALITIES {
-        push_rules(&mut rules, &["personality"], Action::ALLOW, &[argument(Operator::ScmpCmpEq, value, 0)]);
+        push_rules(
+            &mut rules,
+            &["personality"],
+            Action::ALLOW,
+            &[argument(Operator::ScmpCmpEq, value, 0)],
+        );
     }
     let denied = Action::errno(libc::EPERM as u32);
     for family in REFUSED_FAMILIES {
-        push_rules(&mut rules, &["socket"], denied, &[argument(Operator::ScmpCmpEq, family, 0)]);
+        push_rules(
+            &mut rules,
+            &["socket"],
+            denied,
+            &[argument(Operator::ScmpCmpEq, family, 0)],
+        );
     }
-    push_rules(&mut rules, &["socket"], Action::ALLOW, &[argument(Operator::ScmpCmpLt, FAMILY_END, 0)]);
+    push_rules(
+        &mut rules,
+        &["socket"],
+        Action::ALLOW,
+        &[argument(Operator::ScmpCmpLt, FAMILY_END, 0)],
+    );
     rules
 }
 
@@ -154,12 +193,19 @@ mod tests {
     #[test]
     fn every_listed_name_is_a_call() {
         if cfg!(target_arch = "x86_64") {
-            let lists = WITH_CAPABILITY.iter().map(|(_, list)| *list).chain([NEVER, BY_ARGUMENT]);
+            let lists = WITH_CAPABILITY
+                .iter()
+                .map(|(_, list)| *list)
+                .chain([NEVER, BY_ARGUMENT]);
             let unknown: Vec<&str> = lists
                 .flat_map(str::split_whitespace)
                 .filter(|name| table::number(name).is_none())
                 .collect();
-            assert_eq!(unknown, ["umount", "stime"], "only 32-bit calls are not in the table");
+            assert_eq!(
+                unknown,
+                ["umount", "stime"],
+                "only 32-bit calls are not in the table"
+            );
         }
     }
 }

@@ -58,13 +58,15 @@ struct Filter {
 /// The rules of a profile for a container with these capabilities on this machine, and its default action.
 pub(super) fn rules(json: &str, capabilities: u64) -> Result<(Vec<Rule>, Action), ProfileError> {
     let profile: Profile = serde_json::from_str(json).map_err(ProfileError::Decode)?;
-    let default = action(profile.default_action, profile.default_errno_ret)
-        .map_err(ProfileError::Seccomp)?;
+    let default =
+        action(profile.default_action, profile.default_errno_ret).map_err(ProfileError::Seccomp)?;
     let kernel = running_kernel();
     let mut rules = Vec::new();
     for syscall in profile.syscalls {
         if syscall.name.is_some() && !syscall.names.is_empty() {
-            return Err(ProfileError::Invalid("use either 'name' or 'names' in a rule".to_owned()));
+            return Err(ProfileError::Invalid(
+                "use either 'name' or 'names' in a rule".to_owned(),
+            ));
         }
         if !applies(&syscall, capabilities, kernel)? {
             continue;
@@ -86,7 +88,11 @@ pub(super) fn rules(json: &str, capabilities: u64) -> Result<(Vec<Rule>, Action)
 }
 
 fn applies(rule: &Syscall, capabilities: u64, kernel: (u32, u32)) -> Result<bool, ProfileError> {
-    let arch = if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" };
+    let arch = if cfg!(target_arch = "aarch64") {
+        "arm64"
+    } else {
+        "amd64"
+    };
     let has = |name: &String| {
         capability_number(name)
             .map(|number| capabilities & (1 << number) != 0)
@@ -96,7 +102,9 @@ fn applies(rule: &Syscall, capabilities: u64, kernel: (u32, u32)) -> Result<bool
         None => Ok(None),
         Some(text) => parse_version(text)
             .map(|wanted| Some(kernel >= wanted))
-            .ok_or_else(|| ProfileError::Invalid(format!("minKernel {text} is not <major>.<minor>"))),
+            .ok_or_else(|| {
+                ProfileError::Invalid(format!("minKernel {text} is not <major>.<minor>"))
+            }),
     };
     for name in &rule.excludes.caps {
         if has(name)? {
@@ -141,7 +149,12 @@ mod tests {
 
     #[test]
     fn rules_depend_on_capabilities_and_kernel() {
-        let count = |capabilities| rules(PROFILE, capabilities).expect("a valid profile").0.len();
+        let count = |capabilities| {
+            rules(PROFILE, capabilities)
+                .expect("a valid profile")
+                .0
+                .len()
+        };
         assert_eq!(count(1), 1);
         assert_eq!(count(1 | 1 << 21), 2);
         assert_eq!(count(0), 2);
@@ -152,6 +165,11 @@ mod tests {
         let error = rules("{", 0).expect_err("not JSON");
         assert_eq!(error.to_string(), "decoding seccomp profile failed");
         let both = r#"{"defaultAction":"SCMP_ACT_ALLOW","syscalls":[{"name":"a","names":["b"],"action":"SCMP_ACT_ALLOW"}]}"#;
-        assert!(rules(both, 0).expect_err("both").to_string().contains("either 'name' or 'names'"));
+        assert!(
+            rules(both, 0)
+                .expect_err("both")
+                .to_string()
+                .contains("either 'name' or 'names'")
+        );
     }
 }

@@ -14,7 +14,9 @@ mod table;
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use oci_spec::runtime::{LinuxSeccomp, LinuxSeccompAction, LinuxSeccompFilterFlag, LinuxSeccompOperator};
+use oci_spec::runtime::{
+    LinuxSeccomp, LinuxSeccompAction, LinuxSeccompFilterFlag, LinuxSeccompOperator,
+};
 
 pub use docker::ProfileError;
 
@@ -112,7 +114,9 @@ pub(crate) fn from_oci(section: &LinuxSeccomp) -> Result<SeccompFilter, SeccompE
             // One thread only: nothing to synchronise.
             LinuxSeccompFilterFlag::SeccompFilterFlagTsync => 0,
             LinuxSeccompFilterFlag::SeccompFilterFlagWaitKillableRecv => {
-                return Err(SeccompError::Unsupported("flags: SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV"));
+                return Err(SeccompError::Unsupported(
+                    "flags: SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV",
+                ));
             }
         };
     }
@@ -130,7 +134,11 @@ pub(crate) fn from_oci(section: &LinuxSeccomp) -> Result<SeccompFilter, SeccompE
         }
         push_rules(&mut rules, syscall.names(), action, &conditions);
     }
-    finish(&rules, action(section.default_action(), section.default_errno_ret())?, flags)
+    finish(
+        &rules,
+        action(section.default_action(), section.default_errno_ret())?,
+        flags,
+    )
 }
 
 fn finish(rules: &[Rule], default: Action, flags: u32) -> Result<SeccompFilter, SeccompError> {
@@ -165,6 +173,10 @@ fn push_rules<S: AsRef<str>>(
 ) {
     rules.extend(names.iter().filter_map(|name| {
         let number = table::number(name.as_ref())?;
-        Some(Rule { number, action, conditions: conditions.to_vec() })
+        Some(Rule {
+            number,
+            action,
+            conditions: conditions.to_vec(),
+        })
     }));
 }

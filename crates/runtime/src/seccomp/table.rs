@@ -99,7 +99,9 @@ pub(super) fn all() -> impl Iterator<Item = (&'static str, u32)> {
 
 /// The number of the call `name`, if this architecture has it.
 pub(super) fn number(name: &str) -> Option<u32> {
-    all().find(|(known, _)| *known == name).map(|(_, number)| number)
+    all()
+        .find(|(known, _)| *known == name)
+        .map(|(_, number)| number)
 }
 
 #[cfg(test)]

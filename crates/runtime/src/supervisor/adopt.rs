@@ -16,10 +16,15 @@ use crate::paths::Paths;
 const DEATH_PATIENCE: Duration = Duration::from_secs(2);
 
 /// Finds all containers; half-made ones are removed, and so is whatever belongs to none. Returns what went wrong too.
-pub(super) fn adopt(paths: &Paths, cgroups: &CgroupHost) -> io::Result<(Vec<Container>, Vec<String>)> {
+pub(super) fn adopt(
+    paths: &Paths,
+    cgroups: &CgroupHost,
+) -> io::Result<(Vec<Container>, Vec<String>)> {
     let (mut containers, mut errors) = (Vec::new(), Vec::new());
     for entry in fs::read_dir(paths.bundles())? {
-        let Ok(id) = entry?.file_name().into_string() else { continue };
+        let Ok(id) = entry?.file_name().into_string() else {
+            continue;
+        };
         match adopt_one(&id, paths, cgroups) {
             Ok(Some(container)) => containers.push(container),
             Ok(None) => errors.extend(discard(&id, paths, cgroups)),
@@ -108,7 +113,9 @@ fn process_of(record: &Record) -> io::Result<Option<std::os::fd::OwnedFd>> {
     if record.boot_id != container::boot_id() {
         return Ok(None);
     }
-    let Some(pid) = i32::try_from(record.pid).ok().and_then(Pid::from_raw) else { return Ok(None) };
+    let Some(pid) = i32::try_from(record.pid).ok().and_then(Pid::from_raw) else {
+        return Ok(None);
+    };
     let pidfd = match pidfd_open(pid, PidfdFlags::empty()) {
         Ok(pidfd) => pidfd,
         Err(rustix::io::Errno::SRCH) => return Ok(None),

@@ -77,13 +77,21 @@ impl Container {
             (Stage::Making, _) => return None,
             (Stage::Exited, Some(status)) => Phase::Exited(status.clone()),
             (Stage::Running, _) => Phase::Running(self.started()?),
-            _ => Phase::Created { pid: self.record.pid },
+            _ => Phase::Created {
+                pid: self.record.pid,
+            },
         };
-        Some(ContainerState { id: self.record.id.clone(), phase })
+        Some(ContainerState {
+            id: self.record.id.clone(),
+            phase,
+        })
     }
 
     pub(super) fn started(&self) -> Option<Started> {
-        Some(Started { pid: self.record.pid, started_at: self.record.started_at? })
+        Some(Started {
+            pid: self.record.pid,
+            started_at: self.record.started_at?,
+        })
     }
 
     /// Replaces the record on disk as a whole.

@@ -11,19 +11,23 @@ use rustix::fs::{CWD, FileType, Mode};
 
 use super::container::{self, Container, Record, Stage};
 use super::journal::Output;
+use crate::Stream;
 use crate::cgroup::{Cgroup, CgroupHost};
 use crate::child;
 use crate::paths::{ContainerPaths, Paths};
 use crate::plan::Plan;
 use crate::protocol::Failure;
 use crate::sys::process::{Cloned, clone_child};
-use crate::Stream;
 
 /// How long dying processes may keep a cgroup busy.
 const CGROUP_PATIENCE: Duration = Duration::from_millis(500);
 
 /// Makes directories, cgroups and the process. On an error everything made is removed again.
-pub(super) fn make(plan: &Plan, paths: &Paths, cgroups: &mut CgroupHost) -> Result<Container, Failure> {
+pub(super) fn make(
+    plan: &Plan,
+    paths: &Paths,
+    cgroups: &mut CgroupHost,
+) -> Result<Container, Failure> {
     let own = paths.container(&plan.id);
     // Nobody knows this id: whatever is there is a remnant.
     let _ = fs::remove_dir_all(&own.bundle);
@@ -53,7 +57,9 @@ fn make_in(
 ) -> Result<Container, Failure> {
     if !plan.rootfs.layers_dir.is_dir() {
         let missing = io::Error::from(io::ErrorKind::NotFound);
-        return Err(step("open layers directory", &plan.rootfs.layers_dir)(missing));
+        return Err(step("open layers directory", &plan.rootfs.layers_dir)(
+            missing,
+        ));
     }
     for directory in [&own.bundle, &own.rootfs(), &own.bundle.join("etc")] {
         mkdir(directory, 0o700).map_err(step("make", directory))?;
@@ -74,7 +80,12 @@ fn make_in(
         let path = own.etc(name);
         fs::write(&path, content).map_err(step("write", &path))?;
     }
-    let fifos = [own.fifo(Stream::Stdout), own.fifo(Stream::Stderr), own.start_fifo(), own.report_fifo()];
+    let fifos = [
+        own.fifo(Stream::Stdout),
+        own.fifo(Stream::Stderr),
+        own.start_fifo(),
+        own.report_fifo(),
+    ];
     for path in &fifos {
         rustix::fs::mknodat(CWD, path, FileType::Fifo, Mode::from_raw_mode(0o600), 0)
             .map_err(|errno| step("make", path)(errno.into()))?;
@@ -95,12 +106,20 @@ fn make_in(
         .map_err(|error| Failure::Step(chain(&error)))?;
     let output = Output::open(&plan.id, own, plan.log).map_err(step("open log", &own.log()))?;
     let outputs = container::open_outputs(own).map_err(step("open", &own.bundle))?;
-    let report = container::open_reader(&own.report_fifo()).map_err(step("open", &own.report_fifo()))?;
+    let report =
+        container::open_reader(&own.report_fifo()).map_err(step("open", &own.report_fifo()))?;
 
-    let directory = group.open_v2().map_err(|error| Failure::Step(chain(&error)))?;
-    let cloned = clone_child(plan.namespaces.clone_flags, directory.as_ref().map(AsFd::as_fd))
-        .map_err(|error| Failure::Step(format!("clone the container's process: {error}")))?;
-    let Cloned::Parent { pid, pidfd } = cloned else { child::run(plan, own, &group) };
+    let directory = group
+        .open_v2()
+        .map_err(|error| Failure::Step(chain(&error)))?;
+    let cloned = clone_child(
+        plan.namespaces.clone_flags,
+        directory.as_ref().map(AsFd::as_fd),
+    )
+    .map_err(|error| Failure::Step(format!("clone the container's process: {error}")))?;
+    let Cloned::Parent { pid, pidfd } = cloned else {
+        child::run(plan, own, &group)
+    };
     record.pid = pid;
     record.start_time = container::start_time(pid).unwrap_or(0);
     let container = Container {

@@ -67,8 +67,14 @@ impl Output {
         paths: &ContainerPaths,
         config: crate::LogConfig,
     ) -> io::Result<Self> {
-        let carry = Stream::BOTH.map(|stream| fs::read(paths.partial_line(stream)).unwrap_or_default());
-        Ok(Self { log: LogFile::open(&paths.log(), config)?, carry, paths: paths.clone(), id: id.to_owned() })
+        let carry =
+            Stream::BOTH.map(|stream| fs::read(paths.partial_line(stream)).unwrap_or_default());
+        Ok(Self {
+            log: LogFile::open(&paths.log(), config)?,
+            carry,
+            paths: paths.clone(),
+            id: id.to_owned(),
+        })
     }
 
     fn set_carry(&mut self, stream: Stream, carry: Vec<u8>) -> io::Result<()> {
@@ -102,11 +108,21 @@ impl Journal {
     /// Opens the journal, and hands back the batch a dead supervisor left unfinished.
     pub(super) fn open(paths: &Paths) -> io::Result<(Self, Option<Unfinished>)> {
         let open = |path| {
-            fs::OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path)
+            fs::OpenOptions::new()
+                .read(true)
+                .write(true)
+                .create(true)
+                .truncate(false)
+                .open(path)
         };
         let map = SharedMemory::map(&open(paths.journal())?, JOURNAL_SIZE)?;
         let spool = open(paths.spool())?;
-        let journal = Self { map, spool, buffer: vec![0; BATCH], lines: Vec::new() };
+        let journal = Self {
+            map,
+            spool,
+            buffer: vec![0; BATCH],
+            lines: Vec::new(),
+        };
         let unfinished = journal.unfinished()?;
         Ok((journal, unfinished))
     }
@@ -117,16 +133,26 @@ impl Journal {
             return Ok(None);
         }
         let length = u32::from_le_bytes([bytes[1], bytes[2], bytes[3], bytes[4]]) as usize;
-        let Some(head) = bytes.get(HEAD_START..HEAD_START + length) else { return Ok(None) };
-        let Ok(head) = serde_json::from_slice::<Head>(head) else { return Ok(None) };
+        let Some(head) = bytes.get(HEAD_START..HEAD_START + length) else {
+            return Ok(None);
+        };
+        let Ok(head) = serde_json::from_slice::<Head>(head) else {
+            return Ok(None);
+        };
         let start = HEAD_START + length;
-        let Some(carry) = bytes.get(start..start + head.carried) else { return Ok(None) };
+        let Some(carry) = bytes.get(start..start + head.carried) else {
+            return Ok(None);
+        };
         let mut data = vec![0; usize::try_from(self.spool.metadata()?.len()).unwrap_or(0)];
         self.spool.read_exact_at(&mut data, 0)?;
         if data.is_empty() && !head.end {
             return Ok(None);
         }
-        Ok(Some(Unfinished { carry: carry.to_vec(), head, data }))
+        Ok(Some(Unfinished {
+            carry: carry.to_vec(),
+            head,
+            data,
+        }))
     }
 
     /// Does the rest of a dead supervisor's batch.
@@ -153,17 +179,27 @@ impl Journal {
     ) -> io::Result<Pumped> {
         output.log.rotate_if_full()?;
         let head = self.begin(stream, output, false)?;
-        let moved = splice(fifo, None, self.spool.as_fd(), Some(&mut 0), BATCH, SpliceFlags::NONBLOCK);
+        let moved = splice(
+            fifo,
+            None,
+            self.spool.as_fd(),
+            Some(&mut 0),
+            BATCH,
+            SpliceFlags::NONBLOCK,
+        );
         let result = match moved {
             Ok(0) => Ok(Pumped::End),
             Err(rustix::io::Errno::AGAIN) => Ok(Pumped::Empty),
             Err(error) => Err(error.into()),
             Ok(count) => {
                 let mut buffer = std::mem::take(&mut self.buffer);
-                let result = self.spool.read_exact_at(&mut buffer[..count], 0).and_then(|()| {
-                    let carry = output.carry[stream as usize].clone();
-                    self.write(&head, &carry, &buffer[..count], output)
-                });
+                let result = self
+                    .spool
+                    .read_exact_at(&mut buffer[..count], 0)
+                    .and_then(|()| {
+                        let carry = output.carry[stream as usize].clone();
+                        self.write(&head, &carry, &buffer[..count], output)
+                    });
                 self.buffer = buffer;
                 result.map(|()| Pumped::Bytes)
             }
@@ -207,7 +243,13 @@ impl Journal {
         Ok(head)
     }
 
-    fn write(&mut self, head: &Head, carry: &[u8], data: &[u8], output: &mut Output) -> io::Result<()> {
+    fn write(
+        &mut self,
+        head: &Head,
+        carry: &[u8],
+        data: &[u8],
+        output: &mut Output,
+    ) -> io::Result<()> {
         self.lines.clear();
         let lines = &mut self.lines;
         let rest = output::split(carry, data, head.end, |entry| {
@@ -228,7 +270,10 @@ mod tests {
     #[test]
     fn an_unfinished_batch_is_written_again_to_the_same_place() {
         let directory = tempfile::tempdir().expect("a temporary directory");
-        let paths = Paths { exec_root: directory.path().join("e"), state_root: directory.path().join("s") };
+        let paths = Paths {
+            exec_root: directory.path().join("e"),
+            state_root: directory.path().join("s"),
+        };
         let container = paths.container("c");
         fs::create_dir_all(&container.bundle).expect("bundle");
         fs::create_dir_all(&container.state).expect("state");
@@ -239,15 +284,33 @@ mod tests {
         let (reader, writer) = rustix::pipe::pipe().expect("a pipe");
         let mut writer = fs::File::from(writer);
         writer.write_all(b"one\ntwo\nthr").expect("writes");
-        assert_eq!(journal.pump(reader.as_fd(), Stream::Stdout, &mut output).expect("pumps"), Pumped::Bytes);
+        assert_eq!(
+            journal
+                .pump(reader.as_fd(), Stream::Stdout, &mut output)
+                .expect("pumps"),
+            Pumped::Bytes
+        );
         let before = fs::read(container.log()).expect("a log");
 
         // As if killed after the splice and in the middle of the log write.
         writer.write_all(b"ee\nfour\n").expect("writes");
-        journal.begin(Stream::Stdout, &output, false).expect("begins");
-        let count = splice(&reader, None, &journal.spool, Some(&mut 0), BATCH, SpliceFlags::empty()).expect("splices");
+        journal
+            .begin(Stream::Stdout, &output, false)
+            .expect("begins");
+        let count = splice(
+            &reader,
+            None,
+            &journal.spool,
+            Some(&mut 0),
+            BATCH,
+            SpliceFlags::empty(),
+        )
+        .expect("splices");
         assert_eq!(count, 8);
-        output.log.write_at(before.len() as u64, b"{\"log\":\"torn").expect("writes");
+        output
+            .log
+            .write_at(before.len() as u64, b"{\"log\":\"torn")
+            .expect("writes");
         drop((journal, output));
 
         let (mut journal, unfinished) = Journal::open(&paths).expect("opens");
@@ -258,7 +321,12 @@ mod tests {
         let log = fs::read_to_string(container.log()).expect("a log");
         let texts: Vec<String> = log
             .lines()
-            .map(|line| serde_json::from_str::<serde_json::Value>(line).expect("JSON")["log"].as_str().expect("text").to_owned())
+            .map(|line| {
+                serde_json::from_str::<serde_json::Value>(line).expect("JSON")["log"]
+                    .as_str()
+                    .expect("text")
+                    .to_owned()
+            })
             .collect();
         assert_eq!(texts, ["one\n", "two\n", "three\n", "four\n"]);
         drop(journal);

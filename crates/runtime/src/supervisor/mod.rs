@@ -29,7 +29,9 @@ use crate::sys::process;
 /// Why a supervisor could not start.
 #[derive(Debug, thiserror::Error)]
 enum StartError {
-    #[error("unknown argument {0:?}; usage: supervisor --exec-root DIR --state-root DIR --cgroup-parent NAME")]
+    #[error(
+        "unknown argument {0:?}; usage: supervisor --exec-root DIR --state-root DIR --cgroup-parent NAME"
+    )]
     Usage(OsString),
     #[error("missing {0}")]
     Missing(&'static str),
@@ -76,7 +78,9 @@ fn daemonize(args: impl IntoIterator<Item = OsString>) -> Result<(), StartError>
             (Ok(_), Some(_)) => Ok(()),
             _ => {
                 let _ = io::stderr().write_all(answer.as_bytes());
-                Err(StartError::Daemonize(io::Error::other("the supervisor did not start")))
+                Err(StartError::Daemonize(io::Error::other(
+                    "the supervisor did not start",
+                )))
             }
         };
     }
@@ -111,7 +115,9 @@ fn parse(args: impl IntoIterator<Item = OsString>) -> Result<(Paths, String), St
     }
     let paths = Paths {
         exec_root: exec_root.ok_or(StartError::Missing("--exec-root"))?.into(),
-        state_root: state_root.ok_or(StartError::Missing("--state-root"))?.into(),
+        state_root: state_root
+            .ok_or(StartError::Missing("--state-root"))?
+            .into(),
     };
     let parent = parent.ok_or(StartError::Missing("--cgroup-parent"))?;
     Ok((paths, parent.to_string_lossy().into_owned()))
@@ -123,7 +129,13 @@ fn start(paths: &Paths, cgroup_parent: &str) -> Result<server::Server, StartErro
     process::reset_signals();
     rustix::process::chdir("/").map_err(|errno| StartError::Daemonize(errno.into()))?;
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
-    for directory in [&paths.exec_root, &paths.state_root, &paths.bundles(), &paths.states(), &paths.trash()] {
+    for directory in [
+        &paths.exec_root,
+        &paths.state_root,
+        &paths.bundles(),
+        &paths.states(),
+        &paths.trash(),
+    ] {
         make_private(directory)?;
     }
     lock(&paths.lock())?;
@@ -133,28 +145,45 @@ fn start(paths: &Paths, cgroup_parent: &str) -> Result<server::Server, StartErro
     raise_descriptor_limit();
     let cgroups = crate::cgroup::CgroupHost::detect(cgroup_parent)?;
     let at = |what, path: PathBuf| move |source| StartError::Path { what, path, source };
-    let mut server = server::Server::new(paths.clone(), cgroups).map_err(at("open the journal in", paths.exec_root.clone()))?;
-    server.adopt().map_err(at("adopt the containers in", paths.bundles()))?;
+    let mut server = server::Server::new(paths.clone(), cgroups)
+        .map_err(at("open the journal in", paths.exec_root.clone()))?;
+    server
+        .adopt()
+        .map_err(at("adopt the containers in", paths.bundles()))?;
 
     let socket = paths.socket();
     match fs::remove_file(&socket) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(at("remove", socket)(error)),
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            return Err(at("remove", socket)(error));
+        }
         _ => {}
     }
     let listener = UnixListener::bind(&socket).map_err(at("listen on", socket.clone()))?;
-    fs::set_permissions(&socket, fs::Permissions::from_mode(0o600)).map_err(at("protect", socket.clone()))?;
+    fs::set_permissions(&socket, fs::Permissions::from_mode(0o600))
+        .map_err(at("protect", socket.clone()))?;
     server.listen(listener).map_err(at("listen on", socket))?;
     Ok(server)
 }
 
 fn make_private(path: &Path) -> Result<(), StartError> {
-    let made = fs::DirBuilder::new().recursive(true).mode(0o711).create(path);
-    made.map_err(|source| StartError::Path { what: "make", path: path.to_path_buf(), source })
+    let made = fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o711)
+        .create(path);
+    made.map_err(|source| StartError::Path {
+        what: "make",
+        path: path.to_path_buf(),
+        source,
+    })
 }
 
 /// Takes a record lock (fcntl(2)): unlike a flock it is not inherited by the containers' processes, so it ends with us.
 fn lock(path: &Path) -> Result<(), StartError> {
-    let failed = |source| StartError::Path { what: "lock", path: path.to_path_buf(), source };
+    let failed = |source| StartError::Path {
+        what: "lock",
+        path: path.to_path_buf(),
+        source,
+    };
     let file = fs::OpenOptions::new()
         .write(true)
         .create(true)
@@ -174,15 +203,25 @@ fn lock(path: &Path) -> Result<(), StartError> {
             std::mem::forget(file);
             Ok(())
         }
-        Err(nix::errno::Errno::EAGAIN | nix::errno::Errno::EACCES) => Err(StartError::Locked(path.to_path_buf())),
+        Err(nix::errno::Errno::EAGAIN | nix::errno::Errno::EACCES) => {
+            Err(StartError::Locked(path.to_path_buf()))
+        }
         Err(errno) => Err(failed(errno.into())),
     }
 }
 
 fn redirect_stdio(log: &Path) -> Result<(), StartError> {
-    let failed = |source| StartError::Path { what: "open", path: log.to_path_buf(), source };
+    let failed = |source| StartError::Path {
+        what: "open",
+        path: log.to_path_buf(),
+        source,
+    };
     let null = fs::File::open("/dev/null").map_err(failed)?;
-    let log_file = fs::OpenOptions::new().append(true).create(true).open(log).map_err(failed)?;
+    let log_file = fs::OpenOptions::new()
+        .append(true)
+        .create(true)
+        .open(log)
+        .map_err(failed)?;
     let failed = |errno: rustix::io::Errno| failed(errno.into());
     rustix::stdio::dup2_stdin(&null).map_err(failed)?;
     rustix::stdio::dup2_stdout(&log_file).map_err(failed)?;

@@ -74,7 +74,12 @@ impl LogFile {
     pub(super) fn open(path: &Path, config: LogConfig) -> io::Result<Self> {
         let file = open(path)?;
         let size = file.metadata()?.len();
-        Ok(Self { path: path.to_path_buf(), config, file, size })
+        Ok(Self {
+            path: path.to_path_buf(),
+            config,
+            file,
+            size,
+        })
     }
 
     pub(super) fn size(&self) -> u64 {
@@ -116,7 +121,12 @@ impl LogFile {
 
 fn open(path: &Path) -> io::Result<fs::File> {
     use std::os::unix::fs::OpenOptionsExt;
-    fs::OpenOptions::new().write(true).create(true).truncate(false).mode(0o640).open(path)
+    fs::OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o640)
+        .open(path)
 }
 
 #[cfg(test)]
@@ -144,7 +154,10 @@ mod tests {
         let mut line = vec![b'x'; LINE_LIMIT + 10];
         line.push(b'\n');
         let (lines, rest) = entries(b"", &line, false);
-        assert_eq!(lines.iter().map(Vec::len).collect::<Vec<_>>(), [LINE_LIMIT, 11]);
+        assert_eq!(
+            lines.iter().map(Vec::len).collect::<Vec<_>>(),
+            [LINE_LIMIT, 11]
+        );
         assert!(rest.is_empty());
         let mut exact = vec![b'x'; LINE_LIMIT];
         exact.push(b'\n');
@@ -168,7 +181,12 @@ mod tests {
     #[test]
     fn entries_are_dockers_json() {
         let mut line = Vec::new();
-        encode(b"say \"hi\"\n", Stream::Stderr, "2024-01-02T03:04:05.5Z", &mut line);
+        encode(
+            b"say \"hi\"\n",
+            Stream::Stderr,
+            "2024-01-02T03:04:05.5Z",
+            &mut line,
+        );
         let expected = "{\"log\":\"say \\\"hi\\\"\\n\",\"stream\":\"stderr\",\"time\":\"2024-01-02T03:04:05.5Z\"}\n";
         assert_eq!(String::from_utf8(line).expect("UTF-8"), expected);
     }
@@ -177,12 +195,27 @@ mod tests {
     fn full_logs_are_rotated_and_the_oldest_goes() {
         let directory = tempfile::tempdir().expect("a temporary directory");
         let path = directory.path().join("log");
-        let mut log = LogFile::open(&path, LogConfig { max_size: Some(2), max_files: 3 }).expect("opens");
+        let mut log = LogFile::open(
+            &path,
+            LogConfig {
+                max_size: Some(2),
+                max_files: 3,
+            },
+        )
+        .expect("opens");
         for text in ["aa", "bb", "cc", "dd"] {
             log.rotate_if_full().expect("rotates");
             log.write_at(log.size(), text.as_bytes()).expect("writes");
         }
         let read = |n| fs::read_to_string(rotated(&path, n)).ok();
-        assert_eq!([read(0), read(1), read(2), read(3)], [Some("dd".into()), Some("cc".into()), Some("bb".into()), None]);
+        assert_eq!(
+            [read(0), read(1), read(2), read(3)],
+            [
+                Some("dd".into()),
+                Some("cc".into()),
+                Some("bb".into()),
+                None
+            ]
+        );
     }
 }

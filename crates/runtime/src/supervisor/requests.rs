@@ -9,8 +9,8 @@ use rustix::process::{Signal, pidfd_send_signal};
 
 use super::container::{Asker, Stage};
 use super::create;
-use super::server::Server;
 use super::note;
+use super::server::Server;
 use crate::plan::Plan;
 use crate::protocol::{Failure, Reply, Request};
 
@@ -21,7 +21,13 @@ impl Server {
                 for (id, status) in exits {
                     self.told_status(&id, status);
                 }
-                self.reply(asker, &Reply::Hello { pid: std::process::id() }, Vec::new());
+                self.reply(
+                    asker,
+                    &Reply::Hello {
+                        pid: std::process::id(),
+                    },
+                    Vec::new(),
+                );
             }
             Request::Create(plan) => self.create(asker, &plan),
             Request::Start { id } => self.start(asker, &id),
@@ -38,12 +44,18 @@ impl Server {
                 self.answer(asker, result);
             }
             Request::List => {
-                let states = self.containers.values().filter_map(|container| container.state());
+                let states = self
+                    .containers
+                    .values()
+                    .filter_map(|container| container.state());
                 let states = Reply::States(states.collect());
                 self.reply(asker, &states, Vec::new());
             }
             Request::State { id } => {
-                let state = self.key(&id).ok().and_then(|key| self.containers[&key].state());
+                let state = self
+                    .key(&id)
+                    .ok()
+                    .and_then(|key| self.containers[&key].state());
                 self.reply(asker, &Reply::State(state), Vec::new());
             }
             Request::Wait { id } => self.wait(asker, &id),
@@ -84,7 +96,10 @@ impl Server {
 
     fn create(&mut self, asker: Asker, plan: &Plan) {
         if let Ok(key) = self.key(&plan.id) {
-            let container = self.containers.get_mut(&key).expect("both maps name the same containers");
+            let container = self
+                .containers
+                .get_mut(&key)
+                .expect("both maps name the same containers");
             return match container.stage {
                 Stage::Making => container.creating.push(asker),
                 Stage::Exited => {
@@ -103,7 +118,10 @@ impl Server {
                     // Out of descriptors or memory: without events the container could not be followed.
                     note(&format!("follow {}: {error}", plan.id));
                     let _ = self.cgroups.of(&plan.id).kill();
-                    self.answer(asker, Err(Failure::Step(format!("follow the container: {error}"))));
+                    self.answer(
+                        asker,
+                        Err(Failure::Step(format!("follow the container: {error}"))),
+                    );
                 }
             }
         }
@@ -113,7 +131,12 @@ impl Server {
     pub(super) fn reply_created(&mut self, asker: Asker, key: u64) {
         let result = self.held(key).and_then(|mut fds| {
             fds.push(self.netns(key)?);
-            Ok((Reply::Created { pid: self.containers[&key].record.pid }, fds))
+            Ok((
+                Reply::Created {
+                    pid: self.containers[&key].record.pid,
+                },
+                fds,
+            ))
         });
         self.answer_with(asker, result);
     }
@@ -123,7 +146,9 @@ impl Server {
         let all = [&container.pidfd, &container.fifos[0], &container.fifos[1]];
         let mut fds = Vec::new();
         for fd in all.into_iter().flatten() {
-            let copy = fd.try_clone().map_err(|error| Failure::Step(format!("copy a descriptor: {error}")))?;
+            let copy = fd
+                .try_clone()
+                .map_err(|error| Failure::Step(format!("copy a descriptor: {error}")))?;
             fds.push(copy);
         }
         if container.pidfd.is_none() {
@@ -138,7 +163,8 @@ impl Server {
             return Err(Failure::State("the container has ended".to_owned()));
         }
         let path = format!("/proc/{}/ns/net", container.record.pid);
-        let file = fs::File::open(&path).map_err(|error| Failure::Step(format!("open {path}: {error}")))?;
+        let file = fs::File::open(&path)
+            .map_err(|error| Failure::Step(format!("open {path}: {error}")))?;
         Ok(file.into())
     }
 
@@ -147,7 +173,10 @@ impl Server {
             Ok(key) => key,
             Err(failure) => return self.answer(asker, Err(failure)),
         };
-        let container = self.containers.get_mut(&key).expect("both maps name the same containers");
+        let container = self
+            .containers
+            .get_mut(&key)
+            .expect("both maps name the same containers");
         match container.stage {
             Stage::Making => {
                 let failure = Failure::State("the container is still being created".to_owned());
@@ -164,16 +193,23 @@ impl Server {
             }
             Stage::Starting => container.starting.push(asker),
             Stage::Running => {
-                let started = container.started().expect("a running container was started");
+                let started = container
+                    .started()
+                    .expect("a running container was started");
                 self.reply(asker, &Reply::Started(started), Vec::new());
             }
             Stage::Exited => {
                 // Asked again after the first answer was lost: tell what it was.
                 let exit = container.record.exit.clone();
-                let result = match (exit.and_then(|exit| exit.reason.map(|reason| (reason, exit.code))), container.started()) {
+                let result = match (
+                    exit.and_then(|exit| exit.reason.map(|reason| (reason, exit.code))),
+                    container.started(),
+                ) {
                     (Some((message, exit_code)), _) => Err(Failure::Start { message, exit_code }),
                     (None, Some(started)) => Ok((Reply::Started(started), Vec::new())),
-                    (None, None) => Err(Failure::State("the container ended before it was started".to_owned())),
+                    (None, None) => Err(Failure::State(
+                        "the container ended before it was started".to_owned(),
+                    )),
                 };
                 self.answer_with(asker, result);
             }
@@ -182,7 +218,9 @@ impl Server {
 
     /// Lets a created container go on to its program.
     pub(super) fn release(&mut self, key: u64) {
-        let Some(container) = self.containers.get(&key) else { return };
+        let Some(container) = self.containers.get(&key) else {
+            return;
+        };
         // Read-write, so that it neither blocks nor fails should the process have died; then its death answers.
         let result = fs::OpenOptions::new()
             .read(true)
@@ -204,7 +242,9 @@ impl Server {
         };
         pidfd_send_signal(pidfd.as_fd(), signal).or_else(|errno| match errno {
             // Ended, and we have not yet been told.
-            rustix::io::Errno::SRCH => Err(Failure::State("the container is not running".to_owned())),
+            rustix::io::Errno::SRCH => {
+                Err(Failure::State("the container is not running".to_owned()))
+            }
             errno => Err(Failure::Step(format!("send the signal: {errno}"))),
         })
     }
@@ -214,7 +254,10 @@ impl Server {
         if container.stage == Stage::Exited {
             return Ok(());
         }
-        container.cgroup.kill().map_err(|error| Failure::Step(create::chain(&error)))
+        container
+            .cgroup
+            .kill()
+            .map_err(|error| Failure::Step(create::chain(&error)))
     }
 
     fn freeze(&mut self, id: &str, frozen: bool) -> Result<(), Failure> {
@@ -222,7 +265,10 @@ impl Server {
         if container.stage == Stage::Exited {
             return Err(Failure::State("the container is not running".to_owned()));
         }
-        container.cgroup.freeze(frozen).map_err(|error| Failure::Step(create::chain(&error)))
+        container
+            .cgroup
+            .freeze(frozen)
+            .map_err(|error| Failure::Step(create::chain(&error)))
     }
 
     fn wait(&mut self, asker: Asker, id: &str) {
@@ -230,7 +276,10 @@ impl Server {
             Ok(key) => key,
             Err(failure) => return self.answer(asker, Err(failure)),
         };
-        let container = self.containers.get_mut(&key).expect("both maps name the same containers");
+        let container = self
+            .containers
+            .get_mut(&key)
+            .expect("both maps name the same containers");
         match &container.record.exit {
             Some(status) => {
                 let reply = Reply::Exited(status.clone());
@@ -242,8 +291,13 @@ impl Server {
 
     /// Kills what runs; the answer comes when all is removed. Unknown ids are deleted already.
     fn delete(&mut self, asker: Asker, id: &str) {
-        let Ok(key) = self.key(id) else { return self.answer(asker, Ok(())) };
-        let container = self.containers.get_mut(&key).expect("both maps name the same containers");
+        let Ok(key) = self.key(id) else {
+            return self.answer(asker, Ok(()));
+        };
+        let container = self
+            .containers
+            .get_mut(&key)
+            .expect("both maps name the same containers");
         container.deleting.push(asker);
         if container.stage != Stage::Exited
             && let Err(error) = container.cgroup.kill()

@@ -115,9 +115,15 @@ impl Server {
             if let Some(batch) = unfinished.take_if(|batch| batch.id() == container.record.id)
                 && let Err(error) = self.journal.finish(batch, &mut container.output)
             {
-                note(&format!("finish the log of {}: {error}", container.record.id));
+                note(&format!(
+                    "finish the log of {}: {error}",
+                    container.record.id
+                ));
             }
-            note(&format!("adopted {} ({:?})", container.record.id, container.stage));
+            note(&format!(
+                "adopted {} ({:?})",
+                container.record.id, container.stage
+            ));
             let restart = container.stage == Stage::Starting;
             let key = self.insert(container)?;
             if restart {
@@ -131,7 +137,12 @@ impl Server {
 
     pub(super) fn listen(&mut self, listener: UnixListener) -> io::Result<()> {
         listener.set_nonblocking(true)?;
-        epoll::add(&self.epoll, &listener, data(Source::Listener), epoll::EventFlags::IN)?;
+        epoll::add(
+            &self.epoll,
+            &listener,
+            data(Source::Listener),
+            epoll::EventFlags::IN,
+        )?;
         self.listener = Some(listener);
         Ok(())
     }
@@ -141,12 +152,19 @@ impl Server {
         let mut events = Vec::with_capacity(128);
         while !(self.stopping && self.connections.values().all(|c| c.outgoing.is_empty())) {
             events.clear();
-            let lost = self.containers.values().any(|container| container.lost_since.is_some());
+            let lost = self
+                .containers
+                .values()
+                .any(|container| container.lost_since.is_some());
             let timeout = lost.then(|| rustix::event::Timespec {
                 tv_sec: 0,
                 tv_nsec: i64::from(STATUS_INTERVAL.subsec_nanos()),
             });
-            match epoll::wait(&self.epoll, rustix::buffer::spare_capacity(&mut events), timeout.as_ref()) {
+            match epoll::wait(
+                &self.epoll,
+                rustix::buffer::spare_capacity(&mut events),
+                timeout.as_ref(),
+            ) {
                 Ok(_) | Err(rustix::io::Errno::INTR) => {}
                 Err(error) => {
                     note(&format!("epoll_wait: {error}"));
@@ -201,11 +219,20 @@ impl Server {
             self.next_key += 1;
             let added = stream.set_nonblocking(true).and_then(|()| {
                 let flags = epoll::EventFlags::IN;
-                Ok(epoll::add(&self.epoll, &stream, data(Source::Connection(key)), flags)?)
+                Ok(epoll::add(
+                    &self.epoll,
+                    &stream,
+                    data(Source::Connection(key)),
+                    flags,
+                )?)
             });
             match added {
                 Ok(()) => {
-                    let connection = Connection { stream, decoder: Decoder::default(), outgoing: VecDeque::new() };
+                    let connection = Connection {
+                        stream,
+                        decoder: Decoder::default(),
+                        outgoing: VecDeque::new(),
+                    };
                     self.connections.insert(key, connection);
                 }
                 Err(error) => note(&format!("accept: {error}")),
@@ -217,7 +244,9 @@ impl Server {
         if flags.contains(epoll::EventFlags::OUT) {
             self.flush(key);
         }
-        let Some(connection) = self.connections.get_mut(&key) else { return };
+        let Some(connection) = self.connections.get_mut(&key) else {
+            return;
+        };
         let mut buffer = [0; 16 * 1024];
         let mut fds = Vec::new();
         loop {
@@ -250,7 +279,9 @@ impl Server {
     /// Answers a request; the asker may be gone.
     pub(super) fn reply(&mut self, asker: (u64, u64), reply: &Reply, fds: Vec<OwnedFd>) {
         if let Some(connection) = self.connections.get_mut(&asker.0) {
-            connection.outgoing.push_back((encode(asker.1, fds.len(), reply), fds));
+            connection
+                .outgoing
+                .push_back((encode(asker.1, fds.len(), reply), fds));
             self.flush(asker.0);
         }
     }
@@ -262,7 +293,9 @@ impl Server {
     }
 
     fn flush(&mut self, key: u64) {
-        let Some(connection) = self.connections.get_mut(&key) else { return };
+        let Some(connection) = self.connections.get_mut(&key) else {
+            return;
+        };
         while let Some((bytes, fds)) = connection.outgoing.front_mut() {
             let borrowed: Vec<_> = fds.iter().map(AsFd::as_fd).collect();
             match fdpass::send(connection.stream.as_fd(), bytes, &borrowed) {
@@ -284,13 +317,25 @@ impl Server {
         if !connection.outgoing.is_empty() {
             flags |= epoll::EventFlags::OUT;
         }
-        let _ = epoll::modify(&self.epoll, &connection.stream, data(Source::Connection(key)), flags);
+        let _ = epoll::modify(
+            &self.epoll,
+            &connection.stream,
+            data(Source::Connection(key)),
+            flags,
+        );
     }
 
     fn output_ready(&mut self, key: u64, stream: Stream) {
-        let Some(container) = self.containers.get_mut(&key) else { return };
-        let Some(fifo) = &container.fifos[stream as usize] else { return };
-        match self.journal.pump(fifo.as_fd(), stream, &mut container.output) {
+        let Some(container) = self.containers.get_mut(&key) else {
+            return;
+        };
+        let Some(fifo) = &container.fifos[stream as usize] else {
+            return;
+        };
+        match self
+            .journal
+            .pump(fifo.as_fd(), stream, &mut container.output)
+        {
             Ok(Pumped::Bytes | Pumped::Empty) => {}
             // All writers are gone though the process lives: a program that closed its output. The FIFO can be opened again
             // through nobody, so there is nothing more to come.
@@ -300,7 +345,9 @@ impl Server {
     }
 
     fn close_output(&mut self, key: u64, stream: Stream) {
-        let Some(container) = self.containers.get_mut(&key) else { return };
+        let Some(container) = self.containers.get_mut(&key) else {
+            return;
+        };
         if let Some(fifo) = container.fifos[stream as usize].take() {
             let _ = epoll::delete(&self.epoll, &fifo);
         }
@@ -311,8 +358,12 @@ impl Server {
 
     /// Reads what the container's process says of itself before it is the program.
     fn report_ready(&mut self, key: u64) {
-        let Some(container) = self.containers.get_mut(&key) else { return };
-        let Some(report) = &container.report else { return };
+        let Some(container) = self.containers.get_mut(&key) else {
+            return;
+        };
+        let Some(report) = &container.report else {
+            return;
+        };
         let mut buffer = [0; 4096];
         let ended = loop {
             match rustix::io::read(report, &mut buffer) {
@@ -327,7 +378,9 @@ impl Server {
             self.made(key);
         } else if ended {
             self.close_report(key);
-            let Some(container) = self.containers.get_mut(&key) else { return };
+            let Some(container) = self.containers.get_mut(&key) else {
+                return;
+            };
             // With a failure the process ends itself; its death is what answers the askers.
             if container.stage == Stage::Starting && container.reported.is_empty() {
                 container.stage = Stage::Running;
@@ -340,13 +393,19 @@ impl Server {
     }
 
     fn close_report(&mut self, key: u64) {
-        if let Some(report) = self.containers.get_mut(&key).and_then(|container| container.report.take()) {
+        if let Some(report) = self
+            .containers
+            .get_mut(&key)
+            .and_then(|container| container.report.take())
+        {
             let _ = epoll::delete(&self.epoll, &report);
         }
     }
 
     fn made(&mut self, key: u64) {
-        let Some(container) = self.containers.get_mut(&key) else { return };
+        let Some(container) = self.containers.get_mut(&key) else {
+            return;
+        };
         container.stage = Stage::Created;
         container.record.ready = true;
         if let Err(error) = container.save() {
@@ -358,10 +417,17 @@ impl Server {
     }
 
     fn process_ended(&mut self, key: u64) {
-        let Some(container) = self.containers.get_mut(&key) else { return };
-        let Some(pidfd) = &container.pidfd else { return };
+        let Some(container) = self.containers.get_mut(&key) else {
+            return;
+        };
+        let Some(pidfd) = &container.pidfd else {
+            return;
+        };
         let status = if container.is_child {
-            match waitid(WaitId::PidFd(pidfd.as_fd()), WaitIdOptions::EXITED | WaitIdOptions::NOHANG) {
+            match waitid(
+                WaitId::PidFd(pidfd.as_fd()),
+                WaitIdOptions::EXITED | WaitIdOptions::NOHANG,
+            ) {
                 Ok(Some(status)) => status
                     .exit_status()
                     .or_else(|| status.terminating_signal().map(|signal| 128 + signal)),
@@ -388,8 +454,13 @@ impl Server {
     fn look_for_lost_statuses(&mut self) {
         let mut found = Vec::new();
         for (key, container) in &self.containers {
-            let Some(since) = container.lost_since else { continue };
-            let status = container.pidfd.as_ref().and_then(|pidfd| pidfd_exit_status(pidfd.as_fd()));
+            let Some(since) = container.lost_since else {
+                continue;
+            };
+            let status = container
+                .pidfd
+                .as_ref()
+                .and_then(|pidfd| pidfd_exit_status(pidfd.as_fd()));
             match status {
                 Some(status) => found.push((*key, code_of_wait_status(status), None)),
                 None if since.elapsed() > STATUS_PATIENCE => {
@@ -406,8 +477,14 @@ impl Server {
 
     /// Takes the status of a lost container from the daemon, which held its pidfd.
     pub(super) fn told_status(&mut self, id: &str, status: i32) {
-        let Some(key) = self.by_id.get(id).copied() else { return };
-        if self.containers.get(&key).is_some_and(|container| container.lost_since.is_some()) {
+        let Some(key) = self.by_id.get(id).copied() else {
+            return;
+        };
+        if self
+            .containers
+            .get(&key)
+            .is_some_and(|container| container.lost_since.is_some())
+        {
             self.ended(key, code_of_wait_status(status), None);
         }
     }
@@ -420,7 +497,9 @@ impl Server {
             self.drain(key, stream);
             self.close_output(key, stream);
         }
-        let Some(container) = self.containers.get_mut(&key) else { return };
+        let Some(container) = self.containers.get_mut(&key) else {
+            return;
+        };
         if let Some(pidfd) = container.pidfd.take() {
             let _ = epoll::delete(&self.epoll, &pidfd);
         }
@@ -437,8 +516,16 @@ impl Server {
             return self.creation_failed(key, message);
         }
         let code = failure.as_ref().map_or(code, |failure| failure.exit_code);
-        let reason = failure.as_ref().map(|failure| failure.message.clone()).or(reason);
-        let status = ExitStatus { code, oom_killed: container.cgroup.oom_killed(), at: Timestamp::now(), reason };
+        let reason = failure
+            .as_ref()
+            .map(|failure| failure.message.clone())
+            .or(reason);
+        let status = ExitStatus {
+            code,
+            oom_killed: container.cgroup.oom_killed(),
+            at: Timestamp::now(),
+            reason,
+        };
         container.record.exit = Some(status.clone());
         if let Err(error) = container.save() {
             note(&format!("record of {}: {error}", container.record.id));
@@ -450,12 +537,18 @@ impl Server {
         let started = container.started();
         match (failure, started) {
             (Some(failure), _) => {
-                let failure = Failure::Start { message: failure.message, exit_code: failure.exit_code };
+                let failure = Failure::Start {
+                    message: failure.message,
+                    exit_code: failure.exit_code,
+                };
                 self.reply_all(starting, &Reply::Failed(failure));
             }
-            (None, Some(started)) if was_starting => self.reply_all(starting, &Reply::Started(started)),
+            (None, Some(started)) if was_starting => {
+                self.reply_all(starting, &Reply::Started(started))
+            }
             (None, _) => {
-                let failure = Failure::State("the container was killed before it started".to_owned());
+                let failure =
+                    Failure::State("the container was killed before it started".to_owned());
                 self.reply_all(starting, &Reply::Failed(failure));
             }
         }
@@ -464,10 +557,17 @@ impl Server {
     }
 
     fn drain(&mut self, key: u64, stream: Stream) {
-        let Some(container) = self.containers.get_mut(&key) else { return };
-        let Some(fifo) = &container.fifos[stream as usize] else { return };
+        let Some(container) = self.containers.get_mut(&key) else {
+            return;
+        };
+        let Some(fifo) = &container.fifos[stream as usize] else {
+            return;
+        };
         loop {
-            match self.journal.pump(fifo.as_fd(), stream, &mut container.output) {
+            match self
+                .journal
+                .pump(fifo.as_fd(), stream, &mut container.output)
+            {
                 Ok(Pumped::Bytes) => {}
                 Ok(Pumped::Empty | Pumped::End) => return,
                 Err(error) => {
@@ -479,7 +579,9 @@ impl Server {
     }
 
     fn creation_failed(&mut self, key: u64, message: String) {
-        let Some(container) = self.containers.remove(&key) else { return };
+        let Some(container) = self.containers.remove(&key) else {
+            return;
+        };
         self.by_id.remove(&container.record.id);
         for error in create::remove(&container.paths, &container.cgroup) {
             note(&error);
@@ -495,7 +597,9 @@ impl Server {
 
     /// Removes an ended container when somebody asked for that.
     pub(super) fn delete_if_asked(&mut self, key: u64) {
-        let Some(container) = self.containers.get_mut(&key) else { return };
+        let Some(container) = self.containers.get_mut(&key) else {
+            return;
+        };
         if container.stage != Stage::Exited || container.deleting.is_empty() {
             return;
         }
@@ -519,7 +623,11 @@ fn data(source: Source) -> epoll::EventData {
 /// A status as waitpid(2) gives it, as an exit code.
 fn code_of_wait_status(status: i32) -> i32 {
     let signal = status & 0x7f;
-    if signal == 0 { status >> 8 & 0xff } else { 128 + signal }
+    if signal == 0 {
+        status >> 8 & 0xff
+    } else {
+        128 + signal
+    }
 }
 
 #[cfg(test)]

@@ -39,7 +39,12 @@ pub(crate) fn load_device_program(program: &[u64]) -> io::Result<OwnedFd> {
     };
     // SAFETY: `load` has the size passed; the program and the licence string it points to outlive the call.
     let fd = check(unsafe {
-        libc::syscall(libc::SYS_bpf, BPF_PROG_LOAD, &raw const load, size_of::<Load>())
+        libc::syscall(
+            libc::SYS_bpf,
+            BPF_PROG_LOAD,
+            &raw const load,
+            size_of::<Load>(),
+        )
     })?;
     // SAFETY: the kernel has just made this descriptor (close-on-exec) for us.
     Ok(unsafe { OwnedFd::from_raw_fd(i32::try_from(fd).expect("a descriptor fits an int")) })
@@ -65,7 +70,12 @@ pub(crate) fn attach_device_program(
     };
     // SAFETY: `attach` has the size passed and outlives the call.
     check(unsafe {
-        libc::syscall(libc::SYS_bpf, BPF_PROG_ATTACH, &raw const attach, size_of::<Attach>())
+        libc::syscall(
+            libc::SYS_bpf,
+            BPF_PROG_ATTACH,
+            &raw const attach,
+            size_of::<Attach>(),
+        )
     })
     .map(drop)
 }

@@ -17,7 +17,11 @@ pub(crate) fn send(
 ) -> io::Result<usize> {
     let raw: Vec<RawFd> = fds.iter().map(AsRawFd::as_raw_fd).collect();
     let rights = [ControlMessage::ScmRights(&raw)];
-    let control = if raw.is_empty() { &rights[..0] } else { &rights[..] };
+    let control = if raw.is_empty() {
+        &rights[..0]
+    } else {
+        &rights[..]
+    };
     sendmsg::<()>(
         socket.as_raw_fd(),
         &[IoSlice::new(bytes)],
@@ -45,7 +49,11 @@ pub(crate) fn receive(
     for control in message.cmsgs()? {
         if let ControlMessageOwned::ScmRights(received) = control {
             // SAFETY: the kernel has just installed these descriptors for us, nobody else owns them.
-            fds.extend(received.into_iter().map(|fd| unsafe { OwnedFd::from_raw_fd(fd) }));
+            fds.extend(
+                received
+                    .into_iter()
+                    .map(|fd| unsafe { OwnedFd::from_raw_fd(fd) }),
+            );
         }
     }
     Ok(message.bytes)

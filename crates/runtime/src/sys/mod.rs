@@ -1,6 +1,9 @@
 //! The kernel interfaces that no safe crate offers. Every `unsafe` block of this crate is below this module.
 
-#![expect(unsafe_code, reason = "raw system calls that neither nix nor rustix wraps")]
+#![expect(
+    unsafe_code,
+    reason = "raw system calls that neither nix nor rustix wraps"
+)]
 
 pub(crate) mod bpf;
 pub(crate) mod fdpass;
@@ -12,5 +15,9 @@ use std::io;
 
 /// Turns the result of a system call into a `Result`.
 fn check(result: libc::c_long) -> io::Result<libc::c_long> {
-    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
+    if result < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(result)
+    }
 }

@@ -30,14 +30,21 @@ pub(crate) fn clone_child(flags: u64, cgroup: Option<BorrowedFd<'_>>) -> io::Res
     }
     // SAFETY: `args` outlives the call and has the size passed; without CLONE_VM the child has its own copy of the memory.
     let pid = check(unsafe {
-        libc::syscall(libc::SYS_clone3, &raw mut args, size_of::<libc::clone_args>())
+        libc::syscall(
+            libc::SYS_clone3,
+            &raw mut args,
+            size_of::<libc::clone_args>(),
+        )
     })?;
     if pid == 0 {
         return Ok(Cloned::Child);
     }
     // SAFETY: the kernel has just made this descriptor for us (CLONE_PIDFD), nobody else owns it.
     let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd) };
-    Ok(Cloned::Parent { pid: u32::try_from(pid).expect("a pid is positive"), pidfd })
+    Ok(Cloned::Parent {
+        pid: u32::try_from(pid).expect("a pid is positive"),
+        pidfd,
+    })
 }
 
 /// fork(2) for the container's own init; the caller has one thread. Returns the child's pid, or `None` in the child.
@@ -63,10 +70,8 @@ pub(crate) fn close_from(first: u32) -> io::Result<()> {
 pub(crate) fn cloexec_from(first: u32) -> io::Result<()> {
     const CLOSE_RANGE_CLOEXEC: u32 = 4;
     // SAFETY: changes descriptor flags only.
-    check(unsafe {
-        libc::syscall(libc::SYS_close_range, first, u32::MAX, CLOSE_RANGE_CLOEXEC)
-    })
-    .map(drop)
+    check(unsafe { libc::syscall(libc::SYS_close_range, first, u32::MAX, CLOSE_RANGE_CLOEXEC) })
+        .map(drop)
 }
 
 /// The exit status of a process as waitpid(2) reports it, asked of its pidfd by a process that need not be its parent
@@ -86,7 +91,10 @@ pub(crate) fn pidfd_exit_status(pidfd: BorrowedFd<'_>) -> Option<i32> {
     const PIDFD_GET_INFO: libc::c_ulong = 0xC040_FF0B;
     const { assert!(size_of::<PidfdInfo>() == 64) };
 
-    let mut info = PidfdInfo { mask: PIDFD_INFO_EXIT, ..PidfdInfo::default() };
+    let mut info = PidfdInfo {
+        mask: PIDFD_INFO_EXIT,
+        ..PidfdInfo::default()
+    };
     // SAFETY: `info` has the size encoded in the request and outlives the call.
     let result = unsafe { libc::ioctl(pidfd.as_raw_fd(), PIDFD_GET_INFO, &raw mut info) };
     (result == 0 && info.mask & PIDFD_INFO_EXIT != 0).then_some(info.exit_code)
@@ -136,7 +144,10 @@ pub(crate) fn drop_bounding(keep: u64) -> io::Result<()> {
 /// Keeps permitted capabilities over the coming setuid(2).
 pub(crate) fn keep_capabilities_over_setuid() -> io::Result<()> {
     // SAFETY: prctl with integer arguments.
-    check(libc::c_long::from(unsafe { libc::prctl(libc::PR_SET_KEEPCAPS, 1, 0, 0, 0) })).map(drop)
+    check(libc::c_long::from(unsafe {
+        libc::prctl(libc::PR_SET_KEEPCAPS, 1, 0, 0, 0)
+    }))
+    .map(drop)
 }
 
 /// Sets the thread's effective, permitted, inheritable and ambient sets.
@@ -158,14 +169,23 @@ pub(crate) fn set_capabilities(sets: CapabilitySets) -> io::Result<()> {
         permitted: (sets.permitted >> shift) as u32,
         inheritable: (sets.inheritable >> shift) as u32,
     };
-    let header = Header { version: VERSION_3, pid: 0 };
+    let header = Header {
+        version: VERSION_3,
+        pid: 0,
+    };
     let data = [half(0), half(32)];
     // SAFETY: header and both data elements have the layout of capset(2), version 3, and outlive the call.
     check(unsafe { libc::syscall(libc::SYS_capset, &raw const header, data.as_ptr()) })?;
     for capability in (0..64).filter(|number| sets.ambient & (1 << number) != 0) {
         // SAFETY: prctl with integer arguments.
         check(libc::c_long::from(unsafe {
-            libc::prctl(libc::PR_CAP_AMBIENT, libc::PR_CAP_AMBIENT_RAISE, capability, 0, 0)
+            libc::prctl(
+                libc::PR_CAP_AMBIENT,
+                libc::PR_CAP_AMBIENT_RAISE,
+                capability,
+                0,
+                0,
+            )
         }))?;
     }
     Ok(())
@@ -174,14 +194,19 @@ pub(crate) fn set_capabilities(sets: CapabilitySets) -> io::Result<()> {
 /// No later execve(2) of this process grants anything.
 pub(crate) fn set_no_new_privs() -> io::Result<()> {
     // SAFETY: prctl with integer arguments.
-    check(libc::c_long::from(unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) }))
-        .map(drop)
+    check(libc::c_long::from(unsafe {
+        libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+    }))
+    .map(drop)
 }
 
 /// Hides `/proc/<pid>` of this process (its executable above all) from everyone without `CAP_SYS_PTRACE` on the host.
 pub(crate) fn set_not_dumpable() -> io::Result<()> {
     // SAFETY: prctl with integer arguments.
-    check(libc::c_long::from(unsafe { libc::prctl(libc::PR_SET_DUMPABLE, 0, 0, 0, 0) })).map(drop)
+    check(libc::c_long::from(unsafe {
+        libc::prctl(libc::PR_SET_DUMPABLE, 0, 0, 0, 0)
+    }))
+    .map(drop)
 }
 
 /// Loads a seccomp filter for this process. Each instruction is one classic BPF instruction as the kernel lays it out.
@@ -195,7 +220,12 @@ pub(crate) fn load_seccomp(program: &[u64], flags: u32) -> io::Result<()> {
     const { assert!(size_of::<libc::sock_filter>() == size_of::<u64>()) };
     // SAFETY: `program` holds `len` instructions of eight bytes with the alignment of u64; the kernel copies them.
     check(unsafe {
-        libc::syscall(libc::SYS_seccomp, SECCOMP_SET_MODE_FILTER, flags, &raw const filter)
+        libc::syscall(
+            libc::SYS_seccomp,
+            SECCOMP_SET_MODE_FILTER,
+            flags,
+            &raw const filter,
+        )
     })
     .map(drop)
 }
@@ -204,7 +234,11 @@ pub(crate) fn load_seccomp(program: &[u64], flags: u32) -> io::Result<()> {
 pub(crate) fn set_ids(uid: u32, gid: u32, groups: &[u32]) -> io::Result<()> {
     // SAFETY: `groups` is a valid array of `len` gids. The raw calls act on this only thread.
     unsafe {
-        check(libc::syscall(libc::SYS_setgroups, groups.len(), groups.as_ptr()))?;
+        check(libc::syscall(
+            libc::SYS_setgroups,
+            groups.len(),
+            groups.as_ptr(),
+        ))?;
         check(libc::syscall(libc::SYS_setresgid, gid, gid, gid))?;
         check(libc::syscall(libc::SYS_setresuid, uid, uid, uid))?;
     }
@@ -213,7 +247,10 @@ pub(crate) fn set_ids(uid: u32, gid: u32, groups: &[u32]) -> io::Result<()> {
 
 /// Sets a resource limit of this process by its number in `<sys/resource.h>`.
 pub(crate) fn set_rlimit(resource: u32, soft: u64, hard: u64) -> io::Result<()> {
-    let limit = libc::rlimit64 { rlim_cur: soft, rlim_max: hard };
+    let limit = libc::rlimit64 {
+        rlim_cur: soft,
+        rlim_max: hard,
+    };
     // SAFETY: `limit` outlives the call; pid 0 is ourselves.
     check(unsafe {
         libc::syscall(
@@ -229,7 +266,10 @@ pub(crate) fn set_rlimit(resource: u32, soft: u64, hard: u64) -> io::Result<()> 
 
 /// The hard limit of this process for a resource.
 pub(crate) fn hard_limit(resource: u32) -> io::Result<u64> {
-    let mut limit = libc::rlimit64 { rlim_cur: 0, rlim_max: 0 };
+    let mut limit = libc::rlimit64 {
+        rlim_cur: 0,
+        rlim_max: 0,
+    };
     // SAFETY: `limit` outlives the call; pid 0 is ourselves.
     check(unsafe {
         libc::syscall(
@@ -272,8 +312,11 @@ pub(crate) fn wait_signal() -> io::Result<i32> {
     unsafe {
         let mut set: libc::sigset_t = std::mem::zeroed();
         libc::sigfillset(&raw mut set);
-        check(libc::c_long::from(libc::sigwaitinfo(&raw const set, std::ptr::null_mut())))
-            .map(|signal| signal as i32)
+        check(libc::c_long::from(libc::sigwaitinfo(
+            &raw const set,
+            std::ptr::null_mut(),
+        )))
+        .map(|signal| signal as i32)
     }
 }
 
@@ -304,14 +347,20 @@ pub(crate) fn loopback_up() -> io::Result<()> {
 /// Sets the NIS domain name of the current UTS namespace.
 pub(crate) fn set_domainname(name: &str) -> io::Result<()> {
     // SAFETY: the pointer and the length are those of `name`.
-    check(libc::c_long::from(unsafe { libc::setdomainname(name.as_ptr().cast(), name.len()) }))
-        .map(drop)
+    check(libc::c_long::from(unsafe {
+        libc::setdomainname(name.as_ptr().cast(), name.len())
+    }))
+    .map(drop)
 }
 
 /// execve(2). Returns only when it failed.
 pub(crate) fn execve(path: &CString, args: &[CString], env: &[CString]) -> io::Error {
     let pointers = |strings: &[CString]| -> Vec<*const libc::c_char> {
-        strings.iter().map(|text| text.as_ptr()).chain([std::ptr::null()]).collect()
+        strings
+            .iter()
+            .map(|text| text.as_ptr())
+            .chain([std::ptr::null()])
+            .collect()
     };
     let (args, env) = (pointers(args), pointers(env));
     // SAFETY: both arrays are NULL-terminated and point to NUL-terminated strings that outlive the call.

@@ -1,0 +1,129 @@
+//! The managers, as the API sees them.
+
+use std::sync::Arc;
+
+use futures_util::future::BoxFuture;
+use shoal_raft_store::{ObjectChange, State};
+use shoal_types::{
+    ConfigId, NetworkId, NodeId, SecretId, ServiceId, Timestamp, Version,
+    spec::{NetworkSpec, NodeSpec, ServiceSpec},
+};
+
+use super::BoxStream;
+
+pub type ControlResult<T> = Result<T, ControlError>;
+
+/// Why the managers refused, or did not answer.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ControlError {
+    #[error("{message} ({field})")]
+    Invalid { field: String, message: String },
+    #[error("{kind} {reference} not found")]
+    NotFound { kind: String, reference: String },
+    #[error("{kind} {reference} is ambiguous: more than one id begins with it")]
+    Ambiguous { kind: String, reference: String },
+    #[error("name conflicts with an existing object: {kind} {name} already exists")]
+    NameConflict { kind: String, name: String },
+    /// Names the object and who uses it.
+    #[error("{0}")]
+    InUse(String),
+    #[error("update out of sequence")]
+    OutOfSequence,
+    #[error("{0}")]
+    NotSupported(String),
+    #[error(
+        "The swarm does not have a leader. It's possible that too few managers are online. \
+         Make sure more than half of the managers are online."
+    )]
+    NoLeader,
+    #[error("{0}")]
+    Unavailable(String),
+}
+
+/// One commit: when, and what it did.
+#[derive(Debug, Clone)]
+pub struct Change {
+    pub at: Timestamp,
+    pub objects: Vec<ObjectChange>,
+}
+
+/// Commits as they happen, from now on; ends when the manager stops.
+pub type Changes = BoxStream<'static, Change>;
+
+/// What `swarm update` can change.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ClusterSettings {
+    pub labels: std::collections::BTreeMap<String, String>,
+    pub task_history_limit: i64,
+}
+
+/// Reads and writes of what the managers agree on. A write is done when it is committed and visible
+/// in the next [`Control::state`].
+pub trait Control: Send + Sync + 'static {
+    /// The newest committed state, at least as new as any write that was answered before the call.
+    fn state(&self) -> BoxFuture<'_, ControlResult<Arc<State>>>;
+    fn changes(&self) -> Changes;
+
+    fn update_cluster(
+        &self,
+        version: Version,
+        settings: ClusterSettings,
+    ) -> BoxFuture<'_, ControlResult<()>>;
+
+    fn create_service(&self, spec: ServiceSpec) -> BoxFuture<'_, ControlResult<ServiceId>>;
+    fn update_service(
+        &self,
+        id: ServiceId,
+        version: Version,
+        spec: ServiceSpec,
+    ) -> BoxFuture<'_, ControlResult<()>>;
+    fn rollback_service(&self, id: ServiceId, version: Version)
+    -> BoxFuture<'_, ControlResult<()>>;
+    fn remove_service(&self, id: ServiceId) -> BoxFuture<'_, ControlResult<()>>;
+
+    fn update_node(
+        &self,
+        id: NodeId,
+        version: Version,
+        spec: NodeSpec,
+    ) -> BoxFuture<'_, ControlResult<()>>;
+    fn remove_node(&self, id: NodeId, force: bool) -> BoxFuture<'_, ControlResult<()>>;
+
+    fn create_network(&self, spec: NetworkSpec) -> BoxFuture<'_, ControlResult<NetworkId>>;
+    fn remove_network(&self, id: NetworkId) -> BoxFuture<'_, ControlResult<()>>;
+
+    fn create_secret(&self, file: NewFile) -> BoxFuture<'_, ControlResult<SecretId>>;
+    fn update_secret(
+        &self,
+        id: SecretId,
+        version: Version,
+        labels: Labels,
+    ) -> BoxFuture<'_, ControlResult<()>>;
+    fn remove_secret(&self, id: SecretId) -> BoxFuture<'_, ControlResult<()>>;
+    fn create_config(&self, file: NewFile) -> BoxFuture<'_, ControlResult<ConfigId>>;
+    fn update_config(
+        &self,
+        id: ConfigId,
+        version: Version,
+        labels: Labels,
+    ) -> BoxFuture<'_, ControlResult<()>>;
+    fn remove_config(&self, id: ConfigId) -> BoxFuture<'_, ControlResult<()>>;
+}
+
+pub type Labels = std::collections::BTreeMap<String, String>;
+
+/// A secret or config to be made.
+#[derive(Clone, PartialEq, Eq)]
+pub struct NewFile {
+    pub name: String,
+    pub labels: Labels,
+    pub data: Vec<u8>,
+}
+
+impl std::fmt::Debug for NewFile {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("NewFile")
+            .field("name", &self.name)
+            .finish_non_exhaustive()
+    }
+}

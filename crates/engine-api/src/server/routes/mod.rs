@@ -1,0 +1,90 @@
+//! Which path and method leads where.
+
+mod containers;
+mod images;
+mod networks;
+mod nodes;
+mod not_yet;
+mod secrets;
+mod services;
+mod swarm;
+mod system;
+mod tasks;
+
+use axum::{
+    Router,
+    routing::{get, post},
+};
+use http::StatusCode;
+
+pub(super) use self::containers::find as find_container;
+use super::{Engine, error::ApiError, events, logs};
+
+pub(super) fn all() -> Router<Engine> {
+    Router::new()
+        .route("/_ping", get(system::ping))
+        .route("/version", get(system::version))
+        .route("/info", get(system::info))
+        .route("/system/df", get(system::disk_usage))
+        .route("/events", get(events::events))
+        .route("/swarm", get(swarm::inspect))
+        .route("/swarm/init", post(swarm::init))
+        .route("/swarm/leave", post(swarm::leave))
+        .route("/swarm/update", post(swarm::update))
+        .route("/nodes", get(nodes::list))
+        .route("/nodes/{id}", get(nodes::inspect).delete(nodes::remove))
+        .route("/nodes/{id}/update", post(nodes::update))
+        .route("/services", get(services::list))
+        .route("/services/create", post(services::create))
+        .route(
+            "/services/{id}",
+            get(services::inspect).delete(services::remove),
+        )
+        .route("/services/{id}/update", post(services::update))
+        .route("/services/{id}/logs", get(logs::service))
+        .route("/tasks", get(tasks::list))
+        .route("/tasks/{id}", get(tasks::inspect))
+        .route("/tasks/{id}/logs", get(logs::task))
+        .route("/networks", get(networks::list))
+        .route("/networks/", get(networks::list))
+        .route("/networks/create", post(networks::create))
+        .route(
+            "/networks/{id}",
+            get(networks::inspect).delete(networks::remove),
+        )
+        .route("/secrets", get(secrets::list_secrets))
+        .route("/secrets/create", post(secrets::create_secret))
+        .route(
+            "/secrets/{id}",
+            get(secrets::inspect_secret).delete(secrets::remove_secret),
+        )
+        .route("/secrets/{id}/update", post(secrets::update_secret))
+        .route("/configs", get(secrets::list_configs))
+        .route("/configs/create", post(secrets::create_config))
+        .route(
+            "/configs/{id}",
+            get(secrets::inspect_config).delete(secrets::remove_config),
+        )
+        .route("/configs/{id}/update", post(secrets::update_config))
+        .route("/images/json", get(images::list))
+        .route("/images/create", post(images::create))
+        .route("/images/load", post(images::load))
+        .route("/images/get", get(images::save_many))
+        // Names of images have slashes, and a wildcard may only end a path.
+        .route(
+            "/images/{*rest}",
+            get(images::get).post(images::post).delete(images::remove),
+        )
+        .route("/distribution/{*rest}", get(images::distribution))
+        .route("/containers/json", get(containers::list))
+        .route("/containers/{id}/json", get(containers::inspect))
+        .route("/containers/{id}/logs", get(logs::container))
+        .merge(not_yet::routes())
+        .fallback(not_found)
+        .method_not_allowed_fallback(not_found)
+}
+
+/// Docker says the same for an unknown path and a wrong method.
+async fn not_found() -> ApiError {
+    ApiError::new(StatusCode::NOT_FOUND, "page not found")
+}

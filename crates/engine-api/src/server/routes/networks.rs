@@ -1,0 +1,182 @@
+//! Networks: those of the swarm, which are the only ones there are.
+
+use std::collections::BTreeMap;
+
+use axum::{
+    extract::{Path, State},
+    response::{IntoResponse, Response},
+};
+use http::StatusCode;
+use shoal_raft_store::State as Cluster;
+use shoal_types::{TaskState, object::Network};
+
+use crate::{
+    convert,
+    engine::ContainerInfo,
+    server::{
+        Engine,
+        body::Json,
+        error::{ApiError, ApiResult},
+        find,
+        query::Query,
+    },
+    wire,
+};
+
+const FILTERS: &[&str] = &["dangling", "driver", "id", "label", "name", "scope", "type"];
+
+pub(crate) async fn list(
+    State(engine): State<Engine>,
+    query: Query,
+) -> ApiResult<Json<Vec<wire::NetworkInspect>>> {
+    let filters = query.filters(FILTERS)?;
+    filters.one_of("scope", &["swarm", "local", "global"])?;
+    filters.one_of("type", &["custom", "builtin"])?;
+    let dangling = filters.flag("dangling")?;
+    let Ok(manager) = engine.manager() else {
+        // Asked of an engine without a swarm, Docker lists its own networks; there are none.
+        return Ok(Json(Vec::new()));
+    };
+    let state = manager.control.state().await?;
+    let networks = state.networks().filter(|network| {
+        let spec = &network.spec;
+        let kind = if network.predefined {
+            "builtin"
+        } else {
+            "custom"
+        };
+        filters.any("id", |id| network.id.as_str().contains(id))
+            && filters.any("name", |name| spec.name.contains(name))
+            && filters.exact("driver", &spec.driver)
+            && filters.exact("scope", "swarm")
+            && filters.exact("type", kind)
+            && filters.labels("label", &spec.labels)
+            && dangling.is_none_or(|wanted| wanted != is_used(&state, network))
+    });
+    Ok(Json(
+        networks.map(|n| convert::network_inspect(n)).collect(),
+    ))
+}
+
+fn is_used(state: &Cluster, network: &Network) -> bool {
+    network.spec.ingress
+        || state
+            .services()
+            .any(|s| s.spec.task.networks.iter().any(|n| n.network == network.id))
+        || state.tasks().any(|task| {
+            task.status.state <= TaskState::Running
+                && task.attachments.iter().any(|a| a.network == network.id)
+        })
+}
+
+pub(crate) async fn inspect(
+    State(engine): State<Engine>,
+    Path(id): Path<String>,
+    query: Query,
+) -> ApiResult<Json<wire::NetworkInspect>> {
+    let manager = engine
+        .manager()
+        .map_err(|_| ApiError::not_found("network", &id))?;
+    let state = manager.control.state().await?;
+    let network = find::network(&state, &id)?;
+    if !matches!(query.text("scope"), "" | "swarm") {
+        return Err(ApiError::not_found("network", &id));
+    }
+    let containers = engine.local.containers().await?;
+    Ok(Json(wire::NetworkInspect {
+        containers: Some(members(network, &containers)),
+        services: if query.flag("verbose") {
+            services(&state, network)
+        } else {
+            BTreeMap::new()
+        },
+        ..convert::network_inspect(network)
+    }))
+}
+
+/// The containers of this node that are in the network.
+fn members(
+    network: &Network,
+    containers: &[ContainerInfo],
+) -> BTreeMap<String, wire::NetworkContainer> {
+    let member = |container: &ContainerInfo| {
+        let endpoint = container
+            .networks
+            .iter()
+            .find(|n| n.id == network.id.as_str())?;
+        let member = wire::NetworkContainer {
+            name: container.name.clone(),
+            mac_address: endpoint.mac.clone(),
+            ipv4_address: format!("{}/{}", endpoint.addr, endpoint.prefix),
+            ..wire::NetworkContainer::default()
+        };
+        Some((container.id.to_string(), member))
+    };
+    containers.iter().filter_map(member).collect()
+}
+
+fn services(state: &Cluster, network: &Network) -> BTreeMap<String, wire::NetworkServiceInfo> {
+    let attached = state.services().filter_map(|service| {
+        let tasks: Vec<_> = state
+            .tasks_of(service.id)
+            .filter(|task| task.status.state <= TaskState::Running)
+            .filter_map(|task| {
+                let endpoint = task.attachments.iter().find(|a| a.network == network.id)?;
+                let host = task.node.and_then(|id| state.node(&id));
+                let host = host
+                    .map(|node| node.status.addr.clone())
+                    .unwrap_or_default();
+                Some(wire::NetworkTask {
+                    name: task.name(),
+                    endpoint_ip: endpoint.addr.to_string(),
+                    info: wire::Map::from([("Host IP".to_owned(), host)]),
+                    ..wire::NetworkTask::default()
+                })
+            })
+            .collect();
+        let endpoint = service.endpoint.as_ref();
+        let vip = endpoint.and_then(|e| e.virtual_ips.iter().find(|v| v.network == network.id));
+        if tasks.is_empty() && vip.is_none() {
+            return None;
+        }
+        let info = wire::NetworkServiceInfo {
+            vip: vip.map(|v| v.addr.to_string()).unwrap_or_default(),
+            tasks,
+            ..wire::NetworkServiceInfo::default()
+        };
+        Some((service.spec.name.clone(), info))
+    });
+    attached.collect()
+}
+
+pub(crate) async fn create(
+    State(engine): State<Engine>,
+    Json(request): Json<wire::NetworkCreate>,
+) -> ApiResult<Response> {
+    let spec = convert::network_spec(request)?;
+    let manager = engine.manager()?;
+    let id = manager.control.create_network(spec).await?;
+    let created = wire::NetworkCreated {
+        id: id.to_string(),
+        warning: String::new(),
+    };
+    Ok((StatusCode::CREATED, Json(created)).into_response())
+}
+
+pub(crate) async fn remove(
+    State(engine): State<Engine>,
+    Path(id): Path<String>,
+) -> ApiResult<StatusCode> {
+    let manager = engine.manager()?;
+    let state = manager.control.state().await?;
+    let network = find::network(&state, &id)?;
+    if network.predefined && !network.spec.ingress {
+        let message = format!(
+            "{} is a pre-defined network and cannot be removed",
+            network.spec.name
+        );
+        return Err(ApiError::new(StatusCode::FORBIDDEN, message));
+    }
+    manager.control.remove_network(network.id).await?;
+    Ok(StatusCode::NO_CONTENT)
+}

@@ -1,0 +1,175 @@
+//! What Docker has and Shoal does not yet: answered by name, so that nobody takes it for a typing error.
+
+use super::super::{Engine, error::ApiError};
+use axum::Router;
+use axum::routing::{delete, get, post, put};
+
+/// Paths with their method, and what they would do.
+const ROUTES: &[(Method, &str, &str)] = &[
+    (Method::Post, "/auth", "checking credentials"),
+    (Method::Post, "/swarm/join", "joining a swarm"),
+    (Method::Get, "/swarm/unlockkey", "locking a swarm"),
+    (Method::Post, "/swarm/unlock", "locking a swarm"),
+    (
+        Method::Post,
+        "/containers/create",
+        "creating containers outside a service",
+    ),
+    (Method::Post, "/containers/prune", "removing containers"),
+    (Method::Delete, "/containers/{id}", "removing containers"),
+    (
+        Method::Post,
+        "/containers/{id}/start",
+        "starting containers",
+    ),
+    (Method::Post, "/containers/{id}/stop", "stopping containers"),
+    (
+        Method::Post,
+        "/containers/{id}/restart",
+        "restarting containers",
+    ),
+    (
+        Method::Post,
+        "/containers/{id}/kill",
+        "sending signals to containers",
+    ),
+    (Method::Post, "/containers/{id}/pause", "pausing containers"),
+    (
+        Method::Post,
+        "/containers/{id}/unpause",
+        "pausing containers",
+    ),
+    (
+        Method::Post,
+        "/containers/{id}/rename",
+        "renaming containers",
+    ),
+    (
+        Method::Post,
+        "/containers/{id}/resize",
+        "resizing terminals",
+    ),
+    (
+        Method::Post,
+        "/containers/{id}/update",
+        "updating containers",
+    ),
+    (
+        Method::Post,
+        "/containers/{id}/attach",
+        "attaching to containers",
+    ),
+    (
+        Method::Get,
+        "/containers/{id}/attach/ws",
+        "attaching to containers",
+    ),
+    (
+        Method::Post,
+        "/containers/{id}/wait",
+        "waiting for containers",
+    ),
+    (
+        Method::Post,
+        "/containers/{id}/exec",
+        "running commands in containers",
+    ),
+    (
+        Method::Get,
+        "/containers/{id}/top",
+        "listing the processes of containers",
+    ),
+    (
+        Method::Get,
+        "/containers/{id}/changes",
+        "listing changed files of containers",
+    ),
+    (
+        Method::Get,
+        "/containers/{id}/export",
+        "exporting containers",
+    ),
+    (
+        Method::Get,
+        "/containers/{id}/stats",
+        "statistics of containers",
+    ),
+    (
+        Method::Get,
+        "/containers/{id}/archive",
+        "copying from containers",
+    ),
+    (
+        Method::Put,
+        "/containers/{id}/archive",
+        "copying into containers",
+    ),
+    (
+        Method::Post,
+        "/exec/{id}/start",
+        "running commands in containers",
+    ),
+    (
+        Method::Post,
+        "/exec/{id}/resize",
+        "running commands in containers",
+    ),
+    (
+        Method::Get,
+        "/exec/{id}/json",
+        "running commands in containers",
+    ),
+    (Method::Get, "/images/search", "searching registries"),
+    (Method::Post, "/images/prune", "removing unused images"),
+    (Method::Post, "/commit", "making images of containers"),
+    (Method::Post, "/build", "building images"),
+    (Method::Post, "/build/prune", "building images"),
+    (Method::Post, "/build/cancel", "building images"),
+    (Method::Post, "/session", "building images"),
+    (Method::Post, "/networks/prune", "removing unused networks"),
+    (
+        Method::Post,
+        "/networks/{id}/connect",
+        "connecting containers to networks",
+    ),
+    (
+        Method::Post,
+        "/networks/{id}/disconnect",
+        "disconnecting containers from networks",
+    ),
+    (Method::Get, "/volumes", "listing volumes"),
+    (Method::Post, "/volumes/create", "creating volumes"),
+    (Method::Post, "/volumes/prune", "removing volumes"),
+    (Method::Get, "/volumes/{name}", "inspecting volumes"),
+    (Method::Put, "/volumes/{name}", "updating volumes"),
+    (Method::Delete, "/volumes/{name}", "removing volumes"),
+    (Method::Get, "/plugins", "plugins"),
+    (Method::Get, "/plugins/privileges", "plugins"),
+    (Method::Post, "/plugins/pull", "plugins"),
+    (Method::Post, "/plugins/create", "plugins"),
+];
+
+#[derive(Clone, Copy)]
+enum Method {
+    Get,
+    Post,
+    Put,
+    Delete,
+}
+
+pub(super) fn routes() -> Router<Engine> {
+    ROUTES
+        .iter()
+        .fold(Router::new(), |router, (method, path, what)| {
+            let answer = move || async move { ApiError::not_yet(what) };
+            router.route(
+                path,
+                match method {
+                    Method::Get => get(answer),
+                    Method::Post => post(answer),
+                    Method::Put => put(answer),
+                    Method::Delete => delete(answer),
+                },
+            )
+        })
+}

@@ -1,0 +1,285 @@
+//! The engine itself.
+
+use axum::{
+    extract::State,
+    response::{IntoResponse, Response},
+};
+use http::{HeaderName, HeaderValue, header};
+
+use super::{containers, images};
+use crate::{
+    convert,
+    engine::{ActiveSwarm, ContainerState, NodeInfo, SwarmState},
+    server::{
+        Engine,
+        body::Json,
+        error::ApiResult,
+        query::Query,
+        version::{MAX, MIN},
+    },
+    wire,
+};
+
+pub(crate) async fn ping(State(engine): State<Engine>) -> Response {
+    let swarm = match engine.local.swarm() {
+        SwarmState::Inactive => "inactive",
+        SwarmState::Pending => "pending",
+        SwarmState::Error(_) => "error",
+        SwarmState::Active(swarm) if swarm.control.is_some() => "active/manager",
+        SwarmState::Active(_) => "active/worker",
+    };
+    let headers = [
+        (
+            header::CACHE_CONTROL,
+            HeaderValue::from_static("no-cache, no-store, must-revalidate"),
+        ),
+        (header::PRAGMA, HeaderValue::from_static("no-cache")),
+        (
+            header::CONTENT_TYPE,
+            HeaderValue::from_static("text/plain; charset=utf-8"),
+        ),
+        // 1: there is no BuildKit behind this engine.
+        (
+            HeaderName::from_static("builder-version"),
+            HeaderValue::from_static("1"),
+        ),
+        (
+            HeaderName::from_static("swarm"),
+            HeaderValue::from_static(swarm),
+        ),
+    ];
+    (headers, "OK").into_response()
+}
+
+pub(crate) async fn version(State(engine): State<Engine>) -> ApiResult<Json<wire::VersionInfo>> {
+    let info = engine.local.info().await?;
+    let details = [
+        ("ApiVersion", MAX.to_string()),
+        ("MinAPIVersion", MIN.to_string()),
+        ("Arch", architecture(&info.machine).to_owned()),
+        ("BuildTime", info.build_time.clone()),
+        ("Experimental", "false".to_owned()),
+        ("GitCommit", info.commit.clone()),
+        ("GoVersion", info.rustc_version.clone()),
+        ("KernelVersion", info.kernel_version.clone()),
+        ("Os", "linux".to_owned()),
+    ];
+    Ok(Json(wire::VersionInfo {
+        platform: wire::PlatformName {
+            name: "Shoal".to_owned(),
+        },
+        components: vec![wire::Component {
+            // Clients take the details of the component of this name for the engine's.
+            name: "Engine".to_owned(),
+            version: info.version.clone(),
+            details: details
+                .into_iter()
+                .map(|(k, v)| (k.to_owned(), v))
+                .collect(),
+        }],
+        version: info.version,
+        api_version: MAX.to_string(),
+        min_api_version: MIN.to_string(),
+        git_commit: info.commit,
+        go_version: info.rustc_version,
+        os: "linux".to_owned(),
+        arch: architecture(&info.machine).to_owned(),
+        kernel_version: info.kernel_version,
+        experimental: false,
+        build_time: info.build_time,
+    }))
+}
+
+/// Go's name for what `uname -m` says.
+pub(crate) fn architecture(machine: &str) -> &str {
+    match machine {
+        "x86_64" => "amd64",
+        "aarch64" => "arm64",
+        "armv7l" => "arm",
+        "i686" => "386",
+        other => other,
+    }
+}
+
+pub(crate) async fn info(State(engine): State<Engine>) -> ApiResult<Json<wire::Info>> {
+    let node = engine.local.info().await?;
+    let containers = engine.local.containers().await?;
+    let images = engine.local.images().await?.len() as u64;
+    let count = |state| containers.iter().filter(|c| c.state == state).count() as u64;
+    let running = count(ContainerState::Running);
+    let paused = count(ContainerState::Paused);
+    let total = containers.len() as u64;
+    let counts = Counts {
+        total,
+        running,
+        paused,
+        images,
+    };
+    let swarm = swarm_info(engine.local.swarm()).await;
+    Ok(Json(describe(node, counts, swarm)))
+}
+
+struct Counts {
+    total: u64,
+    running: u64,
+    paused: u64,
+    images: u64,
+}
+
+fn describe(node: NodeInfo, counts: Counts, swarm: wire::SwarmInfo) -> wire::Info {
+    let own = "shoal".to_owned();
+    let list = |items: &[&str]| items.iter().map(|i| (*i).to_owned()).collect::<Vec<_>>();
+    let system_time = jiff::Timestamp::now().to_string();
+    let labels = node
+        .labels
+        .iter()
+        .map(|(k, v)| format!("{k}={v}"))
+        .collect();
+    let commit = |id: &str| wire::Commit {
+        id: id.to_owned(),
+        expected: String::new(),
+    };
+    wire::Info {
+        id: node.id,
+        containers: counts.total,
+        containers_running: counts.running,
+        containers_paused: counts.paused,
+        containers_stopped: counts.total - counts.running - counts.paused,
+        images: counts.images,
+        driver: "overlay2".to_owned(),
+        plugins: wire::Plugins {
+            volume: list(&["local"]),
+            network: list(&["bridge", "overlay"]),
+            authorization: None,
+            log: list(&["json-file", "local"]),
+        },
+        memory_limit: true,
+        swap_limit: true,
+        cpu_cfs_period: true,
+        cpu_cfs_quota: true,
+        cpu_shares: true,
+        cpu_set: true,
+        pids_limit: true,
+        ipv4_forwarding: node.ipv4_forwarding,
+        debug: node.debug,
+        system_time,
+        logging_driver: "json-file".to_owned(),
+        cgroup_driver: node.cgroup_driver,
+        cgroup_version: node.cgroup_version.to_string(),
+        kernel_version: node.kernel_version,
+        operating_system: node.operating_system,
+        os_version: node.os_version,
+        os_type: "linux".to_owned(),
+        architecture: node.machine,
+        index_server_address: "https://index.docker.io/v1/".to_owned(),
+        registry_config: wire::Registries {
+            insecure_registry_cidrs: list(&["127.0.0.0/8"]),
+            index_configs: std::collections::BTreeMap::from([(
+                "docker.io".to_owned(),
+                wire::IndexInfo {
+                    name: "docker.io".to_owned(),
+                    mirrors: Vec::new(),
+                    secure: true,
+                    official: true,
+                },
+            )]),
+            mirrors: None,
+        },
+        n_cpu: node.cpus,
+        mem_total: node.memory_bytes,
+        docker_root_dir: node.data_root,
+        name: node.hostname,
+        labels,
+        server_version: node.version,
+        runtimes: std::collections::BTreeMap::from([(own.clone(), wire::Runtime::default())]),
+        default_runtime: if node.default_runtime.is_empty() {
+            own
+        } else {
+            node.default_runtime
+        },
+        swarm,
+        // Containers outlive the daemon.
+        live_restore_enabled: true,
+        init_binary: "shoal".to_owned(),
+        containerd_commit: commit(""),
+        runc_commit: commit(""),
+        init_commit: commit(""),
+        security_options: list(&["name=seccomp,profile=builtin", "name=cgroupns"]),
+        warnings: Some(node.warnings).filter(|w| !w.is_empty()),
+        ..wire::Info::default()
+    }
+}
+
+async fn swarm_info(state: SwarmState) -> wire::SwarmInfo {
+    let named = |state: &str| wire::SwarmInfo {
+        local_node_state: state.to_owned(),
+        ..wire::SwarmInfo::default()
+    };
+    match state {
+        SwarmState::Inactive => named("inactive"),
+        SwarmState::Pending => named("pending"),
+        SwarmState::Error(error) => wire::SwarmInfo {
+            error,
+            ..named("error")
+        },
+        SwarmState::Active(swarm) => active(*swarm, named("active")).await,
+    }
+}
+
+async fn active(swarm: ActiveSwarm, base: wire::SwarmInfo) -> wire::SwarmInfo {
+    let managers = swarm.managers.iter();
+    let managers = managers.map(|(id, addr)| wire::Peer {
+        node_id: id.to_string(),
+        addr: addr.clone(),
+    });
+    let mut info = wire::SwarmInfo {
+        node_id: swarm.node.to_string(),
+        node_addr: swarm.node_addr.clone(),
+        control_available: swarm.control.is_some(),
+        remote_managers: Some(managers.collect()),
+        ..base
+    };
+    let Some(control) = &swarm.control else {
+        return info;
+    };
+    match control.state().await {
+        Ok(state) => {
+            info.nodes = state.nodes().count() as u64;
+            info.managers = state.nodes().filter(|n| n.manager.is_some()).count() as u64;
+            info.cluster = state
+                .cluster()
+                .map(|c| convert::cluster_info(c, &swarm.trust_root));
+        }
+        // The rest of `info` is still worth having when no leader is there.
+        Err(error) => info.error = error.to_string(),
+    }
+    info
+}
+
+pub(crate) async fn disk_usage(
+    State(engine): State<Engine>,
+    query: Query,
+) -> ApiResult<Json<wire::DiskUsage>> {
+    let kinds: Vec<&str> = query.all("type").collect();
+    let wanted = |kind: &str| kinds.is_empty() || kinds.contains(&kind);
+    let mut usage = wire::DiskUsage::default();
+    if wanted("image") {
+        let images = engine.local.images().await?;
+        usage.layers_size = images
+            .iter()
+            .map(|i| i64::try_from(i.size).unwrap_or(0))
+            .sum();
+        usage.images = Some(images.into_iter().map(images::summary).collect());
+    }
+    if wanted("container") {
+        let containers = engine.local.containers().await?;
+        usage.containers = Some(containers.iter().map(containers::summary).collect());
+    }
+    if wanted("volume") {
+        usage.volumes = Some(Vec::new());
+    }
+    if wanted("build-cache") {
+        usage.build_cache = Some(Vec::new());
+    }
+    Ok(Json(usage))
+}

@@ -1,0 +1,634 @@
+//! The leader's decisions, all of them, as one pass over what has changed.
+//!
+//! A pass orchestrates the services that were touched, gives addresses, chooses nodes, and says why
+//! where it cannot. Between passes the brain keeps indices that could be rebuilt from the state at any
+//! time, and are when a manager becomes leader. It reads no clock and no randomness of its own.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    sync::Arc,
+    time::Duration,
+};
+
+use rand::Rng;
+use shoal_raft_store::{Change, Command, ObjectChange, State};
+use shoal_types::{
+    NodeId, ServiceId, TaskId, TaskState, TaskStatus, Timestamp, Version,
+    object::{EndpointAtBirth, Meta, Node, NodeState, Service, Task, TaskPlace, UpdateState},
+    spec::ServiceMode,
+};
+
+use crate::{
+    allocate::Allocator,
+    draft::{Draft, new_task_id},
+    orchestrate::{self, Action, ServiceView},
+    schedule::{NodeIndex, Placer, Request},
+};
+
+/// Larger commands would hold up the log; smaller ones would pay for more entries than needed.
+const CHANGES_PER_COMMAND: usize = 1000;
+
+/// A pass that has decided this much proposes it before it looks at further services.
+const CHANGES_PER_PASS: usize = 8 * CHANGES_PER_COMMAND;
+
+/// A node that has been down for so long will not say any more what became of its tasks.
+const ORPHAN_AFTER: Duration = Duration::from_hours(24);
+
+#[derive(Debug, Default)]
+pub(crate) struct Brain {
+    index: NodeIndex,
+    allocator: Allocator,
+    /// Services to look at in the next pass.
+    services: BTreeSet<ServiceId>,
+    /// Nodes that changed in a way that may concern their tasks.
+    nodes: BTreeSet<NodeId>,
+    /// Wanted tasks without a node.
+    waiting: BTreeSet<TaskId>,
+    /// Services that the allocator could not serve.
+    unserved: BTreeSet<ServiceId>,
+    /// Something was given back, or a node came: what waits is worth another try.
+    retry: bool,
+    /// Look at the service again at this time.
+    alarms: BTreeSet<(Timestamp, ServiceId)>,
+    alarm_of: HashMap<ServiceId, Timestamp>,
+    down: BTreeMap<NodeId, Timestamp>,
+    /// How long ended tasks of services in an update had been running.
+    ran: BTreeMap<TaskId, Duration>,
+    /// Tasks of the last plan, until it is committed or refused.
+    tentative: Vec<TaskId>,
+}
+
+/// What a pass wants done, in this order, and when the next one is due at the latest.
+#[derive(Debug, Default)]
+pub(crate) struct Plan {
+    pub(crate) commands: Vec<Command>,
+    pub(crate) wake_at: Option<Timestamp>,
+}
+
+impl Brain {
+    /// A new leader looks at everything once.
+    pub(crate) fn new(state: &State) -> Self {
+        let mut brain = Self {
+            index: NodeIndex::new(state),
+            allocator: Allocator::new(state),
+            retry: true,
+            ..Self::default()
+        };
+        brain.resync(state);
+        brain.waiting = state
+            .tasks()
+            .filter(|task| waits(task))
+            .map(|task| task.id)
+            .collect();
+        brain
+    }
+
+    /// Looks at everything in the next pass.
+    pub(crate) fn resync(&mut self, state: &State) {
+        self.services.extend(state.services().map(|s| s.id));
+        self.services.extend(state.tasks().map(|t| t.service));
+        self.nodes.extend(state.nodes().map(|n| n.id));
+        self.retry = true;
+    }
+
+    /// Takes note of a committed change. Repetition does no harm.
+    pub(crate) fn observe(&mut self, change: &ObjectChange) {
+        self.note(change);
+        match change {
+            ObjectChange::Task { before, after } => {
+                if let Some(task) = after.as_ref().or(before.as_ref())
+                    && matters(before.as_deref(), after.as_deref())
+                {
+                    self.services.insert(task.service);
+                }
+            }
+            ObjectChange::Service { before, after } => {
+                if let Some(service) = after.as_ref().or(before.as_ref()) {
+                    self.services.insert(service.id);
+                }
+            }
+            ObjectChange::Node { before, after } => {
+                if let Some(node) = after.as_ref().or(before.as_ref()) {
+                    self.nodes.insert(node.id);
+                    self.retry = true;
+                }
+            }
+            ObjectChange::Network { .. } | ObjectChange::Cluster { .. } => self.retry = true,
+            ObjectChange::Secret { .. } | ObjectChange::Config { .. } => {}
+        }
+    }
+
+    /// Keeps the indices in step with a change, committed or drafted.
+    fn note(&mut self, change: &ObjectChange) {
+        match change {
+            ObjectChange::Task { before, after } => self.note_task(before.as_ref(), after.as_ref()),
+            ObjectChange::Node { before, after } => match (before, after) {
+                (_, Some(node)) => self.index.set_node(node),
+                (Some(node), None) => self.index.remove_node(node.id),
+                (None, None) => {}
+            },
+            ObjectChange::Service {
+                after: Some(service),
+                ..
+            } => self.allocator.note_service(service),
+            ObjectChange::Service {
+                before: Some(service),
+                after: None,
+            } => {
+                self.index.forget_service(service.id);
+                self.unserved.remove(&service.id);
+                self.retry = true;
+            }
+            _other => {}
+        }
+    }
+
+    fn note_task(&mut self, before: Option<&Arc<Task>>, after: Option<&Arc<Task>>) {
+        let Some(task) = after else {
+            if let Some(task) = before {
+                self.index.remove_task(task.id);
+                self.waiting.remove(&task.id);
+                self.ran.remove(&task.id);
+                self.retry = true;
+            }
+            return;
+        };
+        self.index.set_task(task);
+        self.allocator.note_task(task);
+        if waits(task) {
+            self.waiting.insert(task.id);
+        } else {
+            self.waiting.remove(&task.id);
+        }
+        if task.status.state.is_terminal() {
+            let Some(before) = before.filter(|b| !b.status.state.is_terminal()) else {
+                return;
+            };
+            self.retry = true;
+            if before.status.state == TaskState::Running {
+                let ran = task.meta.updated_at.since(before.meta.updated_at);
+                self.ran.insert(task.id, ran);
+            }
+        }
+    }
+
+    /// The last plan was refused or may not have been committed: forgets what it assumed.
+    pub(crate) fn revert(&mut self, state: &State) {
+        for id in std::mem::take(&mut self.tentative) {
+            match state.task(&id) {
+                Some(task) => {
+                    self.note_task(None, Some(task));
+                    self.services.insert(task.service);
+                }
+                None => {
+                    self.index.remove_task(id);
+                    self.waiting.remove(&id);
+                }
+            }
+        }
+        // Services whose tasks were only in the plan are not known any more.
+        self.resync(state);
+    }
+
+    /// Decides everything that is due at `now`. `first` are changes that the decisions are to see,
+    /// such as a node's new status.
+    pub(crate) fn decide(
+        &mut self,
+        state: &State,
+        first: Vec<Change>,
+        now: Timestamp,
+        rng: &mut impl Rng,
+    ) -> Plan {
+        let mut draft = Draft::new(state.clone(), now);
+        self.tentative.clear();
+        self.allocator.start_pass();
+        for change in first {
+            if let Ok(changed) = draft.push(change) {
+                changed.iter().for_each(|change| self.observe(change));
+            }
+        }
+        self.look_at_nodes(&mut draft);
+        self.take_due_alarms(now);
+        if self.retry {
+            self.services.append(&mut self.unserved);
+        }
+        let mut fresh = Vec::new();
+        while draft.len() + fresh.len() < CHANGES_PER_PASS
+            && let Some(id) = self.services.pop_first()
+        {
+            self.look_at_service(&mut draft, id, &mut fresh, rng);
+        }
+        self.place(&mut draft, fresh);
+        let more = !self.services.is_empty();
+        let wake_at = if more {
+            Some(now)
+        } else {
+            let orphans = self.down.values().map(|since| since.after(ORPHAN_AFTER));
+            let alarms = self.alarms.first().map(|(at, _)| *at);
+            orphans.chain(alarms).min()
+        };
+        Plan {
+            commands: into_commands(draft, now),
+            wake_at,
+        }
+    }
+
+    fn push(&mut self, draft: &mut Draft, change: Change) -> bool {
+        match draft.push(change) {
+            Ok(changed) => {
+                for change in &changed {
+                    self.note(change);
+                    if let ObjectChange::Task { before, after } = change
+                        && let Some(task) = after.as_ref().or(before.as_ref())
+                    {
+                        self.tentative.push(task.id);
+                    }
+                }
+                true
+            }
+            Err(rejection) => {
+                tracing::debug!(error = %rejection, "a decision does not fit the state");
+                false
+            }
+        }
+    }
+
+    /// Rejects the tasks that touched nodes may not keep, and finds the services that are concerned.
+    fn look_at_nodes(&mut self, draft: &mut Draft) {
+        let due: Vec<NodeId> = self
+            .down
+            .iter()
+            .filter(|(_, since)| draft.now >= since.after(ORPHAN_AFTER))
+            .map(|(id, _)| *id)
+            .collect();
+        for id in due {
+            self.down.remove(&id);
+            self.orphan_tasks(draft, id);
+        }
+        let touched = std::mem::take(&mut self.nodes);
+        if touched.is_empty() {
+            return;
+        }
+        for id in touched {
+            let tasks = draft.state.tasks_on(id);
+            self.services.extend(tasks.map(|task| task.service));
+            let Some(node) = draft.state.node(&id).cloned() else {
+                self.down.remove(&id);
+                continue;
+            };
+            if node.status.state == NodeState::Down {
+                if self.down.insert(id, node.status.since) == Some(node.status.since) {
+                    continue;
+                }
+            } else {
+                self.down.remove(&id);
+            }
+            self.reject_tasks(draft, &node);
+        }
+        let everywhere = draft.state.services().filter(|service| {
+            matches!(
+                service.spec.mode,
+                ServiceMode::Global | ServiceMode::GlobalJob
+            )
+        });
+        self.services.extend(everywhere.map(|service| service.id));
+    }
+
+    fn reject_tasks(&mut self, draft: &mut Draft, node: &Node) {
+        for id in orchestrate::enforce(&draft.state, node) {
+            let status = TaskStatus {
+                state: TaskState::Rejected,
+                at: draft.now,
+                message: orchestrate::REJECTED.to_owned(),
+                err: orchestrate::REASON.to_owned(),
+                ..TaskStatus::default()
+            };
+            self.set_status(draft, id, status);
+        }
+    }
+
+    fn orphan_tasks(&mut self, draft: &mut Draft, node: NodeId) {
+        let running: Vec<TaskId> = draft
+            .state
+            .tasks_on(node)
+            .filter(|task| !task.status.state.is_terminal())
+            .map(|task| task.id)
+            .collect();
+        for id in running {
+            let status = TaskStatus {
+                state: TaskState::Orphaned,
+                at: draft.now,
+                err: format!("node {node} has been down for 24 hours"),
+                ..TaskStatus::default()
+            };
+            self.set_status(draft, id, status);
+        }
+    }
+
+    fn set_status(&mut self, draft: &mut Draft, id: TaskId, mut status: TaskStatus) {
+        if let Some(task) = draft.state.task(&id) {
+            self.services.insert(task.service);
+            status.container.clone_from(&task.status.container);
+        }
+        self.push(
+            draft,
+            Change::SetTaskStatus {
+                id,
+                reporter: None,
+                status,
+            },
+        );
+    }
+
+    fn take_due_alarms(&mut self, now: Timestamp) {
+        while let Some((at, service)) = self.alarms.first().copied()
+            && at <= now
+        {
+            self.alarms.pop_first();
+            self.alarm_of.remove(&service);
+            self.services.insert(service);
+        }
+    }
+
+    fn set_alarm(&mut self, service: ServiceId, at: Option<Timestamp>) {
+        if let Some(old) = self.alarm_of.remove(&service) {
+            self.alarms.remove(&(old, service));
+        }
+        if let Some(at) = at {
+            self.alarms.insert((at, service));
+            self.alarm_of.insert(service, at);
+        }
+    }
+
+    fn look_at_service(
+        &mut self,
+        draft: &mut Draft,
+        id: ServiceId,
+        fresh: &mut Vec<Task>,
+        rng: &mut impl Rng,
+    ) {
+        let tasks: Vec<Arc<Task>> = draft.state.tasks_of(id).cloned().collect();
+        let Some(service) = draft.state.service(&id).cloned() else {
+            self.set_alarm(id, None);
+            let plan = orchestrate::decide_removed(&tasks);
+            for action in plan.actions {
+                self.carry_out(draft, None, action, fresh, rng);
+            }
+            return;
+        };
+        let service = self.serve(draft, service);
+        let plan = orchestrate::decide(&ServiceView {
+            state: &draft.state,
+            service: &service,
+            tasks,
+            now: draft.now,
+            ran: &self.ran,
+        });
+        self.set_alarm(id, plan.wake_at);
+        for action in plan.actions {
+            self.carry_out(draft, Some(&service), action, fresh, rng);
+        }
+    }
+
+    /// Gives the service what addresses and ports it lacks.
+    fn serve(&mut self, draft: &mut Draft, service: Arc<Service>) -> Arc<Service> {
+        let (endpoint, err) = match self.allocator.endpoint(&draft.state, &service) {
+            Ok(endpoint) => (Some(endpoint), String::new()),
+            Err(err) => (service.endpoint.clone(), err),
+        };
+        if service.endpoint != endpoint || service.err != err {
+            let change = |endpoint, err| Change::SetServiceEndpoint {
+                id: service.id,
+                spec_version: service.spec_version,
+                endpoint,
+                err,
+            };
+            if let Err(rejection) = draft.push(change(endpoint, err)) {
+                let err = rejection.to_string();
+                if service.err != err {
+                    self.push(draft, change(service.endpoint.clone(), err));
+                }
+            }
+        }
+        let service = draft.state.service(&service.id).cloned().unwrap_or(service);
+        if service.err.is_empty() {
+            // Tasks may have been waiting for just this.
+            self.retry |= service.endpoint.is_some() && self.unserved.remove(&service.id);
+        } else {
+            self.unserved.insert(service.id);
+        }
+        service
+    }
+
+    fn carry_out(
+        &mut self,
+        draft: &mut Draft,
+        service: Option<&Service>,
+        action: Action,
+        fresh: &mut Vec<Task>,
+        rng: &mut impl Rng,
+    ) {
+        let change = match (action, service) {
+            (
+                Action::Create {
+                    place,
+                    desired,
+                    not_before,
+                },
+                Some(service),
+            ) => {
+                fresh.push(Task {
+                    id: new_task_id(rng),
+                    meta: Meta::default(),
+                    service: service.id,
+                    service_name: service.spec.name.clone(),
+                    place,
+                    spec: service.spec.task.clone(),
+                    service_labels: service.spec.labels.clone(),
+                    spec_version: service.spec_version,
+                    node: None,
+                    desired,
+                    status: TaskStatus {
+                        at: draft.now,
+                        message: "created".to_owned(),
+                        ..TaskStatus::default()
+                    },
+                    attachments: Vec::new(),
+                    endpoint: EndpointAtBirth {
+                        mode: service.spec.endpoint.mode,
+                        ports: service.spec.endpoint.ports.clone(),
+                    },
+                    generic: Vec::new(),
+                    not_before,
+                });
+                return;
+            }
+            (Action::SetUpdate(update), Some(service)) => Change::SetServiceUpdate {
+                id: service.id,
+                spec_version: service.spec_version,
+                update: Some(update),
+            },
+            (Action::Rollback(update), Some(service)) => Change::RollbackService {
+                id: service.id,
+                version: service.meta.version,
+                update,
+            },
+            (Action::SetDesired { task, desired }, _) => {
+                Change::SetTaskDesired { id: task, desired }
+            }
+            (Action::Settle { task }, _) => {
+                let status = TaskStatus {
+                    state: TaskState::Shutdown,
+                    at: draft.now,
+                    message: "shutdown before it was assigned".to_owned(),
+                    ..TaskStatus::default()
+                };
+                Change::SetTaskStatus {
+                    id: task,
+                    reporter: None,
+                    status,
+                }
+            }
+            (Action::Forget { task }, _) => Change::RemoveTask { id: task },
+            // A service that is gone gets neither tasks nor updates.
+            (Action::Create { .. } | Action::SetUpdate(_) | Action::Rollback(_), None) => return,
+        };
+        self.push(draft, change);
+    }
+
+    /// Gives addresses and nodes to the tasks that were just made, and to those that wait when there is
+    /// new hope for them.
+    fn place(&mut self, draft: &mut Draft, fresh: Vec<Task>) {
+        let mut placers = HashMap::new();
+        if std::mem::take(&mut self.retry) {
+            let waiting: Vec<TaskId> = self.waiting.iter().copied().collect();
+            for id in waiting {
+                self.advance(draft, id, &mut placers);
+            }
+        }
+        for mut task in fresh {
+            self.try_to_allocate(draft, &mut task);
+            if task.status.state == TaskState::Pending {
+                self.try_to_place(draft.now, &mut task, &mut placers);
+            }
+            self.push(draft, Change::CreateTask(Box::new(task)));
+        }
+    }
+
+    fn advance(
+        &mut self,
+        draft: &mut Draft,
+        id: TaskId,
+        placers: &mut HashMap<(ServiceId, Version), Placer>,
+    ) {
+        let Some(task) = draft.state.task(&id).cloned().filter(|task| waits(task)) else {
+            self.waiting.remove(&id);
+            return;
+        };
+        let mut next = (*task).clone();
+        if next.status.state == TaskState::New {
+            self.try_to_allocate(draft, &mut next);
+            if next.status.state == TaskState::Pending {
+                let attachments = next.attachments.clone();
+                self.push(draft, Change::AllocateTask { id, attachments });
+            }
+        }
+        if next.status.state == TaskState::Pending {
+            self.try_to_place(draft.now, &mut next, placers);
+            if let Some(node) = next.node {
+                let generic = next.generic;
+                self.push(draft, Change::AssignTask { id, node, generic });
+                return;
+            }
+        }
+        if next.status.err != task.status.err {
+            let err = next.status.err;
+            self.push(draft, Change::ExplainTask { id, err });
+        }
+    }
+
+    /// New → Pending, or the reason why not.
+    fn try_to_allocate(&mut self, draft: &Draft, task: &mut Task) {
+        let service = draft.state.service(&task.service);
+        let unserved = service.map_or("", |service| service.err.as_str());
+        if !unserved.is_empty() {
+            unserved.clone_into(&mut task.status.err);
+            return;
+        }
+        let ports = &task.endpoint.ports;
+        match self.allocator.attachments(&draft.state, &task.spec, ports) {
+            Ok(attachments) => {
+                task.attachments = attachments;
+                task.status.state = TaskState::Pending;
+                "pending task scheduling".clone_into(&mut task.status.message);
+                task.status.err.clear();
+            }
+            Err(err) => task.status.err = err,
+        }
+    }
+
+    /// Pending → Assigned, or the reason why not.
+    fn try_to_place(
+        &mut self,
+        now: Timestamp,
+        task: &mut Task,
+        placers: &mut HashMap<(ServiceId, Version), Placer>,
+    ) {
+        let placed = match task.place {
+            TaskPlace::Node(node) => Placer::place_on(&mut self.index, task, node),
+            TaskPlace::Slot(_) => placers
+                .entry((task.service, task.spec_version))
+                .or_insert_with(|| Placer::new(&self.index, Request::of(task), now))
+                .place(&mut self.index, task),
+        };
+        match placed {
+            Ok(()) => {
+                task.status.state = TaskState::Assigned;
+                task.status.at = now;
+                "scheduler assigned task to node".clone_into(&mut task.status.message);
+                task.status.err.clear();
+                self.tentative.push(task.id);
+            }
+            Err(err) => task.status.err = err,
+        }
+    }
+}
+
+/// Cuts the draft into commands.
+fn into_commands(draft: Draft, now: Timestamp) -> Vec<Command> {
+    let mut changes = draft.into_changes();
+    let mut commands = Vec::new();
+    while !changes.is_empty() {
+        let rest = changes.split_off(changes.len().min(CHANGES_PER_COMMAND));
+        commands.push(Command { at: now, changes });
+        changes = rest;
+    }
+    commands
+}
+
+/// The task wants a node and has none.
+fn waits(task: &Task) -> bool {
+    task.node.is_none() && task.desired.wants_run() && task.status.state <= TaskState::Pending
+}
+
+/// Whether a change of a task can make its service want something. A task on its way up does not,
+/// until it runs.
+fn matters(before: Option<&Task>, after: Option<&Task>) -> bool {
+    let (Some(before), Some(after)) = (before, after) else {
+        return true;
+    };
+    before.desired != after.desired
+        || before.node != after.node
+        || (before.status.state != after.status.state && after.status.state >= TaskState::Running)
+}
+
+/// The update of `service` is under way.
+#[cfg(test)]
+pub(crate) fn is_updating(service: &Service) -> bool {
+    service.update.as_ref().is_some_and(|update| {
+        matches!(
+            update.state,
+            UpdateState::Updating | UpdateState::RollbackStarted
+        )
+    })
+}

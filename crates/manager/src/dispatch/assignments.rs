@@ -1,0 +1,163 @@
+//! What one node is to run and know, as a function of the state.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use shoal_raft_store::{AddressOwner, State};
+use shoal_types::{
+    Generation, NetworkId, NodeId, ServiceId, TaskState,
+    object::{Network, Service, Task},
+    spec::{EndpointMode, PublishMode},
+    wire::{Assignments, NetworkAssignment, NetworkEndpoint, NetworkService, PublishedPort},
+};
+
+/// Everything `node` needs. The generation is the state's version, which every leader goes on from.
+pub(crate) fn assignments(state: &State, node: NodeId) -> Assignments {
+    let tasks: Vec<Arc<Task>> = state
+        .tasks_on(node)
+        .filter(|task| is_assigned(task))
+        .cloned()
+        .collect();
+    let mut networks: BTreeMap<NetworkId, &Arc<Network>> = state
+        .networks()
+        .filter(|network| network.spec.ingress)
+        .map(|network| (network.id, network))
+        .collect();
+    let mut secrets = BTreeMap::new();
+    let mut configs = BTreeMap::new();
+    for task in &tasks {
+        for attachment in &task.attachments {
+            if let Some(network) = state.network(&attachment.network) {
+                networks.insert(network.id, network);
+            }
+        }
+        if !task.desired.wants_run() {
+            continue;
+        }
+        for file in &task.spec.container.secrets {
+            secrets.extend(
+                state
+                    .secret(&file.id)
+                    .map(|secret| (file.id, secret.clone())),
+            );
+        }
+        for file in &task.spec.container.configs {
+            configs.extend(
+                state
+                    .config(&file.id)
+                    .map(|config| (file.id, config.clone())),
+            );
+        }
+    }
+    Assignments {
+        generation: Generation(state.version().0),
+        tasks,
+        networks: networks
+            .into_values()
+            .map(|network| network_assignment(state, network))
+            .collect(),
+        secrets: secrets.into_values().collect(),
+        configs: configs.into_values().collect(),
+    }
+}
+
+/// The node has something to do or to undo for the task.
+fn is_assigned(task: &Task) -> bool {
+    (TaskState::Assigned..=TaskState::Running).contains(&task.status.state)
+}
+
+/// A task that takes new connections.
+fn is_backend(task: &Task) -> bool {
+    task.status.state == TaskState::Running && task.desired.wants_run()
+}
+
+fn network_assignment(state: &State, network: &Network) -> NetworkAssignment {
+    let mut endpoints = Vec::new();
+    let mut services: BTreeMap<ServiceId, NetworkService> = BTreeMap::new();
+    for (addr, owner) in state.addresses_in(network.id) {
+        match owner {
+            AddressOwner::Service(id) => {
+                if let Some(service) = state.service(&id) {
+                    services
+                        .entry(id)
+                        .or_insert_with(|| network_service(network, service))
+                        .virtual_ip = Some(addr);
+                }
+            }
+            AddressOwner::Task(id) => {
+                let Some(task) = state.task(&id) else {
+                    continue;
+                };
+                let Some(node) = task.node else { continue };
+                endpoints.push(NetworkEndpoint {
+                    addr,
+                    task: id,
+                    name: task.name(),
+                    node,
+                });
+                let service = state
+                    .service(&task.service)
+                    .filter(|service| is_member(network, service));
+                if let Some(service) = service {
+                    let entry = services
+                        .entry(service.id)
+                        .or_insert_with(|| network_service(network, service));
+                    if is_backend(task) {
+                        entry.backends.push(addr);
+                    }
+                }
+            }
+        }
+    }
+    NetworkAssignment {
+        id: network.id,
+        name: network.spec.name.clone(),
+        subnet: network.subnet,
+        gateway: network.gateway,
+        vni: network.vni,
+        internal: network.spec.internal,
+        ingress: network.spec.ingress,
+        services: services.into_values().collect(),
+        endpoints,
+    }
+}
+
+/// The service can be found in the network: it names it, or publishes ports through it.
+fn is_member(network: &Network, service: &Service) -> bool {
+    let named = service
+        .spec
+        .task
+        .networks
+        .iter()
+        .any(|attachment| attachment.network == network.id);
+    let endpoint = service.endpoint.as_ref();
+    let has_vip = endpoint.is_some_and(|endpoint| {
+        endpoint
+            .virtual_ips
+            .iter()
+            .any(|vip| vip.network == network.id)
+    });
+    named && service.spec.endpoint.mode == EndpointMode::DnsRoundRobin || has_vip
+}
+
+fn network_service(network: &Network, service: &Service) -> NetworkService {
+    let ports = service.endpoint.iter().flat_map(|endpoint| &endpoint.ports);
+    let published = ports
+        .filter(|port| network.spec.ingress && port.mode == PublishMode::Ingress)
+        .map(|port| PublishedPort {
+            protocol: port.protocol,
+            published: port.published,
+            target: port.target,
+        });
+    let named = service.spec.task.networks.iter();
+    let aliases = named
+        .filter(|attachment| attachment.network == network.id)
+        .flat_map(|attachment| attachment.aliases.iter().cloned());
+    NetworkService {
+        id: service.id,
+        name: service.spec.name.clone(),
+        aliases: aliases.collect(),
+        virtual_ip: None,
+        backends: Vec::new(),
+        published: published.collect(),
+    }
+}

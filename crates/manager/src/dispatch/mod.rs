@@ -1,0 +1,8 @@
+//! What agents are told and what they tell.
+
+mod assignments;
+pub(crate) mod reports;
+mod session;
+
+pub(crate) use assignments::assignments;
+pub(crate) use session::{SessionEnd, serve};

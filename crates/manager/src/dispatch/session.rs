@@ -1,0 +1,258 @@
+//! One agent's session: its checks, its assignments, its reports.
+//!
+//! Assignments are made from the newest state when there is room to send them, so a slow agent gets
+//! fewer sets, never a queue of old ones.
+
+use std::{sync::Arc, time::Duration};
+
+use rand::{RngExt, rng};
+use shoal_raft_store::{Leadership, State, Store};
+use shoal_transport::session::{self, ReceiveError, Receiver, SendError, Sender};
+use shoal_types::{
+    Generation, NodeId,
+    object::NodeDescription,
+    wire::{AgentMessage, Assignments, ManagerMessage},
+};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    sync::watch,
+    time::timeout,
+};
+
+use super::assignments;
+use crate::hub::{Hub, Session};
+
+/// An agent says who it is at once.
+const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
+/// A manager that has just started needs a moment to know whether it leads.
+const LEADER_TIMEOUT: Duration = Duration::from_secs(2);
+/// Commits come in groups; a set for each would tell the agent the same thing many times.
+const COALESCE: Duration = Duration::from_millis(2);
+
+/// Why a session ended. Nobody has to do anything about any of these: the agent comes back.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum SessionEnd {
+    #[error("the agent did not say who it is")]
+    NoHello,
+    #[error("refused: {reason}")]
+    Refused { reason: String },
+    #[error("the agent left")]
+    Left,
+    #[error("a newer session of the node took over, or this manager ceased to lead")]
+    Superseded,
+    #[error("the store is shut down")]
+    Stopped,
+    #[error(transparent)]
+    Send(#[from] SendError),
+    #[error(transparent)]
+    Receive(#[from] ReceiveError),
+}
+
+type ToAgent<S> = Sender<ManagerMessage, S>;
+type FromAgent<S> = Receiver<AgentMessage, S>;
+
+/// Serves one agent until either side has enough.
+pub(crate) async fn serve<S>(store: &Store, hub: &Hub, stream: S) -> SessionEnd
+where
+    S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+{
+    let (mut to_agent, mut from_agent) = session::open(stream);
+    match welcome(store, hub, &mut to_agent, &mut from_agent).await {
+        Ok(session) => {
+            let end = converse(store, hub, &session, to_agent, from_agent).await;
+            hub.close_session(&session);
+            end
+        }
+        Err(SessionEnd::Refused { reason }) => {
+            let message = ManagerMessage::Refused {
+                reason: reason.clone(),
+            };
+            match to_agent.send(&message).await {
+                Ok(()) => SessionEnd::Refused { reason },
+                Err(error) => error.into(),
+            }
+        }
+        Err(end) => end,
+    }
+}
+
+async fn welcome<S: AsyncRead + AsyncWrite>(
+    store: &Store,
+    hub: &Hub,
+    to_agent: &mut ToAgent<S>,
+    from_agent: &mut FromAgent<S>,
+) -> Result<Arc<Session>, SessionEnd> {
+    let hello = timeout(HELLO_TIMEOUT, from_agent.receive())
+        .await
+        .map_err(|_elapsed| SessionEnd::NoHello)??;
+    let Some(AgentMessage::Hello { node, description }) = hello else {
+        return Err(SessionEnd::NoHello);
+    };
+    must_lead(store).await?;
+    check_node(hub, &store.state(), node, description)?;
+    let session = hub.open_session(node);
+    // Spread out, so that a thousand agents do not speak in the same instant.
+    let heartbeat = hub.config.heartbeat.mul_f64(rng().random_range(0.9..=1.0));
+    to_agent
+        .send(&ManagerMessage::Welcome { heartbeat })
+        .await?;
+    Ok(session)
+}
+
+async fn must_lead(store: &Store) -> Result<(), SessionEnd> {
+    let mut leadership = store.leadership();
+    let leads = leadership.wait_for(|now| now.is_leader());
+    let outcome = timeout(LEADER_TIMEOUT, leads)
+        .await
+        .map(|result| result.is_ok());
+    match outcome {
+        Ok(true) => Ok(()),
+        Ok(false) => Err(SessionEnd::Stopped),
+        Err(_elapsed) => {
+            let reason = match *store.leadership().borrow() {
+                Leadership::Follower {
+                    leader: Some(leader),
+                } => format!("this manager is not the leader, raft member {leader} is"),
+                _nobody => "the swarm has no leader at the moment; try again".to_owned(),
+            };
+            Err(SessionEnd::Refused { reason })
+        }
+    }
+}
+
+fn check_node(
+    hub: &Hub,
+    state: &State,
+    node: NodeId,
+    description: NodeDescription,
+) -> Result<(), SessionEnd> {
+    let Some(known) = state.node(&node) else {
+        return Err(SessionEnd::Refused {
+            reason: unknown(node),
+        });
+    };
+    if known.description != description {
+        hub.describe(node, description);
+    }
+    Ok(())
+}
+
+fn unknown(node: NodeId) -> String {
+    format!(
+        "node {node} is not a member of this swarm (any more); leave the swarm and join it again"
+    )
+}
+
+async fn converse<S>(
+    store: &Store,
+    hub: &Hub,
+    session: &Arc<Session>,
+    to_agent: ToAgent<S>,
+    from_agent: FromAgent<S>,
+) -> SessionEnd
+where
+    S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+{
+    // Whichever ends first ends the session; the other half is dropped with its stream, so nothing
+    // that it was in the middle of can be taken for whole.
+    tokio::select! {
+        end = listen(hub, session, from_agent) => end,
+        end = tell(store, session, to_agent) => end,
+        () = session.ended.cancelled() => SessionEnd::Superseded,
+    }
+}
+
+async fn listen<S: AsyncRead>(
+    hub: &Hub,
+    session: &Arc<Session>,
+    mut from_agent: FromAgent<S>,
+) -> SessionEnd {
+    loop {
+        let message = match from_agent.receive().await {
+            Ok(Some(message)) => message,
+            Ok(None) => return SessionEnd::Left,
+            Err(error) => return error.into(),
+        };
+        hub.heard(session.node);
+        match message {
+            AgentMessage::Heartbeat => {}
+            AgentMessage::Hello { description, .. } | AgentMessage::Description(description) => {
+                hub.describe(session.node, description);
+            }
+            AgentMessage::Status(statuses) => hub.report(session, statuses),
+            AgentMessage::Applied(generation) => {
+                tracing::trace!(node.id = %session.node, %generation, "assignments applied");
+            }
+        }
+    }
+}
+
+async fn tell<S: AsyncWrite>(
+    store: &Store,
+    session: &Arc<Session>,
+    mut to_agent: ToAgent<S>,
+) -> SessionEnd {
+    let mut states = store.watch();
+    let mut sent: Option<Assignments> = None;
+    loop {
+        let acknowledged = session.take_acknowledged();
+        if !acknowledged.is_empty() {
+            let message = ManagerMessage::StatusAccepted(acknowledged);
+            if let Err(error) = to_agent.send(&message).await {
+                return error.into();
+            }
+        }
+        let state = states.borrow_and_update().clone();
+        if state.node(&session.node).is_none() {
+            let reason = unknown(session.node);
+            let message = ManagerMessage::Refused {
+                reason: reason.clone(),
+            };
+            return match to_agent.send(&message).await {
+                Ok(()) => SessionEnd::Refused { reason },
+                Err(error) => error.into(),
+            };
+        }
+        let next = assignments(&state, session.node);
+        if sent.as_ref().is_none_or(|last| !same_content(last, &next)) {
+            let message = ManagerMessage::Assignments(next);
+            if let Err(error) = to_agent.send(&message).await {
+                return error.into();
+            }
+            if let ManagerMessage::Assignments(next) = message {
+                sent = Some(next);
+            }
+        }
+        if let Err(end) = something_new(&mut states, session).await {
+            return end;
+        }
+    }
+}
+
+/// Waits for a newer state or an acknowledgement. Both arms only observe, so dropping one loses nothing:
+/// a notification that was not taken stays, and a state that was not seen is seen next time.
+async fn something_new(
+    states: &mut watch::Receiver<Arc<State>>,
+    session: &Session,
+) -> Result<(), SessionEnd> {
+    tokio::select! {
+        changed = states.changed() => {
+            changed.map_err(|_closed| SessionEnd::Stopped)?;
+            tokio::time::sleep(COALESCE).await;
+        }
+        () = session.acknowledged.notified() => {}
+    }
+    Ok(())
+}
+
+/// Whether the sets differ in nothing but their generation.
+fn same_content(a: &Assignments, b: &Assignments) -> bool {
+    let Assignments {
+        generation: Generation(_),
+        tasks,
+        networks,
+        secrets,
+        configs,
+    } = a;
+    *tasks == b.tasks && *networks == b.networks && *secrets == b.secrets && *configs == b.configs
+}

@@ -1,0 +1,180 @@
+//! What the leader's loop and the sessions with agents share: who is connected, what agents report,
+//! and when each was last heard.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+use shoal_raft_store::{Change, State};
+use shoal_types::{NodeId, TaskId, TaskStatus, Timestamp, object::NodeDescription};
+use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    clock::Clock,
+    liveness::{Liveness, LivenessConfig},
+};
+
+pub(crate) struct Hub {
+    pub(crate) clock: Clock,
+    pub(crate) config: LivenessConfig,
+    liveness: Mutex<Liveness>,
+    /// Liveness may want something new.
+    pub(crate) contact: Notify,
+    sessions: Mutex<HashMap<NodeId, Arc<Session>>>,
+    next_session: AtomicU64,
+    reports: Mutex<Reports>,
+    pub(crate) reported: Notify,
+}
+
+/// One agent's conversation. The newest of a node ends the one before.
+pub(crate) struct Session {
+    pub(crate) id: u64,
+    pub(crate) node: NodeId,
+    pub(crate) ended: CancellationToken,
+    accepted: Mutex<Vec<TaskId>>,
+    pub(crate) acknowledged: Notify,
+}
+
+/// What agents told and is not committed: one status a task, however often it was reported.
+#[derive(Default)]
+struct Reports {
+    statuses: BTreeMap<TaskId, Report>,
+    descriptions: BTreeMap<NodeId, NodeDescription>,
+}
+
+pub(crate) struct Report {
+    pub(crate) session: Arc<Session>,
+    pub(crate) status: TaskStatus,
+}
+
+impl Hub {
+    pub(crate) fn new(clock: Clock, config: LivenessConfig) -> Self {
+        Self {
+            clock,
+            config,
+            liveness: Mutex::new(Liveness::new(config, clock.steady())),
+            contact: Notify::new(),
+            sessions: Mutex::default(),
+            next_session: AtomicU64::new(1),
+            reports: Mutex::default(),
+            reported: Notify::new(),
+        }
+    }
+
+    /// A new term: every node has to be heard of anew, and old sessions are over.
+    pub(crate) fn start_term(&self) {
+        *lock(&self.liveness) = Liveness::new(self.config, self.clock.steady());
+        self.end_sessions();
+    }
+
+    pub(crate) fn end_sessions(&self) {
+        for (_, session) in lock(&self.sessions).drain() {
+            session.ended.cancel();
+        }
+        *lock(&self.reports) = Reports::default();
+    }
+
+    /// Starts the node's session, and ends the one it had.
+    pub(crate) fn open_session(&self, node: NodeId) -> Arc<Session> {
+        let session = Arc::new(Session {
+            id: self.next_session.fetch_add(1, Ordering::Relaxed),
+            node,
+            ended: CancellationToken::new(),
+            accepted: Mutex::default(),
+            acknowledged: Notify::new(),
+        });
+        let before = lock(&self.sessions).insert(node, session.clone());
+        if let Some(before) = before {
+            before.ended.cancel();
+        }
+        let now = self.clock.steady();
+        lock(&self.liveness).opened(node, session.id, None, now);
+        self.contact.notify_one();
+        session
+    }
+
+    pub(crate) fn close_session(&self, session: &Session) {
+        let mut sessions = lock(&self.sessions);
+        if sessions
+            .get(&session.node)
+            .is_some_and(|s| s.id == session.id)
+        {
+            sessions.remove(&session.node);
+        }
+        drop(sessions);
+        let now = self.clock.steady();
+        lock(&self.liveness).closed(session.node, session.id, now);
+        self.contact.notify_one();
+    }
+
+    pub(crate) fn heard(&self, node: NodeId) {
+        let now = self.clock.steady();
+        lock(&self.liveness).heard(node, now);
+    }
+
+    pub(crate) fn decide_liveness(&self, state: &State) -> (Vec<Change>, Option<Timestamp>) {
+        let (now, wall) = (self.clock.steady(), self.clock.wall());
+        lock(&self.liveness).decide(state, now, wall)
+    }
+
+    pub(crate) fn report(&self, session: &Arc<Session>, statuses: Vec<(TaskId, TaskStatus)>) {
+        let mut reports = lock(&self.reports);
+        for (task, status) in statuses {
+            let session = session.clone();
+            reports.statuses.insert(task, Report { session, status });
+        }
+        drop(reports);
+        self.reported.notify_one();
+    }
+
+    pub(crate) fn describe(&self, node: NodeId, description: NodeDescription) {
+        lock(&self.reports).descriptions.insert(node, description);
+        self.reported.notify_one();
+    }
+
+    /// Takes up to `limit` reports.
+    pub(crate) fn take_reports(&self, limit: usize) -> BTreeMap<TaskId, Report> {
+        let mut reports = lock(&self.reports);
+        if reports.statuses.len() <= limit {
+            return std::mem::take(&mut reports.statuses);
+        }
+        let key = reports.statuses.keys().nth(limit).copied();
+        let rest = key.map(|key| reports.statuses.split_off(&key));
+        std::mem::replace(&mut reports.statuses, rest.unwrap_or_default())
+    }
+
+    pub(crate) fn take_descriptions(&self) -> BTreeMap<NodeId, NodeDescription> {
+        std::mem::take(&mut lock(&self.reports).descriptions)
+    }
+
+    /// Puts reports back that could not be committed, unless there are newer ones.
+    pub(crate) fn give_back(&self, reports: BTreeMap<TaskId, Report>) {
+        let mut current = lock(&self.reports);
+        for (task, report) in reports {
+            if !report.session.ended.is_cancelled() {
+                current.statuses.entry(task).or_insert(report);
+            }
+        }
+    }
+}
+
+impl Session {
+    /// The report on `task` is committed.
+    pub(crate) fn acknowledge(&self, task: TaskId) {
+        lock(&self.accepted).push(task);
+        self.acknowledged.notify_one();
+    }
+
+    pub(crate) fn take_acknowledged(&self) -> Vec<TaskId> {
+        std::mem::take(&mut lock(&self.accepted))
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

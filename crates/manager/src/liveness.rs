@@ -1,0 +1,230 @@
+//! Which nodes are alive, as seen by the leader.
+//!
+//! Anything an agent says proves that its node lives. A node whose session stands may be silent for a
+//! while, because a busy machine is not a dead one; a node whose session ended has the time to find its
+//! way back. After a change of leader every node gets twice that time. The times here are those of a
+//! clock that never jumps.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use shoal_raft_store::{Change, State};
+use shoal_types::{
+    NodeId, Timestamp,
+    object::{NodeState, NodeStatus},
+};
+
+/// How often an agent speaks, and how long it may be silent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LivenessConfig {
+    /// What agents are asked for.
+    pub heartbeat: Duration,
+    /// A node with a session is down after so long without a word.
+    pub silence: Duration,
+    /// A node without a session is down after this.
+    pub reconnect: Duration,
+}
+
+impl Default for LivenessConfig {
+    fn default() -> Self {
+        Self {
+            heartbeat: Duration::from_secs(1),
+            silence: Duration::from_secs(5),
+            reconnect: Duration::from_secs(3),
+        }
+    }
+}
+
+#[derive(Debug)]
+pub(crate) struct Liveness {
+    config: LivenessConfig,
+    leader_since: Timestamp,
+    nodes: BTreeMap<NodeId, Contact>,
+}
+
+#[derive(Debug)]
+struct Contact {
+    heard: Timestamp,
+    /// The session that speaks for the node; `None` once it has ended.
+    session: Option<u64>,
+    addr: Option<String>,
+}
+
+impl Liveness {
+    pub(crate) fn new(config: LivenessConfig, now: Timestamp) -> Self {
+        Self {
+            config,
+            leader_since: now,
+            nodes: BTreeMap::new(),
+        }
+    }
+
+    /// `session` speaks for the node from now on.
+    pub(crate) fn opened(
+        &mut self,
+        node: NodeId,
+        session: u64,
+        addr: Option<String>,
+        now: Timestamp,
+    ) {
+        let contact = Contact {
+            heard: now,
+            session: Some(session),
+            addr,
+        };
+        self.nodes.insert(node, contact);
+    }
+
+    pub(crate) fn heard(&mut self, node: NodeId, now: Timestamp) {
+        if let Some(contact) = self.nodes.get_mut(&node) {
+            contact.heard = contact.heard.max(now);
+        }
+    }
+
+    /// The session ended; ignored when a newer one speaks for the node already.
+    pub(crate) fn closed(&mut self, node: NodeId, session: u64, now: Timestamp) {
+        if let Some(contact) = self.nodes.get_mut(&node)
+            && contact.session == Some(session)
+        {
+            contact.session = None;
+            contact.heard = now;
+        }
+    }
+
+    /// The statuses that have to change, and when to look again. `now` is by the clock of the other
+    /// methods, `wall` is what the new statuses are dated with.
+    pub(crate) fn decide(
+        &self,
+        state: &State,
+        now: Timestamp,
+        wall: Timestamp,
+    ) -> (Vec<Change>, Option<Timestamp>) {
+        let mut changes = Vec::new();
+        let mut wake_at: Option<Timestamp> = None;
+        for node in state.nodes() {
+            let contact = self.nodes.get(&node.id);
+            let (alive, deadline) = match contact {
+                None => {
+                    let grace = self.config.silence * 2;
+                    (node.status.state, self.leader_since.after(grace))
+                }
+                Some(contact) if contact.session.is_some() => {
+                    (NodeState::Ready, contact.heard.after(self.config.silence))
+                }
+                Some(contact) => (
+                    NodeState::Disconnected,
+                    contact.heard.after(self.config.reconnect),
+                ),
+            };
+            let wanted = if now >= deadline {
+                NodeState::Down
+            } else if node.status.state == NodeState::Down && alive == NodeState::Disconnected {
+                // It was given up before it left; only a new session brings it back.
+                NodeState::Down
+            } else {
+                alive
+            };
+            if wanted != NodeState::Down {
+                wake_at = Some(wake_at.map_or(deadline, |earlier| earlier.min(deadline)));
+            }
+            let addr = contact
+                .and_then(|contact| contact.addr.clone())
+                .unwrap_or_else(|| node.status.addr.clone());
+            if wanted != node.status.state || addr != node.status.addr {
+                let message = match wanted {
+                    NodeState::Down => "heartbeat failure",
+                    NodeState::Disconnected => "node is currently trying to find new manager",
+                    NodeState::Ready | NodeState::Unknown => "",
+                };
+                let since = if wanted == node.status.state {
+                    node.status.since
+                } else {
+                    wall
+                };
+                changes.push(Change::SetNodeStatus {
+                    id: node.id,
+                    status: NodeStatus {
+                        state: wanted,
+                        message: message.to_owned(),
+                        addr,
+                        since,
+                    },
+                });
+            }
+        }
+        (changes, wake_at)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use shoal_raft_store::Command;
+    use shoal_types::Version;
+
+    use super::*;
+    use crate::testing;
+
+    fn state() -> State {
+        let mut state = State::default();
+        let command = Command {
+            at: Timestamp::EPOCH,
+            changes: vec![Change::CreateNode(Box::new(testing::node(1)))],
+        };
+        state.apply(Version(1), &command).unwrap();
+        state
+    }
+
+    fn at(seconds: i64) -> Timestamp {
+        Timestamp::from_unix(1000 + seconds, 0)
+    }
+
+    fn status(liveness: &Liveness, state: &mut State, now: Timestamp) -> NodeState {
+        let (changes, _) = liveness.decide(state, now, now);
+        if !changes.is_empty() {
+            let version = Version(state.version().0 + 1);
+            state.apply(version, &Command { at: now, changes }).unwrap();
+        }
+        state.node(&testing::node_id(1)).unwrap().status.state
+    }
+
+    #[test]
+    fn a_late_heartbeat_is_not_a_death() {
+        let (mut state, node) = (state(), testing::node_id(1));
+        let mut liveness = Liveness::new(LivenessConfig::default(), at(0));
+        liveness.opened(node, 1, None, at(1));
+        assert_eq!(status(&liveness, &mut state, at(5)), NodeState::Ready);
+        liveness.heard(node, at(5));
+        assert_eq!(status(&liveness, &mut state, at(9)), NodeState::Ready);
+        assert_eq!(status(&liveness, &mut state, at(10)), NodeState::Down);
+        liveness.heard(node, at(11));
+        assert_eq!(status(&liveness, &mut state, at(11)), NodeState::Ready);
+    }
+
+    #[test]
+    fn a_node_that_lost_its_session_has_time_to_come_back() {
+        let (mut state, node) = (state(), testing::node_id(1));
+        let mut liveness = Liveness::new(LivenessConfig::default(), at(0));
+        liveness.opened(node, 1, None, at(1));
+        liveness.opened(node, 2, None, at(2));
+        liveness.closed(node, 1, at(2));
+        assert_eq!(status(&liveness, &mut state, at(2)), NodeState::Ready);
+        liveness.closed(node, 2, at(3));
+        assert_eq!(
+            status(&liveness, &mut state, at(4)),
+            NodeState::Disconnected
+        );
+        assert_eq!(status(&liveness, &mut state, at(6)), NodeState::Down);
+        assert_eq!(status(&liveness, &mut state, at(7)), NodeState::Down);
+        liveness.opened(node, 3, None, at(8));
+        assert_eq!(status(&liveness, &mut state, at(8)), NodeState::Ready);
+    }
+
+    #[test]
+    fn a_new_leader_waits_longer_before_it_gives_a_node_up() {
+        let mut state = state();
+        let liveness = Liveness::new(LivenessConfig::default(), at(0));
+        assert_eq!(status(&liveness, &mut state, at(9)), NodeState::Ready);
+        let (_, wake_at) = liveness.decide(&state, at(9), at(9));
+        assert_eq!(wake_at, Some(at(10)));
+        assert_eq!(status(&liveness, &mut state, at(10)), NodeState::Down);
+    }
+}

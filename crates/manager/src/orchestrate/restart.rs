@@ -1,0 +1,138 @@
+//! What becomes of a place whose task is over, and when a waiting task may start.
+
+use std::time::Duration;
+
+use shoal_types::{
+    Desired, TaskState, Timestamp,
+    object::Task,
+    spec::{Availability, RestartCondition, ServiceMode},
+};
+
+use super::{Action, ServicePlan, ServiceView, dirty::is_dirty, place::Place};
+
+/// A successor waits for its predecessor's end, but not for ever: so long beyond the predecessor's
+/// own grace period (SwarmKit `defaultOldTaskTimeout`).
+const STOP_TIMEOUT: Duration = Duration::from_mins(1);
+
+/// Replaces what is over, starts what waits, and stops what is superseded. Tells whether a
+/// replacement was made, after which nothing else is to be decided for the place.
+pub(super) fn tend(view: &ServiceView<'_>, place: &Place<'_>, plan: &mut ServicePlan) -> bool {
+    let (over, live): (Vec<_>, Vec<_>) = place.wanted().partition(|task| view.is_over(task));
+    for task in &over {
+        plan.retire(task, Desired::Shutdown);
+    }
+    let mut replaced = false;
+    if let Some(newest) = over.last() {
+        // An old task that lives on beside a failed start-first successor does not fill the place.
+        let superseded = live.iter().any(|task| !is_dirty(view, task));
+        let outdated = !live.is_empty() && is_dirty(view, newest);
+        if !superseded && !outdated && should_restart(view, newest, place) {
+            let delay = match view.node_of(newest) {
+                Some(node) if node.spec.availability == Availability::Drain => Duration::ZERO,
+                _elsewhere => newest.spec.restart.delay,
+            };
+            plan.push(Action::Create {
+                place: place.at.clone(),
+                desired: Desired::Ready,
+                not_before: view.now.after(delay),
+            });
+            replaced = true;
+        }
+    }
+    if !replaced {
+        hand_over(view, &live, plan);
+    }
+    for task in live {
+        promote(view, place, task, plan);
+    }
+    replaced
+}
+
+/// Once an up-to-date task runs, the others of its place stop.
+fn hand_over(view: &ServiceView<'_>, live: &[&std::sync::Arc<Task>], plan: &mut ServicePlan) {
+    let current = live
+        .iter()
+        .filter(|task| !is_dirty(view, task))
+        .max_by_key(|task| (task.status.state, std::cmp::Reverse(task.id)));
+    let Some(current) = current else { return };
+    for task in live.iter().filter(|task| task.id != current.id) {
+        let duplicate = !is_dirty(view, task);
+        if duplicate || current.status.state == TaskState::Running {
+            plan.retire(task, Desired::Shutdown);
+        }
+    }
+}
+
+/// Starts a prepared task once its delay is over and its predecessors have ended.
+pub(super) fn promote(
+    view: &ServiceView<'_>,
+    place: &Place<'_>,
+    task: &Task,
+    plan: &mut ServicePlan,
+) {
+    if task.desired != Desired::Ready {
+        return;
+    }
+    if view.now < task.not_before {
+        plan.wake(task.not_before);
+        return;
+    }
+    let waiting_since = task.not_before.max(task.meta.created_at);
+    let deadline = place
+        .stopping(view)
+        .filter(|other| other.id != task.id)
+        .map(|other| {
+            waiting_since.after(other.spec.container.stop_grace.saturating_add(STOP_TIMEOUT))
+        })
+        .max();
+    match deadline {
+        Some(deadline) if view.now < deadline => plan.wake(deadline),
+        _nobody_in_the_way => {
+            let runs_to_its_end = matches!(
+                view.service.spec.mode,
+                ServiceMode::ReplicatedJob { .. } | ServiceMode::GlobalJob
+            );
+            plan.push(Action::SetDesired {
+                task: task.id,
+                desired: if runs_to_its_end {
+                    Desired::Complete
+                } else {
+                    Desired::Running
+                },
+            });
+        }
+    }
+}
+
+/// Whether the restart policy of `task`, which is over, wants a successor.
+pub(super) fn should_restart(view: &ServiceView<'_>, task: &Task, place: &Place<'_>) -> bool {
+    let policy = &task.spec.restart;
+    let allowed = match policy.condition {
+        RestartCondition::None => false,
+        RestartCondition::OnFailure => task.status.state != TaskState::Complete,
+        RestartCondition::Any => true,
+    };
+    if !allowed || policy.max_attempts == 0 {
+        return allowed;
+    }
+    let counted_from = if policy.window.is_zero() {
+        Timestamp::EPOCH
+    } else {
+        let window = i64::try_from(policy.window.as_nanos()).unwrap_or(i64::MAX);
+        let ended = if task.status.state.is_terminal() {
+            task.meta.updated_at
+        } else {
+            view.now
+        };
+        Timestamp(ended.0.saturating_sub(window))
+    };
+    // A task that replaced an ended one has a time before which it must not start. The reaper keeps
+    // as many records as this needs.
+    let attempts = place
+        .tasks
+        .iter()
+        .filter(|t| t.spec_version == task.spec_version && t.not_before != Timestamp::EPOCH)
+        .filter(|t| t.meta.created_at > counted_from)
+        .count();
+    u64::try_from(attempts).unwrap_or(u64::MAX) < policy.max_attempts
+}

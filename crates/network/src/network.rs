@@ -1,0 +1,497 @@
+//! One network on this node: its namespace, what is in it, and its table.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs, io,
+    net::Ipv4Addr,
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    path::Path,
+};
+
+use crate::{
+    config::{NetworkConfig, Slot},
+    host::{content_of, first, mac_of},
+    model::NetworkState,
+    netlink::{
+        Batch, KernelError, Socket, nft,
+        nft::Transaction,
+        route::{Route, everything, host_net},
+    },
+    sys,
+    tables::{
+        self, Content,
+        network::{Entry, UPLINK},
+        slots::{self, Slots},
+    },
+};
+
+/// Sysctls of a network's namespace. Interfaces made later take the `default` values, so they are
+/// written before the first.
+const SYSCTLS: [(&str, &str); 8] = [
+    ("ipv4/ip_forward", "1"),
+    // The larger of `all` and the interface's own counts: with 0 here each decides for itself.
+    ("ipv4/conf/all/rp_filter", "0"),
+    // A container sends from its own address or not at all.
+    ("ipv4/conf/default/rp_filter", "1"),
+    // The name server at 127.0.0.11 is reached over the containers' interfaces.
+    ("ipv4/conf/default/route_localnet", "1"),
+    // A backend that reaches itself by a vip comes back by the interface it left by; telling it
+    // a shorter way would be wrong.
+    ("ipv4/conf/all/send_redirects", "0"),
+    ("ipv4/conf/default/send_redirects", "0"),
+    ("ipv6/conf/all/disable_ipv6", "1"),
+    ("ipv6/conf/default/disable_ipv6", "1"),
+];
+
+#[derive(Debug)]
+pub(crate) struct Network {
+    namespace: OwnedFd,
+    pub(crate) route: Socket,
+    nft: Socket,
+    uplink: Option<Slot>,
+    /// As it was last applied without an error.
+    pub(crate) state: Option<NetworkState>,
+    known: Option<Known>,
+    /// Links, addresses, routes and sysctls were compared with the kernel since the last change
+    /// that was not ours.
+    base_is_known: bool,
+}
+
+/// What the table holds.
+#[derive(Debug)]
+struct Known {
+    /// The generation of the namespace's ruleset at which this was true.
+    generation: u32,
+    slots: Slots,
+    /// In how many vips an address is a backend.
+    uses: BTreeMap<Ipv4Addr, u32>,
+    counts: BTreeSet<u32>,
+    ports: Content,
+}
+
+impl Network {
+    /// Opens the namespace pinned at `pin`, or makes and pins one.
+    pub(crate) fn open(pin: &Path) -> io::Result<Self> {
+        let found = match sys::open_pinned(pin) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            found => found.ok().flatten(),
+        };
+        let namespace = match found {
+            Some(namespace) => namespace,
+            None => Self::create(pin)?,
+        };
+        let (route, nft) = sys::in_namespace(namespace.as_fd(), || {
+            set_sysctls()?;
+            io::Result::Ok((Socket::route()?, Socket::netfilter()?))
+        })??;
+        Ok(Self {
+            namespace,
+            route,
+            nft,
+            uplink: None,
+            state: None,
+            known: None,
+            base_is_known: false,
+        })
+    }
+
+    fn create(pin: &Path) -> io::Result<OwnedFd> {
+        fs::write(pin, "")?;
+        sys::create_pinned(pin)?;
+        let missing = || io::Error::other("the new namespace is not where it was pinned");
+        sys::open_pinned(pin)?.ok_or_else(missing)
+    }
+
+    pub(crate) fn namespace(&self) -> BorrowedFd<'_> {
+        self.namespace.as_fd()
+    }
+
+    pub(crate) fn uplink(&self) -> Option<Slot> {
+        self.uplink
+    }
+
+    /// Whether `state` needs no look at the uplink.
+    pub(crate) fn uplink_is_known(&self, state: &NetworkState) -> bool {
+        self.base_is_known && self.uplink.is_some() == state.has_uplink()
+    }
+
+    /// The uplink was made, found or lost: what is known of routes and rules names the old one.
+    pub(crate) fn set_uplink(&mut self, uplink: Option<Slot>) {
+        if self.uplink != uplink {
+            self.uplink = uplink;
+            self.base_is_known = false;
+            self.known = None;
+        }
+    }
+
+    /// The next apply compares links, addresses and routes with the kernel again.
+    pub(crate) fn forget_base(&mut self) {
+        self.base_is_known = false;
+    }
+
+    /// Forgets the connections of a container that is going.
+    pub(crate) fn forget_connections_to(&mut self, addr: Ipv4Addr) -> Result<(), KernelError> {
+        self.nft.forget_connections_to(addr)
+    }
+
+    pub(crate) fn transactions(&self) -> u64 {
+        self.route.transactions + self.nft.transactions
+    }
+
+    /// What links, addresses and routes lack, and what gives it to them.
+    pub(crate) fn plan_base(
+        &mut self,
+        config: &NetworkConfig,
+        state: &NetworkState,
+    ) -> Result<(Batch, Vec<String>), KernelError> {
+        let links = self.route.links()?;
+        let (addresses, routes) = (self.route.addresses()?, self.route.routes()?);
+        let neighbours = self.route.neighbours()?;
+        let (mut batch, mut found) = (Batch::default(), Vec::new());
+        let mut wanted_addresses = BTreeSet::new();
+        let mut wanted_routes = BTreeSet::from([Route::unreachable(state.subnet)]);
+        for link in &links {
+            let near_far = self.uplink.filter(|_| link.name == UPLINK);
+            if link.name != "lo" && near_far.is_none() {
+                continue;
+            }
+            if !link.up {
+                found.push(format!("interface {} is down", link.name));
+                batch.link_up(link.index, true);
+            }
+            let Some(slot) = near_far else {
+                wanted_addresses.insert((link.index, state.gateway, 32));
+                continue;
+            };
+            let (near, far) = config.uplink_addresses(slot);
+            wanted_addresses.insert((link.index, far, 32));
+            wanted_routes.insert(Route::new(host_net(near), link.index).source(far));
+            wanted_routes.insert(Route::new(everything(), link.index).via(near));
+            if !neighbours.contains(&(link.index, near, mac_of(near))) {
+                found.push(format!("neighbour {near} is missing"));
+                batch.add_neighbour(link.index, near, mac_of(near));
+            }
+        }
+        if self.uplink.is_some() && !links.iter().any(|link| link.name == UPLINK) {
+            found.push("the uplink is missing".to_owned());
+        }
+        for (index, addr, prefix) in &wanted_addresses {
+            if !addresses.contains(&(*index, *addr, *prefix)) {
+                found.push(format!("address {addr} is missing"));
+                batch.add_address(*index, *addr, *prefix);
+            }
+        }
+        for (index, addr, prefix) in &addresses {
+            if !addr.is_loopback() && !wanted_addresses.contains(&(*index, *addr, *prefix)) {
+                found.push(format!("address {addr}/{prefix} should not be there"));
+                batch.delete_address(*index, *addr, *prefix);
+            }
+        }
+        for route in &wanted_routes {
+            if !routes.contains(&(*route, true)) {
+                found.push(format!("route to {} is missing", route.to));
+                batch.add_route(*route);
+            }
+        }
+        for (route, ours) in &routes {
+            // Routes to single addresses are the containers'.
+            let is_container = route.to.prefix() == 32 && state.subnet.contains(route.to.addr());
+            if *ours && !is_container && !wanted_routes.contains(route) {
+                found.push(format!("route to {} should not be there", route.to));
+                batch.delete_route(*route);
+            }
+        }
+        Ok((batch, found))
+    }
+
+    pub(crate) fn apply_base(
+        &mut self,
+        config: &NetworkConfig,
+        state: &NetworkState,
+    ) -> Result<(), KernelError> {
+        if self.base_is_known && self.state.as_ref().is_some_and(|old| same_base(old, state)) {
+            return Ok(());
+        }
+        sys::in_namespace(self.namespace.as_fd(), set_sysctls)
+            .and_then(|result| result)
+            .map_err(|error| KernelError::new("sysctls", &error))?;
+        let (batch, _) = self.plan_base(config, state)?;
+        first(self.route.transact(batch))?;
+        if let Some(link) = self.route.link(UPLINK)? {
+            self.route.settle(link.index)?;
+        }
+        self.base_is_known = true;
+        Ok(())
+    }
+
+    /// Brings the table to what `state` and `ports` say, in one transaction.
+    pub(crate) fn apply_table(
+        &mut self,
+        config: &NetworkConfig,
+        state: &NetworkState,
+        ports: &[Entry],
+    ) -> Result<(), KernelError> {
+        let generation = nft::generation(&mut self.nft)?;
+        let same_rules = self.state.as_ref().is_some_and(|old| same_base(old, state));
+        match self.known.take() {
+            Some(known) if known.generation == generation && same_rules => {
+                self.update_table(known, state, ports)
+            }
+            _ => self.load_table(config, state, ports),
+        }
+    }
+
+    /// The table's content is known: only what changed is sent.
+    fn update_table(
+        &mut self,
+        mut known: Known,
+        state: &NetworkState,
+        ports: &[Entry],
+    ) -> Result<(), KernelError> {
+        let mut old = Slots::new();
+        let mut new = Slots::new();
+        for vip in &state.vips {
+            match known.slots.get(&vip.addr) {
+                Some(current) if same_backends(current, &vip.backends) => {}
+                current => {
+                    let current = current.cloned();
+                    new.insert(
+                        vip.addr,
+                        slots::place(current.as_deref().unwrap_or_default(), &vip.backends),
+                    );
+                    old.extend(current.map(|current| (vip.addr, current)));
+                }
+            }
+        }
+        let is_wanted = |addr: &Ipv4Addr| {
+            state
+                .vips
+                .binary_search_by_key(addr, |vip| vip.addr)
+                .is_ok()
+        };
+        old.extend(
+            known
+                .slots
+                .iter()
+                .filter(|(addr, _)| !is_wanted(addr))
+                .map(|(a, b)| (*a, b.clone())),
+        );
+
+        let new_ports = {
+            let mut slots = Slots::new();
+            for addr in ports.iter().filter_map(Entry::vip) {
+                let placed = new.get(&addr).or_else(|| known.slots.get(&addr));
+                slots.extend(placed.map(|backends| (addr, backends.clone())));
+            }
+            tables::network::ports(ports, &slots)
+        };
+        if old.is_empty() && new.is_empty() && new_ports == known.ports {
+            self.known = Some(known);
+            return Ok(());
+        }
+        let mut uses = known.uses.clone();
+        let before = old
+            .values()
+            .flatten()
+            .chain(new.values().flatten())
+            .copied()
+            .collect::<BTreeSet<_>>();
+        old.values()
+            .flatten()
+            .for_each(|addr| *uses.entry(*addr).or_default() -= 1);
+        new.values()
+            .flatten()
+            .for_each(|addr| *uses.entry(*addr).or_default() += 1);
+        let is_used = |uses: &BTreeMap<Ipv4Addr, u32>, addr: &Ipv4Addr| {
+            uses.get(addr).is_some_and(|n| *n > 0)
+        };
+        let touched = |uses: &BTreeMap<_, _>| {
+            tables::network::selves(before.iter().filter(|addr| is_used(uses, addr)))
+        };
+        let needed = tables::network::counts(new.values().map(Vec::len));
+        let missing: BTreeSet<u32> = needed.difference(&known.counts).copied().collect();
+
+        let table = tables::network::table(state.gateway, None, &BTreeSet::new());
+        let mut transaction = Transaction::new(&table);
+        for count in &missing {
+            for chain in &tables::network::chains_for(*count) {
+                transaction.create_chain(chain);
+                transaction.create_rules(chain);
+            }
+        }
+        if !missing.is_empty() {
+            let all = known.counts.union(&missing).copied().collect();
+            tables::change(
+                &mut transaction,
+                &tables::network::picks(&known.counts),
+                &tables::network::picks(&all),
+            );
+        }
+        let (mut from, mut to) = (slots::elements(&old), slots::elements(&new));
+        from.insert("self", touched(&known.uses));
+        to.insert("self", touched(&uses));
+        from.extend(known.ports.clone());
+        to.extend(new_ports.clone());
+        tables::change(&mut transaction, &from, &to);
+        first(self.nft.transact(transaction.finish()))?;
+
+        for addr in old.keys() {
+            known.slots.remove(addr);
+        }
+        known.slots.extend(new);
+        uses.retain(|_, n| *n > 0);
+        let generation = nft::generation(&mut self.nft)?;
+        let counts = &known.counts | &missing;
+        self.known = Some(Known {
+            generation,
+            uses,
+            counts,
+            ports: new_ports,
+            ..known
+        });
+        Ok(())
+    }
+
+    /// Nothing is known: reads the table, and changes what differs; makes it anew if its rules
+    /// are not ours. Connections are not the table's, so they go on either way.
+    fn load_table(
+        &mut self,
+        config: &NetworkConfig,
+        state: &NetworkState,
+        ports: &[Entry],
+    ) -> Result<(), KernelError> {
+        let found = nft::dump(&mut self.nft, tables::network::TABLE)?;
+        let (table, wanted, slots, counts) = self.wanted(config, state, ports, found.as_ref());
+        let mut transaction = Transaction::new(&table);
+        match &found {
+            Some(found) if found.differences(&table).is_empty() => {
+                tables::change(&mut transaction, &content_of(&table, found), &wanted);
+            }
+            found => {
+                if found.is_some() {
+                    transaction.delete_table();
+                }
+                transaction.create_table();
+                tables::change(&mut transaction, &Content::new(), &wanted);
+            }
+        }
+        first(self.nft.transact(transaction.finish()))?;
+        let mut uses = BTreeMap::new();
+        slots
+            .values()
+            .flatten()
+            .for_each(|addr| *uses.entry(*addr).or_insert(0) += 1);
+        let generation = nft::generation(&mut self.nft)?;
+        self.known = Some(Known {
+            generation,
+            ports: tables::network::ports(ports, &slots),
+            slots,
+            uses,
+            counts,
+        });
+        Ok(())
+    }
+
+    /// Table and content that `state` asks for, given what the kernel has: backends keep their
+    /// numbers, and chains for numbers that are no longer used stay.
+    fn wanted(
+        &self,
+        config: &NetworkConfig,
+        state: &NetworkState,
+        ports: &[Entry],
+        found: Option<&nft::Found>,
+    ) -> (nft::Table, Content, Slots, BTreeSet<u32>) {
+        let empty = nft::Elements::new();
+        let elements = |name: &str| {
+            found
+                .and_then(|found| found.elements.get(name))
+                .unwrap_or(&empty)
+        };
+        let current = slots::read(elements("svc"), elements("be"));
+        let place = |addr, backends| {
+            slots::place(
+                current.get(addr).map(Vec::as_slice).unwrap_or_default(),
+                backends,
+            )
+        };
+        let slots: Slots = state
+            .vips
+            .iter()
+            .map(|vip| (vip.addr, place(&vip.addr, &vip.backends)))
+            .collect();
+        let mut counts = tables::network::counts(state.vips.iter().map(|vip| vip.backends.len()));
+        let kept = elements("pick")
+            .keys()
+            .filter_map(|key| key.as_slice().try_into().ok());
+        counts.extend(kept.map(u32::from_ne_bytes).filter(|count| *count > 0));
+
+        let far = self.uplink.map(|slot| config.uplink_addresses(slot).1);
+        let table = tables::network::table(state.gateway, far, &counts);
+        let mut content = slots::elements(&slots);
+        content.extend(tables::network::picks(&counts));
+        content.extend(tables::network::ports(ports, &slots));
+        content.insert(
+            "self",
+            tables::network::selves(tables::network::backends(state)),
+        );
+        (table, content, slots, counts)
+    }
+
+    /// What the kernel has otherwise than `state` says; afterwards nothing is taken as known that
+    /// differs.
+    pub(crate) fn differences(
+        &mut self,
+        config: &NetworkConfig,
+        state: &NetworkState,
+        ports: &[Entry],
+    ) -> Result<Vec<String>, KernelError> {
+        let (_, mut differences) = self.plan_base(config, state)?;
+        let values = sys::in_namespace(self.namespace.as_fd(), || {
+            SYSCTLS.map(|(name, _)| sys::sysctl(name))
+        });
+        let values = values.map_err(|error| KernelError::new("enter the namespace", &error))?;
+        for ((name, wanted), is) in SYSCTLS.iter().zip(values) {
+            if is.is_ok_and(|is| is != *wanted) {
+                differences.push(format!("sysctl net/{name} is not {wanted}"));
+            }
+        }
+        if !differences.is_empty() {
+            self.base_is_known = false;
+        }
+        let base = differences.len();
+        let found = nft::dump(&mut self.nft, tables::network::TABLE)?;
+        let (table, wanted, ..) = self.wanted(config, state, ports, found.as_ref());
+        match found {
+            None => differences.push("its table is missing".to_owned()),
+            Some(found) => {
+                differences.extend(found.differences(&table));
+                differences.extend(tables::differences(&content_of(&table, &found), &wanted));
+            }
+        }
+        if differences.len() > base {
+            self.known = None;
+        }
+        Ok(differences)
+    }
+}
+
+/// Writes [`SYSCTLS`] in the calling thread's namespace; a kernel without IPv6 lacks those.
+fn set_sysctls() -> io::Result<()> {
+    for (name, value) in SYSCTLS {
+        match sys::set_sysctl(name, value) {
+            Err(error) if name.starts_with("ipv6") && error.kind() == io::ErrorKind::NotFound => {}
+            result => drop(result?),
+        }
+    }
+    Ok(())
+}
+
+/// Whether two states need the same links, addresses, routes and rules.
+fn same_base(old: &NetworkState, new: &NetworkState) -> bool {
+    (old.subnet, old.gateway, old.has_uplink()) == (new.subnet, new.gateway, new.has_uplink())
+}
+
+/// Whether `sorted` holds the same addresses as `slots`, in whatever order.
+fn same_backends(slots: &[Ipv4Addr], sorted: &[Ipv4Addr]) -> bool {
+    slots.len() == sorted.len() && slots.iter().all(|addr| sorted.binary_search(addr).is_ok())
+}

@@ -1,0 +1,166 @@
+//! The table in the host's namespace: published ports in, masquerade out.
+//!
+//! The host sends a published port to the address of the network's uplink, where the network's
+//! own table goes on; it routes to no address of a network. Connections keep their source, so the
+//! container sees the client. The filters of others decide as for any forwarded connection: this
+//! table holds no verdict that accepts, and its forward chain only drops what nobody published.
+
+use std::net::Ipv4Addr;
+
+use super::{Content, address, join, port, protocol};
+use crate::{
+    config::NetworkConfig,
+    model::Protocol,
+    netlink::nft::{Base, Chain, Data, Elements, Expr, Field, Hook, Set, Table, reg},
+};
+
+/// Before connection tracking: what must never enter leaves no trace there.
+const RAW: i32 = -300;
+const DSTNAT: i32 = -100;
+const FILTER: i32 = 0;
+const SRCNAT: i32 = 100;
+
+/// A published port, and the port of which uplink address it is sent to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Entry {
+    pub(crate) protocol: Protocol,
+    pub(crate) host_ip: Option<Ipv4Addr>,
+    pub(crate) port: u16,
+    pub(crate) uplink: Ipv4Addr,
+    pub(crate) uplink_port: u16,
+}
+
+pub(crate) fn table(config: &NetworkConfig) -> Table {
+    use Field::{Address, Port, Protocol};
+    let uplinks = config.uplink_prefix();
+    let (addr, prefix) = (config.uplink_pool.addr(), config.uplink_pool.prefix());
+    let (loopback, loopback_prefix) = (Ipv4Addr::new(127, 0, 0, 0), 8);
+    let data = Data::Fields(&[Address, Port]);
+    let chain = |name: &str, kind, hook, priority, rules| Chain {
+        name: name.to_owned(),
+        base: Some(Base {
+            kind,
+            hook,
+            priority,
+        }),
+        rules,
+    };
+    Table {
+        name: config.host_table(),
+        sets: vec![
+            Set {
+                name: "pub",
+                key: &[Protocol, Port],
+                data: data.clone(),
+            },
+            Set {
+                name: "pubip",
+                key: &[Address, Protocol, Port],
+                data,
+            },
+        ],
+        chains: vec![
+            // Uplinks route 127.0.0.0/8 for the answers to the host itself; a container must not
+            // reach the host's loopback that way.
+            chain(
+                "raw",
+                "filter",
+                Hook::Prerouting,
+                RAW,
+                vec![vec![
+                    Expr::FromPrefix(uplinks.clone()),
+                    Expr::DestinationIn {
+                        addr: loopback,
+                        prefix: loopback_prefix,
+                    },
+                    Expr::Drop,
+                ]],
+            ),
+            chain("pre", "nat", Hook::Prerouting, DSTNAT, published()),
+            chain("out", "nat", Hook::Output, DSTNAT, published()),
+            // Nobody reaches an uplink except by a published port or in answer.
+            chain(
+                "guard",
+                "filter",
+                Hook::Forward,
+                FILTER,
+                vec![vec![
+                    Expr::ToPrefix(uplinks.clone()),
+                    Expr::NotTranslated,
+                    Expr::Drop,
+                ]],
+            ),
+            chain(
+                "post",
+                "nat",
+                Hook::Postrouting,
+                SRCNAT,
+                vec![
+                    vec![Expr::SourceIn { addr, prefix }, Expr::Masquerade],
+                    vec![
+                        Expr::ToPrefix(uplinks),
+                        Expr::SourceIn {
+                            addr: loopback,
+                            prefix: loopback_prefix,
+                        },
+                        Expr::Masquerade,
+                    ],
+                ],
+            ),
+        ],
+    }
+}
+
+pub(crate) fn ports(entries: &[Entry]) -> Content {
+    let (mut any, mut by_address) = (Elements::new(), Elements::new());
+    for entry in entries {
+        let data = join([address(entry.uplink), port(entry.uplink_port)]);
+        let (protocol, port) = (protocol(entry.protocol), port(entry.port));
+        match entry.host_ip {
+            None => any.insert(join([protocol, port]), data),
+            Some(ip) => by_address.insert(join([address(ip), protocol, port]), data),
+        };
+    }
+    Content::from([("pub", any), ("pubip", by_address)])
+}
+
+/// The port of the uplink that an element of `pubip` names.
+pub(crate) fn uplink_port(content: &Content, entry: (Protocol, Ipv4Addr, u16)) -> Option<u16> {
+    let key = join([address(entry.1), protocol(entry.0), port(entry.2)]);
+    let data = content.get("pubip")?.get(&key)?;
+    Some(u16::from_be_bytes(data.get(4..6)?.try_into().ok()?))
+}
+
+fn published() -> Vec<Vec<Expr>> {
+    vec![
+        vec![
+            Expr::DestinationIsLocal,
+            Expr::DestinationAddress(reg::R0),
+            Expr::Protocol(reg::R1),
+            Expr::DestinationPort(reg::R2),
+            Expr::Map {
+                set: "pubip",
+                from: reg::R0,
+                to: reg::R0,
+            },
+            Expr::Dnat {
+                addr: reg::R0,
+                port: Some(reg::R1),
+            },
+        ],
+        vec![
+            Expr::DestinationIsLocal,
+            Expr::Protocol(reg::R0),
+            Expr::DestinationPort(reg::R1),
+            Expr::Map {
+                set: "pub",
+                from: reg::R0,
+                to: reg::R0,
+            },
+            Expr::Dnat {
+                addr: reg::R0,
+                port: Some(reg::R1),
+            },
+        ],
+    ]
+}

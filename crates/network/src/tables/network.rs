@@ -1,0 +1,310 @@
+//! The table in a network's namespace: vips, published ports, the way out.
+//!
+//! ```text
+//! svc     vip → number of backends                  a packet to a vip: count, then a random number
+//! be      vip . index → backend                     below it, then DNAT
+//! pick    count → chain nCOUNT                      (0 → refused at once)
+//! svcp    protocol . port → number of backends      the same for what the host sends to a port of
+//! bep     protocol . port . index → backend . port  the uplink's address
+//! pickp   count → chain pCOUNT
+//! direct  protocol . port → container . port        a published port of one container
+//! self    backend . backend                         a backend that reached itself by a vip
+//! ```
+//! Only `pick` and `pickp` hold verdicts, because the kernel walks a verdict map at each change;
+//! they change when a number of backends is seen for the first time, and stay small. Counts and
+//! indices travel in the packet's mark, which is how `nft list` can print the rules.
+
+use std::{collections::BTreeSet, net::Ipv4Addr};
+
+use super::{Content, address, join, number, port, protocol, slots::Slots};
+use crate::{
+    model::{NetworkState, Protocol, PublishedTarget},
+    netlink::nft::{Base, Chain, Data, Elements, Expr, Field, Hook, Set, Table, reg},
+};
+
+pub(crate) const TABLE: &str = "shoal";
+/// The network's end of its uplink.
+pub(crate) const UPLINK: &str = "uplink";
+/// Chains for these numbers of backends are made at once; more when they are needed.
+const COUNTS_AT_FIRST: u32 = 8;
+
+const DSTNAT: i32 = -100;
+const SRCNAT: i32 = 100;
+const TCP: u8 = 6;
+
+/// Where a port of the uplink address leads.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Entry {
+    pub(crate) protocol: Protocol,
+    /// The port the host sends to. It is the published one, except when several addresses of the
+    /// host lead to different targets by the same port.
+    pub(crate) port: u16,
+    pub(crate) to: PublishedTarget,
+}
+
+impl Entry {
+    /// The vip it leads to, if it does not lead to a container.
+    pub(crate) fn vip(&self) -> Option<Ipv4Addr> {
+        match self.to {
+            PublishedTarget::Vip { addr, .. } => Some(addr),
+            PublishedTarget::Container { .. } => None,
+        }
+    }
+}
+
+/// Numbers of backends that chains are needed for.
+pub(crate) fn counts(backends: impl IntoIterator<Item = usize>) -> BTreeSet<u32> {
+    let used = backends
+        .into_iter()
+        .filter_map(|n| u32::try_from(n).ok())
+        .filter(|n| *n > 0);
+    (1..=COUNTS_AT_FIRST).chain(used).collect()
+}
+
+/// The table for a network with this gateway, whose uplink has this address, with chains for
+/// these numbers of backends.
+pub(crate) fn table(gateway: Ipv4Addr, uplink: Option<Ipv4Addr>, counts: &BTreeSet<u32>) -> Table {
+    use Field::{Address, Mark, Port, Protocol};
+    let map = |name, key, data| Set {
+        name,
+        key,
+        data: Data::Fields(data),
+    };
+    let sets = vec![
+        map("svc", &[Address], &[Mark]),
+        map("be", &[Address, Mark], &[Address]),
+        Set {
+            name: "pick",
+            key: &[Mark],
+            data: Data::Chain,
+        },
+        map("svcp", &[Protocol, Port], &[Mark]),
+        map("bep", &[Protocol, Port, Mark], &[Address, Port]),
+        Set {
+            name: "pickp",
+            key: &[Mark],
+            data: Data::Chain,
+        },
+        map("direct", &[Protocol, Port], &[Address, Port]),
+        Set {
+            name: "self",
+            key: &[Address, Address],
+            data: Data::None,
+        },
+    ];
+    let nat = |hook, priority| {
+        Some(Base {
+            kind: "nat",
+            hook,
+            priority,
+        })
+    };
+    let mut chains = vec![
+        Chain {
+            name: "pre".to_owned(),
+            base: nat(Hook::Prerouting, DSTNAT),
+            rules: prerouting(uplink),
+        },
+        Chain {
+            name: "post".to_owned(),
+            base: nat(Hook::Postrouting, SRCNAT),
+            rules: postrouting(gateway, uplink),
+        },
+        Chain {
+            name: "none".to_owned(),
+            base: None,
+            rules: vec![
+                vec![Expr::ProtocolIs(TCP), Expr::RejectTcp],
+                vec![Expr::RejectPort],
+            ],
+        },
+    ];
+    for count in counts {
+        chains.extend(chains_for(*count));
+    }
+    Table {
+        name: TABLE.to_owned(),
+        sets,
+        chains,
+    }
+}
+
+/// The two chains that draw one of `count` backends: for packets to the vip itself, and for those
+/// that came by a published port.
+pub(crate) fn chains_for(count: u32) -> [Chain; 2] {
+    let draw = |modulus| {
+        [
+            Expr::Random {
+                to: reg::R0,
+                modulus,
+            },
+            Expr::SetMark(reg::R0),
+        ]
+    };
+    let to_vip = |modulus| {
+        let find = [
+            Expr::DestinationAddress(reg::R0),
+            Expr::Mark(reg::R1),
+            Expr::Map {
+                set: "be",
+                from: reg::R0,
+                to: reg::R0,
+            },
+            Expr::Dnat {
+                addr: reg::R0,
+                port: None,
+            },
+        ];
+        [&draw(modulus)[..], &find].concat()
+    };
+    let to_port = |modulus| {
+        let find = [
+            Expr::Protocol(reg::R0),
+            Expr::DestinationPort(reg::R1),
+            Expr::Mark(reg::R2),
+            Expr::Map {
+                set: "bep",
+                from: reg::R0,
+                to: reg::R0,
+            },
+            Expr::Dnat {
+                addr: reg::R0,
+                port: Some(reg::R1),
+            },
+        ];
+        [&draw(modulus)[..], &find].concat()
+    };
+    // A transaction may fall between reading the count and the backend; the drawn number may then
+    // be one too high, but number 0 is there as long as there is any backend.
+    [
+        Chain {
+            name: format!("n{count}"),
+            base: None,
+            rules: vec![to_vip(count), to_vip(1)],
+        },
+        Chain {
+            name: format!("p{count}"),
+            base: None,
+            rules: vec![to_port(count), to_port(1)],
+        },
+    ]
+}
+
+/// The elements that lead to the chains for these numbers of backends.
+pub(crate) fn picks(counts: &BTreeSet<u32>) -> Content {
+    let chains = |prefix: char| {
+        counts
+            .iter()
+            .map(move |n| (number(*n).to_vec(), format!("{prefix}{n}").into_bytes()))
+    };
+    let none = (number(0).to_vec(), b"none".to_vec());
+    Content::from([
+        ("pick", chains('n').chain([none]).collect()),
+        ("pickp", chains('p').collect()),
+    ])
+}
+
+/// The elements for published ports, given which backend has which number.
+pub(crate) fn ports(entries: &[Entry], slots: &Slots) -> Content {
+    let (mut counts, mut backends) = (Elements::new(), Elements::new());
+    let mut direct = Elements::new();
+    for entry in entries {
+        let key = [protocol(entry.protocol), port(entry.port)];
+        match entry.to {
+            PublishedTarget::Vip { addr, port: target } => {
+                let slots = slots.get(&addr).map(Vec::as_slice).unwrap_or_default();
+                for (index, backend) in (0..).zip(slots) {
+                    let data = join([address(*backend), port(target)]);
+                    backends.insert(join([key[0], key[1], number(index)]), data);
+                }
+                let count = u32::try_from(slots.len()).expect("fewer than 2^32 addresses");
+                counts.insert(join(key), number(count).to_vec());
+            }
+            PublishedTarget::Container { addr, port: target } => {
+                direct.insert(join(key), join([address(addr), port(target)]));
+            }
+        }
+    }
+    Content::from([("svcp", counts), ("bep", backends), ("direct", direct)])
+}
+
+/// The elements for backends that may reach themselves.
+pub(crate) fn selves<'a>(backends: impl IntoIterator<Item = &'a Ipv4Addr>) -> Elements {
+    backends
+        .into_iter()
+        .map(|addr| (join([address(*addr); 2]), Vec::new()))
+        .collect()
+}
+
+/// All backends of a state.
+pub(crate) fn backends(state: &NetworkState) -> impl Iterator<Item = &Ipv4Addr> {
+    state.vips.iter().flat_map(|vip| &vip.backends)
+}
+
+fn prerouting(uplink: Option<Ipv4Addr>) -> Vec<Vec<Expr>> {
+    // The count goes through the mark: a map's result cannot be printed as the key of another.
+    let pick = |set, chains| {
+        [
+            Expr::Map {
+                set,
+                from: reg::R0,
+                to: reg::R0,
+            },
+            Expr::SetMark(reg::R0),
+            Expr::Mark(reg::R0),
+            Expr::Map {
+                set: chains,
+                from: reg::R0,
+                to: reg::VERDICT,
+            },
+        ]
+    };
+    let mut rules = vec![
+        [
+            &[Expr::DestinationAddress(reg::R0)][..],
+            &pick("svc", "pick"),
+        ]
+        .concat(),
+    ];
+    if let Some(addr) = uplink {
+        let from_host = [
+            Expr::From(UPLINK),
+            Expr::DestinationIn { addr, prefix: 32 },
+            Expr::Protocol(reg::R0),
+            Expr::DestinationPort(reg::R1),
+        ];
+        let to_container = [
+            Expr::Map {
+                set: "direct",
+                from: reg::R0,
+                to: reg::R0,
+            },
+            Expr::Dnat {
+                addr: reg::R0,
+                port: Some(reg::R1),
+            },
+        ];
+        rules.push([&from_host[..], &pick("svcp", "pickp")].concat());
+        rules.push([&from_host[..], &to_container].concat());
+    }
+    rules
+}
+
+fn postrouting(gateway: Ipv4Addr, uplink: Option<Ipv4Addr>) -> Vec<Vec<Expr>> {
+    // A backend that drew itself would answer itself without passing the translation back; with
+    // the gateway as source it answers the gateway.
+    let mut rules = vec![vec![
+        Expr::SourceAddress(reg::R0),
+        Expr::DestinationAddress(reg::R1),
+        Expr::In {
+            set: "self",
+            from: reg::R0,
+        },
+        Expr::Snat(gateway),
+    ]];
+    if let Some(addr) = uplink {
+        // The host never sees addresses of the network, so networks may overlap.
+        rules.push(vec![Expr::To(UPLINK), Expr::Snat(addr)]);
+    }
+    rules
+}

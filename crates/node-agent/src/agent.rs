@@ -1,0 +1,393 @@
+//! The agent: takes assignment sets over, and shows what the node runs.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::Ipv4Addr,
+    path::PathBuf,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use shoal_image::ImageStore;
+use shoal_network::{ApplyError, Datapath, NetworkState};
+use shoal_runtime::Runtime;
+use shoal_transport::dial::Dialer;
+use shoal_types::{
+    Generation, NetworkId, NodeId, TaskId, object::NodeDescription, wire::Assignments,
+};
+use tokio::{
+    sync::watch,
+    task::{JoinHandle, JoinSet},
+    time,
+};
+use tracing::{Instrument, error, info_span, warn};
+
+use crate::{
+    network,
+    saved::Saved,
+    session::{Outbox, Session},
+    task::container_id,
+    task::worker::{End, Shown, Tools, Wanted, Worker},
+};
+
+/// The kernel is compared with the desired networks this often even when nothing seems to change.
+const RESYNC: Duration = Duration::from_secs(30);
+
+pub struct AgentConfig {
+    /// Directory of the agent's own records.
+    pub dir: PathBuf,
+    pub images: ImageStore,
+    pub runtime: Runtime,
+    pub datapath: Datapath,
+    pub description: NodeDescription,
+    /// `search` line of the node's resolv.conf, for containers.
+    pub search: Vec<String>,
+}
+
+/// The worker half of a node. Clones are handles to the same agent.
+#[derive(Clone)]
+pub struct Agent {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    tools: Arc<Tools>,
+    saved: Saved,
+    description: watch::Sender<NodeDescription>,
+    assignments: watch::Sender<Option<Arc<Assignments>>>,
+    tasks: Mutex<BTreeMap<TaskId, Entry>>,
+    /// Counts changes of what workers show.
+    changed: watch::Sender<u64>,
+    /// What the datapath could not do in the last pass.
+    network_errors: Mutex<Vec<String>>,
+    /// The desired networks of the last pass, and the generation they came from.
+    applied: watch::Sender<Generation>,
+    running: Mutex<Running>,
+}
+
+#[derive(Default)]
+struct Running {
+    reconcile: Option<JoinHandle<()>>,
+    session: Option<JoinHandle<()>>,
+}
+
+struct Entry {
+    wanted: watch::Sender<Wanted>,
+    shown: Arc<Mutex<Shown>>,
+}
+
+impl Agent {
+    /// Takes over what an earlier agent left: its saved assignments, containers and networks. The node
+    /// goes on with them until a manager sends a newer set.
+    pub fn start(config: AgentConfig) -> Self {
+        let saved = Saved::new(&config.dir);
+        let (description, described) = watch::channel(config.description);
+        let tools = Tools {
+            images: config.images,
+            runtime: config.runtime,
+            datapath: config.datapath,
+            outbox: Arc::new(Outbox::default()),
+            description: described,
+            search: config.search,
+        };
+        let inner = Arc::new(Inner {
+            tools: Arc::new(tools),
+            description,
+            assignments: watch::Sender::new(saved.load()),
+            saved,
+            tasks: Mutex::default(),
+            changed: watch::Sender::new(0),
+            network_errors: Mutex::default(),
+            applied: watch::Sender::new(Generation(0)),
+            running: Mutex::default(),
+        });
+        let reconcile = tokio::spawn(inner.clone().reconcile());
+        inner.running().reconcile = Some(reconcile);
+        Self { inner }
+    }
+
+    /// Opens a session with the managers that `dialer` reaches, and keeps it open.
+    pub fn join(&self, node: NodeId, dialer: Dialer) {
+        let session = Session {
+            node,
+            dialer,
+            description: self.inner.description.subscribe(),
+            outbox: self.inner.tools.outbox.clone(),
+            assignments: self.inner.assignments.clone(),
+        };
+        let session = tokio::spawn(
+            session
+                .run()
+                .instrument(info_span!("session", node.id = %node)),
+        );
+        if let Some(old) = self.inner.running().session.replace(session) {
+            old.abort();
+        }
+    }
+
+    /// Leaves the swarm: the session ends, every task is stopped, and nothing of them remains. Returns
+    /// when that is so.
+    pub async fn leave(&self) {
+        if let Some(session) = self.inner.running().session.take() {
+            session.abort();
+        }
+        if let Err(error) = self.inner.saved.forget() {
+            warn!(%error, "saved assignments not removed");
+        }
+        let mut changed = self.inner.changed.subscribe();
+        let mut applied = self.inner.applied.subscribe();
+        applied.mark_unchanged();
+        self.inner.assignments.send_replace(Some(Arc::default()));
+        // An error of either watch says that the agent is going down.
+        if applied.changed().await.is_err() {
+            return;
+        }
+        while !self.inner.tasks().is_empty() {
+            if changed.changed().await.is_err() {
+                return;
+            }
+        }
+    }
+
+    /// Ends the agent; containers and networks go on.
+    pub async fn shutdown(&self) {
+        let running = std::mem::take(&mut *self.inner.running());
+        for part in [running.session, running.reconcile].into_iter().flatten() {
+            part.abort();
+            // An abort is the expected end.
+            let _ = part.await;
+        }
+        self.inner.tasks().clear();
+    }
+
+    pub fn images(&self) -> &ImageStore {
+        &self.inner.tools.images
+    }
+
+    pub fn runtime(&self) -> &Runtime {
+        &self.inner.tools.runtime
+    }
+
+    pub fn description(&self) -> NodeDescription {
+        self.inner.description.borrow().clone()
+    }
+
+    /// The node's tasks as its workers see them, by id.
+    pub fn tasks(&self) -> Vec<LocalTask> {
+        let tasks = self.inner.tasks();
+        let shown = tasks.values().map(|entry| lock(&entry.shown).clone());
+        shown
+            .map(|s| LocalTask {
+                task: s.task,
+                status: s.status,
+                image: s.image,
+            })
+            .collect()
+    }
+
+    /// The newest assignment set.
+    pub fn assignments(&self) -> Arc<Assignments> {
+        self.inner.assignments.borrow().clone().unwrap_or_default()
+    }
+
+    /// Told whenever a task of the node changes.
+    pub fn watch(&self) -> watch::Receiver<u64> {
+        self.inner.changed.subscribe()
+    }
+
+    /// Where the kernel differs from what is desired, one line each; empty when all is well.
+    pub async fn doctor(&self) -> Vec<String> {
+        let mut findings = lock(&self.inner.network_errors).clone();
+        let differences = self.inner.tools.datapath.diff().await;
+        findings.extend(differences.iter().map(ToString::to_string));
+        findings
+    }
+}
+
+/// One task of this node.
+#[derive(Debug, Clone)]
+pub struct LocalTask {
+    pub task: Arc<shoal_types::object::Task>,
+    pub status: shoal_types::TaskStatus,
+    /// The image its container was made from, once known.
+    pub image: Option<Arc<shoal_image::Image>>,
+}
+
+impl Inner {
+    /// Brings networks, then tasks, to what the newest set says; again on every change and every
+    /// [`RESYNC`]. Networks first: an endpoint leaves the balancing before its task is told to stop,
+    /// and a task's networks exist before it is told to start.
+    async fn reconcile(self: Arc<Self>) {
+        let mut assignments = self.assignments.subscribe();
+        let mut changed = self.changed.subscribe();
+        let mut workers = JoinSet::new();
+        let mut last: Option<Vec<NetworkState>> = None;
+        let mut saved = Generation(0);
+        let mut swept = false;
+        loop {
+            let Some(set) = assignments.borrow_and_update().clone() else {
+                // Nobody has said yet what this node should run: what it runs goes on.
+                if assignments.changed().await.is_err() {
+                    return;
+                }
+                continue;
+            };
+            changed.mark_unchanged();
+            let desired = network::desired(&set, &self.gone(&set));
+            if last.as_ref() != Some(&desired) {
+                let errors = self.tools.datapath.apply(desired.clone()).await;
+                last = errors.is_empty().then_some(desired);
+                self.note(errors);
+            }
+            self.hand_out(&set, &mut workers);
+            if !swept {
+                swept = self.sweep(&set).await;
+            }
+            if set.generation > saved {
+                saved = set.generation;
+                if let Err(error) = self.saved.store(&set) {
+                    error!(%error, "assignments not saved; a restart without a manager would stop the tasks");
+                }
+            }
+            self.applied.send_replace(set.generation);
+            // A watch remembers what was seen, joining a worker again is harmless, and a full pass
+            // follows every arm: nothing is lost by dropping the others.
+            tokio::select! {
+                result = assignments.changed() => if result.is_err() { return },
+                result = changed.changed() => if result.is_err() { return },
+                Some(_ended) = workers.join_next() => {}
+                () = time::sleep(RESYNC) => last = None,
+            }
+        }
+    }
+
+    /// Takes away the containers of tasks that were forgotten while no agent ran.
+    async fn sweep(&self, set: &Assignments) -> bool {
+        let wanted: BTreeSet<String> = set
+            .tasks
+            .iter()
+            .map(|task| container_id(&task.id).to_string())
+            .collect();
+        let containers = match self.tools.runtime.list().await {
+            Ok(containers) => containers,
+            Err(error) => {
+                warn!(error = crate::error_chain(&error), "containers not listed");
+                return false;
+            }
+        };
+        let mut clean = true;
+        for container in containers.iter().filter(|c| !wanted.contains(&c.id)) {
+            if let Err(error) = self.tools.runtime.delete(&container.id).await {
+                warn!(
+                    container.id,
+                    error = crate::error_chain(&error),
+                    "container not removed"
+                );
+                clean = false;
+            }
+        }
+        clean
+    }
+
+    /// Addresses that must not get new connections, as far as this node knows better than the set: of
+    /// its own tasks that do not serve, unless a newer task has the address and does.
+    fn gone(&self, set: &Assignments) -> BTreeSet<(NetworkId, Ipv4Addr)> {
+        let mut gone = BTreeSet::new();
+        let mut serving = BTreeSet::new();
+        for entry in self.tasks().values() {
+            let shown = lock(&entry.shown);
+            if shown.serves() {
+                &mut serving
+            } else {
+                &mut gone
+            }
+            .extend(shown.addresses());
+        }
+        for task in set.tasks.iter().filter(|task| !task.desired.wants_run()) {
+            for attachment in &task.attachments {
+                serving.remove(&(attachment.network, attachment.addr));
+                gone.insert((attachment.network, attachment.addr));
+            }
+        }
+        gone.difference(&serving).copied().collect()
+    }
+
+    /// Gives every worker its task as it is now wanted; starts and retires workers.
+    fn hand_out(self: &Arc<Self>, set: &Assignments, workers: &mut JoinSet<()>) {
+        let mut tasks = self.tasks();
+        let wanted: BTreeSet<TaskId> = set.tasks.iter().map(|task| task.id).collect();
+        for (id, entry) in tasks.iter() {
+            if !wanted.contains(id) {
+                entry.wanted.send_if_modified(|now| {
+                    let changed = matches!(now, Wanted::Task(_));
+                    *now = Wanted::Nothing;
+                    changed
+                });
+            }
+        }
+        for task in &set.tasks {
+            if let Some(entry) = tasks.get(&task.id) {
+                entry.wanted.send_if_modified(|now| match now {
+                    Wanted::Task(old) if old.desired == task.desired => false,
+                    _ => {
+                        *now = Wanted::Task(task.clone());
+                        true
+                    }
+                });
+                continue;
+            }
+            let shown = Shown {
+                task: task.clone(),
+                status: task.status.clone(),
+                image: None,
+            };
+            let shown = Arc::new(Mutex::new(shown));
+            let (sender, receiver) = watch::channel(Wanted::Task(task.clone()));
+            let worker = Worker::new(
+                self.tools.clone(),
+                task.id,
+                receiver,
+                shown.clone(),
+                self.changed.clone(),
+            );
+            let span = info_span!("task", task.id = %task.id, service.id = %task.service);
+            let (inner, id) = (self.clone(), task.id);
+            workers.spawn(
+                async move {
+                    if worker.run().await == End::Gone {
+                        inner.tasks().remove(&id);
+                        inner.changed.send_modify(|count| *count += 1);
+                    }
+                }
+                .instrument(span),
+            );
+            tasks.insert(
+                task.id,
+                Entry {
+                    wanted: sender,
+                    shown,
+                },
+            );
+        }
+    }
+
+    fn note(&self, errors: Vec<ApplyError>) {
+        let texts: Vec<String> = errors.iter().map(crate::error_chain).collect();
+        for text in &texts {
+            error!(error = text, "a network is not as it should be");
+        }
+        *lock(&self.network_errors) = texts;
+    }
+
+    fn tasks(&self) -> MutexGuard<'_, BTreeMap<TaskId, Entry>> {
+        lock(&self.tasks)
+    }
+
+    fn running(&self) -> MutexGuard<'_, Running> {
+        lock(&self.running)
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,246 @@
+//! From assignments to what the node's datapath should look like: pure translation.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::Ipv4Addr,
+};
+
+use shoal_network::{self as datapath, NetworkState, Published, PublishedTarget, Vip};
+use shoal_types::{
+    NetworkId,
+    object::Task,
+    spec::{Protocol, PublishMode},
+    wire::{Assignments, NetworkAssignment},
+};
+
+/// The networks of `assignments` as the datapath takes them.
+///
+/// `gone` are addresses of this node's own tasks that no longer serve (their container has ended, or
+/// is about to be stopped): they leave the balancing at once, without waiting for a manager to say so.
+pub(crate) fn desired(
+    assignments: &Assignments,
+    gone: &BTreeSet<(NetworkId, Ipv4Addr)>,
+) -> Vec<NetworkState> {
+    assignments
+        .networks
+        .iter()
+        .map(|network| NetworkState {
+            id: network.id.to_string(),
+            subnet: network.subnet,
+            gateway: network.gateway,
+            internal: network.internal,
+            ingress: network.ingress,
+            vips: vips(network, gone),
+            published: ingress_ports(network)
+                .chain(host_ports(network, &assignments.tasks))
+                .collect(),
+            names: names(network, gone),
+        })
+        .collect()
+}
+
+fn vips(network: &NetworkAssignment, gone: &BTreeSet<(NetworkId, Ipv4Addr)>) -> Vec<Vip> {
+    network
+        .services
+        .iter()
+        .filter_map(|service| {
+            let backends = live(network, &service.backends, gone);
+            service.virtual_ip.map(|addr| Vip { addr, backends })
+        })
+        .collect()
+}
+
+fn live(
+    network: &NetworkAssignment,
+    backends: &[Ipv4Addr],
+    gone: &BTreeSet<(NetworkId, Ipv4Addr)>,
+) -> Vec<Ipv4Addr> {
+    backends
+        .iter()
+        .copied()
+        .filter(|addr| !gone.contains(&(network.id, *addr)))
+        .collect()
+}
+
+fn ingress_ports(network: &NetworkAssignment) -> impl Iterator<Item = Published> {
+    network.services.iter().flat_map(|service| {
+        let vip = service.virtual_ip;
+        service.published.iter().filter_map(move |port| {
+            Some(Published {
+                protocol: protocol(port.protocol),
+                host_ip: None,
+                port: port.published,
+                to: PublishedTarget::Vip {
+                    addr: vip?,
+                    port: port.target,
+                },
+            })
+        })
+    })
+}
+
+/// Ports in host mode of tasks whose first network is this one.
+fn host_ports(
+    network: &NetworkAssignment,
+    tasks: &[std::sync::Arc<Task>],
+) -> impl Iterator<Item = Published> {
+    let here = tasks.iter().filter_map(|task| {
+        let first = task
+            .attachments
+            .first()
+            .filter(|first| first.network == network.id)?;
+        let serves = task.desired.wants_run() && !task.status.state.is_terminal();
+        serves.then_some((task, first.addr))
+    });
+    here.flat_map(|(task, addr)| {
+        let ports = task.endpoint.ports.iter();
+        ports
+            .filter(|p| p.mode == PublishMode::Host && p.published != 0)
+            .map(move |port| Published {
+                protocol: protocol(port.protocol),
+                host_ip: None,
+                port: port.published,
+                to: PublishedTarget::Container {
+                    addr,
+                    port: port.target,
+                },
+            })
+    })
+}
+
+/// Service names and aliases, `tasks.` names, and container names. The ingress network has none.
+fn names(
+    network: &NetworkAssignment,
+    gone: &BTreeSet<(NetworkId, Ipv4Addr)>,
+) -> BTreeMap<String, Vec<Ipv4Addr>> {
+    let mut names: BTreeMap<String, Vec<Ipv4Addr>> = BTreeMap::new();
+    if network.ingress {
+        return names;
+    }
+    for service in &network.services {
+        let backends = live(network, &service.backends, gone);
+        for name in std::iter::once(&service.name).chain(&service.aliases) {
+            let addrs = service
+                .virtual_ip
+                .map_or_else(|| backends.clone(), |vip| vec![vip]);
+            names.entry(name.clone()).or_default().extend(addrs);
+            names
+                .entry(format!("tasks.{name}"))
+                .or_default()
+                .extend(&backends);
+        }
+    }
+    for endpoint in &network.endpoints {
+        if !gone.contains(&(network.id, endpoint.addr)) {
+            names
+                .entry(endpoint.name.clone())
+                .or_default()
+                .push(endpoint.addr);
+        }
+    }
+    names
+}
+
+fn protocol(protocol: Protocol) -> datapath::Protocol {
+    match protocol {
+        Protocol::Tcp => datapath::Protocol::Tcp,
+        Protocol::Udp => datapath::Protocol::Udp,
+        Protocol::Sctp => datapath::Protocol::Sctp,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use shoal_types::{
+        NodeId, ServiceId, TaskId,
+        wire::{NetworkEndpoint, NetworkService, PublishedPort},
+    };
+
+    use super::*;
+
+    const A: Ipv4Addr = Ipv4Addr::new(10, 0, 1, 5);
+    const B: Ipv4Addr = Ipv4Addr::new(10, 0, 1, 6);
+    const VIP: Ipv4Addr = Ipv4Addr::new(10, 0, 1, 2);
+
+    fn assignments(ingress: bool) -> Assignments {
+        let service = NetworkService {
+            id: ServiceId::from_random([1; 17]),
+            name: "web".to_owned(),
+            aliases: vec!["www".to_owned()],
+            virtual_ip: Some(VIP),
+            backends: vec![A, B],
+            published: vec![PublishedPort {
+                protocol: Protocol::Tcp,
+                published: 8080,
+                target: 80,
+            }],
+        };
+        let endpoint = NetworkEndpoint {
+            addr: A,
+            task: TaskId::from_random([2; 17]),
+            name: "web.1.x".to_owned(),
+            node: NodeId::from_random([3; 17]),
+        };
+        let network = NetworkAssignment {
+            id: NetworkId::from_random([4; 17]),
+            name: "net".to_owned(),
+            subnet: "10.0.1.0/24".parse().unwrap(),
+            gateway: Ipv4Addr::new(10, 0, 1, 1),
+            vni: 4097,
+            internal: false,
+            ingress,
+            services: vec![service],
+            endpoints: vec![endpoint],
+        };
+        Assignments {
+            networks: vec![network],
+            ..Assignments::default()
+        }
+    }
+
+    #[test]
+    fn names_lead_to_the_vip_and_to_the_tasks() {
+        let state = &desired(&assignments(false), &BTreeSet::new())[0];
+        assert_eq!(state.names["web"], [VIP]);
+        assert_eq!(state.names["www"], [VIP]);
+        assert_eq!(state.names["tasks.web"], [A, B]);
+        assert_eq!(state.names["web.1.x"], [A]);
+        assert_eq!(
+            state.vips,
+            [Vip {
+                addr: VIP,
+                backends: vec![A, B]
+            }]
+        );
+    }
+
+    #[test]
+    fn a_task_that_is_gone_is_neither_balanced_to_nor_named() {
+        let set = assignments(false);
+        let gone = [(set.networks[0].id, A)].into();
+        let state = &desired(&set, &gone)[0];
+        assert_eq!(state.vips[0].backends, [B]);
+        assert_eq!(state.names["tasks.web"], [B]);
+        assert!(!state.names.contains_key("web.1.x"));
+    }
+
+    #[test]
+    fn the_ingress_network_publishes_and_has_no_names() {
+        let state = &desired(&assignments(true), &BTreeSet::new())[0];
+        assert!(state.names.is_empty());
+        let to = PublishedTarget::Vip {
+            addr: VIP,
+            port: 80,
+        };
+        let tcp = datapath::Protocol::Tcp;
+        assert_eq!(
+            state.published,
+            [Published {
+                protocol: tcp,
+                host_ip: None,
+                port: 8080,
+                to
+            }]
+        );
+    }
+}

@@ -1,0 +1,355 @@
+//! The conversation with a manager: whole assignment sets in, coalesced statuses out.
+//!
+//! Nothing here depends on a message arriving. A session that breaks is opened again with a growing
+//! pause; whatever had not been accepted is sent again, and the next assignment set is complete, so no
+//! loss needs repair. A set at or below the generation in force is ignored: it comes from a manager
+//! that has been replaced.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use shoal_transport::{
+    backoff::Backoff,
+    dial::{DialError, Dialer},
+    session::{self, ReceiveError, SendError},
+};
+use shoal_types::{
+    NodeId, TaskId, TaskStatus,
+    object::NodeDescription,
+    wire::{AgentMessage, Assignments, ManagerMessage},
+};
+use tokio::{
+    sync::{Notify, watch},
+    time,
+};
+use tracing::{debug, info, warn};
+
+/// First and longest pause between two attempts to reach a manager.
+const RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(8));
+
+/// A manager that accepted the stream answers well within this, or is not worth waiting for.
+const WELCOME_TIMEOUT: Duration = Duration::from_secs(5);
+
+#[derive(Debug, thiserror::Error)]
+enum SessionError {
+    #[error(transparent)]
+    Dial(#[from] DialError),
+    #[error(transparent)]
+    Send(#[from] SendError),
+    #[error(transparent)]
+    Receive(#[from] ReceiveError),
+    #[error("the manager closed the session")]
+    Closed,
+    #[error("the manager did not answer within {} s", WELCOME_TIMEOUT.as_secs())]
+    Silent,
+    #[error("the manager refused this node: {0}")]
+    Refused(String),
+}
+
+/// Statuses on their way to a manager: the newest of each task, until it is accepted.
+#[derive(Debug, Default)]
+pub(crate) struct Outbox {
+    waiting: Mutex<BTreeMap<TaskId, Pending>>,
+    changed: Notify,
+}
+
+#[derive(Debug)]
+struct Pending {
+    status: TaskStatus,
+    sent: bool,
+}
+
+impl Outbox {
+    pub(crate) fn put(&self, task: TaskId, status: TaskStatus) {
+        self.waiting().insert(
+            task,
+            Pending {
+                status,
+                sent: false,
+            },
+        );
+        self.changed.notify_one();
+    }
+
+    /// The task is gone; nobody wants its status any more.
+    pub(crate) fn forget(&self, task: &TaskId) {
+        self.waiting().remove(task);
+    }
+
+    /// What has not been sent in this session.
+    fn take_unsent(&self) -> Vec<(TaskId, TaskStatus)> {
+        self.waiting()
+            .iter_mut()
+            .filter(|(_, pending)| !pending.sent)
+            .map(|(task, pending)| {
+                pending.sent = true;
+                (*task, pending.status.clone())
+            })
+            .collect()
+    }
+
+    /// These are committed, unless a newer status of the same task has come up since.
+    fn accepted(&self, tasks: &[TaskId]) {
+        let mut waiting = self.waiting();
+        for task in tasks {
+            if waiting.get(task).is_some_and(|pending| pending.sent) {
+                waiting.remove(task);
+            }
+        }
+    }
+
+    fn session_lost(&self) {
+        for pending in self.waiting().values_mut() {
+            pending.sent = false;
+        }
+    }
+
+    fn waiting(&self) -> std::sync::MutexGuard<'_, BTreeMap<TaskId, Pending>> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Keeps a session open for as long as the node belongs to a swarm.
+pub(crate) struct Session {
+    pub(crate) node: NodeId,
+    pub(crate) dialer: Dialer,
+    pub(crate) description: watch::Receiver<NodeDescription>,
+    pub(crate) outbox: Arc<Outbox>,
+    pub(crate) assignments: watch::Sender<Option<Arc<Assignments>>>,
+}
+
+impl Session {
+    /// Runs until it is dropped.
+    pub(crate) async fn run(mut self) {
+        let mut backoff = Backoff::new(RETRY.0, RETRY.1);
+        loop {
+            let error = match self.converse(&mut backoff).await {
+                Ok(never) => match never {},
+                Err(error) => error,
+            };
+            self.outbox.session_lost();
+            let pause = backoff.next(&mut rand::rng());
+            warn!(error = %error, pause_ms = pause.as_millis(), "session with the manager ended");
+            time::sleep(pause).await;
+        }
+    }
+
+    async fn converse(
+        &mut self,
+        backoff: &mut Backoff,
+    ) -> Result<std::convert::Infallible, SessionError> {
+        let stream = self.dialer.dial().await?;
+        let (mut to_manager, mut from_manager) =
+            session::open::<AgentMessage, ManagerMessage, _>(stream);
+        let description = self.description.borrow_and_update().clone();
+        to_manager
+            .send(&AgentMessage::Hello {
+                node: self.node,
+                description,
+            })
+            .await?;
+        let welcome = time::timeout(WELCOME_TIMEOUT, from_manager.receive()).await;
+        let period = match welcome.map_err(|_elapsed| SessionError::Silent)?? {
+            Some(ManagerMessage::Welcome { heartbeat }) => heartbeat,
+            Some(ManagerMessage::Refused { reason }) => return Err(SessionError::Refused(reason)),
+            Some(_) | None => return Err(SessionError::Closed),
+        };
+        info!(
+            heartbeat_ms = period.as_millis(),
+            "session with the manager opened"
+        );
+        backoff.reset();
+
+        let mut heartbeat = time::interval(period);
+        heartbeat.set_missed_tick_behavior(time::MissedTickBehavior::Delay);
+        loop {
+            let unsent = self.outbox.take_unsent();
+            if !unsent.is_empty() {
+                to_manager.send(&AgentMessage::Status(unsent)).await?;
+            }
+            // Every arm may be dropped and polled again: a partly read frame stays in the receiver's
+            // buffer, a notification is a permit that is kept, an interval keeps its schedule, and a
+            // watch remembers what was seen. All sending happens outside of the select.
+            let outgoing = tokio::select! {
+                message = from_manager.receive() => {
+                    self.receive(message?.ok_or(SessionError::Closed)?)?
+                }
+                () = self.outbox.changed.notified() => None,
+                _ = heartbeat.tick() => Some(AgentMessage::Heartbeat),
+                Ok(()) = self.description.changed() => {
+                    let description = self.description.borrow_and_update().clone();
+                    Some(AgentMessage::Description(description))
+                }
+            };
+            if let Some(message) = outgoing {
+                to_manager.send(&message).await?;
+            }
+        }
+    }
+
+    /// Takes a message in; gives the answer to it, if there is one.
+    fn receive(&self, message: ManagerMessage) -> Result<Option<AgentMessage>, SessionError> {
+        match message {
+            ManagerMessage::Assignments(set) => {
+                let generation = set.generation;
+                let taken = self.assignments.send_if_modified(|current| {
+                    let newer = current.as_ref().is_none_or(|c| c.generation < generation);
+                    if newer {
+                        *current = Some(Arc::new(set));
+                    }
+                    newer
+                });
+                debug!(%generation, taken, "assignments received");
+                Ok(None)
+            }
+            ManagerMessage::StatusAccepted(tasks) => {
+                self.outbox.accepted(&tasks);
+                Ok(None)
+            }
+            ManagerMessage::Refused { reason } => Err(SessionError::Refused(reason)),
+            ManagerMessage::Welcome { .. } => Ok(None),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use shoal_transport::dial;
+    use shoal_types::{Generation, TaskState};
+
+    use super::*;
+
+    fn status(state: TaskState) -> TaskStatus {
+        TaskStatus {
+            state,
+            ..TaskStatus::default()
+        }
+    }
+
+    struct Manager {
+        listener: dial::Listener,
+    }
+
+    type ToAgent = session::Sender<ManagerMessage, tokio::io::DuplexStream>;
+    type FromAgent = session::Receiver<AgentMessage, tokio::io::DuplexStream>;
+
+    impl Manager {
+        async fn accept(&mut self) -> (ToAgent, FromAgent) {
+            let stream = self.listener.accept().await.expect("the agent dials");
+            let (mut to_agent, mut from_agent) = session::open(stream);
+            let hello = from_agent.receive().await.expect("readable");
+            assert!(
+                matches!(hello, Some(AgentMessage::Hello { .. })),
+                "{hello:?}"
+            );
+            let welcome = ManagerMessage::Welcome {
+                heartbeat: Duration::from_secs(1),
+            };
+            to_agent.send(&welcome).await.expect("sent");
+            (to_agent, from_agent)
+        }
+    }
+
+    async fn next_status(from_agent: &mut FromAgent) -> Vec<(TaskId, TaskStatus)> {
+        loop {
+            match from_agent.receive().await.expect("readable").expect("open") {
+                AgentMessage::Status(statuses) => return statuses,
+                AgentMessage::Heartbeat => {}
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+
+    fn start() -> (
+        Manager,
+        Arc<Outbox>,
+        watch::Receiver<Option<Arc<Assignments>>>,
+        tokio::task::JoinHandle<()>,
+    ) {
+        let (dialer, listener) = dial::local();
+        let outbox = Arc::new(Outbox::default());
+        let (assignments, seen) = watch::channel(None);
+        let (_description, description) = watch::channel(NodeDescription::default());
+        let session = Session {
+            node: NodeId::from_random([1; 17]),
+            dialer,
+            description,
+            outbox: outbox.clone(),
+            assignments,
+        };
+        (
+            Manager { listener },
+            outbox,
+            seen,
+            tokio::spawn(session.run()),
+        )
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn unaccepted_statuses_are_sent_again_in_the_next_session() {
+        let (mut manager, outbox, _seen, running) = start();
+        let task = TaskId::from_random([2; 17]);
+        outbox.put(task, status(TaskState::Preparing));
+        let (to_agent, mut from_agent) = manager.accept().await;
+        assert_eq!(
+            next_status(&mut from_agent).await,
+            [(task, status(TaskState::Preparing))]
+        );
+        drop((to_agent, from_agent));
+        outbox.put(task, status(TaskState::Running));
+        let (mut to_agent, mut from_agent) = manager.accept().await;
+        assert_eq!(
+            next_status(&mut from_agent).await,
+            [(task, status(TaskState::Running))]
+        );
+        to_agent
+            .send(&ManagerMessage::StatusAccepted(vec![task]))
+            .await
+            .expect("sent");
+        outbox.put(TaskId::from_random([3; 17]), status(TaskState::Ready));
+        let next = next_status(&mut from_agent).await;
+        assert_eq!(
+            next.len(),
+            1,
+            "accepted statuses are not repeated: {next:?}"
+        );
+        running.abort();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_older_generation_is_ignored() {
+        let (mut manager, _outbox, mut seen, running) = start();
+        let (mut to_agent, _from_agent) = manager.accept().await;
+        for generation in [5, 4, 6] {
+            let set = Assignments {
+                generation: Generation(generation),
+                ..Assignments::default()
+            };
+            to_agent
+                .send(&ManagerMessage::Assignments(set))
+                .await
+                .expect("sent");
+        }
+        let set = seen
+            .wait_for(|s| s.as_ref().is_some_and(|s| s.generation == Generation(6)))
+            .await
+            .expect("the session lives")
+            .clone();
+        assert_eq!(set.map(|s| s.generation), Some(Generation(6)));
+        running.abort();
+    }
+
+    #[test]
+    fn an_accepted_status_is_kept_when_a_newer_one_came_up() {
+        let outbox = Outbox::default();
+        let task = TaskId::from_random([2; 17]);
+        outbox.put(task, status(TaskState::Starting));
+        outbox.take_unsent();
+        outbox.put(task, status(TaskState::Running));
+        outbox.accepted(&[task]);
+        assert_eq!(outbox.take_unsent(), [(task, status(TaskState::Running))]);
+    }
+}

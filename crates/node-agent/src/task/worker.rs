@@ -1,0 +1,509 @@
+//! One task's worker: asks the machine what to do, does it, reports.
+
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use shoal_image::{Image, ImageStore, ProgressSink, RegistryAuth};
+use shoal_network::{ContainerEndpoints, Datapath, Endpoint};
+use shoal_runtime::{CreateError, Phase, Runtime, Signal, StartError};
+use shoal_types::{
+    ContainerId, ContainerStatus, NetworkId, TaskId, TaskState, TaskStatus,
+    object::{NodeDescription, Task},
+};
+use tokio::{sync::watch, time};
+use tracing::{info, warn};
+
+use super::{
+    container::{self, ImageDefaults, SpecError, Surroundings},
+    container_id,
+    machine::{self, Action, Container},
+    signal,
+};
+use crate::{clock, error_chain, session::Outbox};
+
+/// Pause after an effect of the node itself failed (the supervisor is being restarted, say).
+const RETRY: Duration = Duration::from_millis(200);
+
+/// An effect that fails this often in a row fails the task.
+const ATTEMPTS: u32 = 8;
+
+/// What every worker needs of its node.
+pub(crate) struct Tools {
+    pub(crate) images: ImageStore,
+    pub(crate) runtime: Runtime,
+    pub(crate) datapath: Datapath,
+    pub(crate) outbox: Arc<Outbox>,
+    pub(crate) description: watch::Receiver<NodeDescription>,
+    pub(crate) search: Vec<String>,
+}
+
+/// What a task is to become; the newest wins.
+#[derive(Debug, Clone)]
+pub(crate) enum Wanted {
+    Task(Arc<Task>),
+    /// The manager has forgotten the task: stop it, and leave nothing.
+    Nothing,
+}
+
+impl Wanted {
+    fn wants_run(&self) -> bool {
+        matches!(self, Self::Task(task) if task.desired.wants_run())
+    }
+}
+
+/// Why a worker ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum End {
+    /// Nothing of the task is left.
+    Gone,
+    /// The agent goes down; what runs goes on.
+    Detached,
+}
+
+/// What a worker shows of its task.
+#[derive(Debug, Clone)]
+pub(crate) struct Shown {
+    pub(crate) task: Arc<Task>,
+    pub(crate) status: TaskStatus,
+    pub(crate) image: Option<Arc<Image>>,
+}
+
+impl Shown {
+    /// New connections may go to the task's addresses: it runs, and is not about to stop.
+    pub(crate) fn serves(&self) -> bool {
+        self.status.state == TaskState::Running && self.task.desired.wants_run()
+    }
+
+    pub(crate) fn addresses(&self) -> impl Iterator<Item = (NetworkId, Ipv4Addr)> {
+        self.task.attachments.iter().map(|a| (a.network, a.addr))
+    }
+}
+
+/// A step that did not work, as text with its causes.
+enum StepError {
+    /// Doing it again would fail again.
+    Final(String),
+    /// Something of the node itself, which may pass.
+    Passing(String),
+}
+
+impl StepError {
+    fn passing(error: impl std::error::Error) -> Self {
+        Self::Passing(error_chain(&error))
+    }
+}
+
+impl From<SpecError> for StepError {
+    fn from(error: SpecError) -> Self {
+        Self::Final(error_chain(&error))
+    }
+}
+
+pub(crate) struct Worker {
+    tools: Arc<Tools>,
+    id: TaskId,
+    container: ContainerId,
+    wanted: watch::Receiver<Wanted>,
+    shown: Arc<Mutex<Shown>>,
+    /// Told whenever `shown` changes.
+    changed: watch::Sender<u64>,
+    /// Attached to its networks since this process started.
+    attached: bool,
+    failures: u32,
+}
+
+impl Worker {
+    pub(crate) fn new(
+        tools: Arc<Tools>,
+        id: TaskId,
+        wanted: watch::Receiver<Wanted>,
+        shown: Arc<Mutex<Shown>>,
+        changed: watch::Sender<u64>,
+    ) -> Self {
+        let container = container_id(&id);
+        Self {
+            tools,
+            id,
+            container,
+            wanted,
+            shown,
+            changed,
+            attached: false,
+            failures: 0,
+        }
+    }
+
+    /// Runs until the task is forgotten and nothing of it is left, or the agent goes down.
+    pub(crate) async fn run(mut self) -> End {
+        loop {
+            let wanted = self.wanted.borrow_and_update().clone();
+            let error = match self.advance(&wanted).await {
+                Ok(None) => {
+                    self.failures = 0;
+                    continue;
+                }
+                Ok(Some(end)) => return end,
+                Err(StepError::Passing(error)) => {
+                    self.failures += 1;
+                    warn!(error, failures = self.failures, "a step of the task failed");
+                    error
+                }
+                Err(StepError::Final(error)) => {
+                    self.failures = ATTEMPTS;
+                    error
+                }
+            };
+            if self.failures >= ATTEMPTS && wanted.wants_run() {
+                self.give_up(error);
+            }
+            let pause = RETRY * self.failures.min(ATTEMPTS);
+            // An agent that goes down is noticed by the next step.
+            let _ = time::timeout(pause, self.wanted.changed()).await;
+        }
+    }
+
+    /// Takes one step; gives the end when it was the last.
+    async fn advance(&mut self, wanted: &Wanted) -> Result<Option<End>, StepError> {
+        let observed = self.observe().await?;
+        let task = match wanted {
+            Wanted::Task(task) => task.clone(),
+            Wanted::Nothing => {
+                if observed == Container::Running {
+                    self.stop().await?;
+                }
+                self.delete().await?;
+                self.tools.outbox.forget(&self.id);
+                return Ok(Some(End::Gone));
+            }
+        };
+        if !Arc::ptr_eq(&self.shown().task, &task) {
+            self.show(|shown| shown.task = task.clone());
+        }
+        // One that was left by an earlier agent: its name questions are answered here from now on.
+        if wanted.wants_run() && matches!(observed, Container::Created | Container::Running) {
+            self.attach(&task).await?;
+        }
+        let state = self.status().state;
+        match machine::decide(task.desired, state, observed) {
+            Action::Enter {
+                state,
+                message,
+                err,
+            } => self.enter(state, message, err).await?,
+            Action::Prepare => self.prepare(&task).await?,
+            Action::Start => self.start().await?,
+            Action::Stop => self.stop().await?,
+            Action::Delete => self.delete().await?,
+            Action::Wait => {
+                if self.wanted.changed().await.is_err() {
+                    return Ok(Some(End::Detached));
+                }
+            }
+            Action::AwaitExit => {
+                let exit = self.tools.runtime.wait(self.container.as_str());
+                tokio::select! {
+                    // Waiting again for a container that has ended answers at once.
+                    exit = exit => { exit.map_err(StepError::passing)?; }
+                    // What was seen is remembered by the watch.
+                    changed = self.wanted.changed() => if changed.is_err() {
+                        return Ok(Some(End::Detached));
+                    }
+                }
+            }
+        }
+        Ok(None)
+    }
+
+    async fn observe(&self) -> Result<Container, StepError> {
+        let state = self.tools.runtime.state(self.container.as_str()).await;
+        Ok(
+            match state.map_err(StepError::passing)?.map(|state| state.phase) {
+                None => Container::Absent,
+                Some(Phase::Created { .. }) => Container::Created,
+                Some(Phase::Running(_)) => Container::Running,
+                Some(Phase::Exited(exit)) => Container::Exited {
+                    code: exit.code,
+                    oom_killed: exit.oom_killed,
+                },
+            },
+        )
+    }
+
+    /// Image, sandbox, networks; then Ready. May be cut short at any point when the task is no longer
+    /// wanted: each part can be done again, and is taken away by what comes next.
+    async fn prepare(&mut self, task: &Task) -> Result<(), StepError> {
+        let made = tokio::select! {
+            made = self.make(task) => made,
+            () = unwanted(self.wanted.clone()) => return Ok(()),
+        };
+        match made {
+            Ok(image) => {
+                self.show(|shown| shown.image = Some(image));
+                self.attach(task).await?;
+                if self.status().state < TaskState::Ready {
+                    self.enter(TaskState::Ready, "prepared", String::new())
+                        .await?;
+                }
+                Ok(())
+            }
+            Err(StepError::Final(err)) => {
+                self.delete().await?;
+                self.enter(TaskState::Rejected, "preparing", err).await
+            }
+            Err(passing) => Err(passing),
+        }
+    }
+
+    async fn make(&self, task: &Task) -> Result<Arc<Image>, StepError> {
+        let image = self.image(task).await?;
+        let around = Surroundings {
+            node: self.tools.description.borrow().clone(),
+            search: self.tools.search.clone(),
+        };
+        let request = container::request(task, &self.defaults(&image), &around)?;
+        match self.tools.runtime.create(request).await {
+            Ok(_sandbox) => Ok(image),
+            Err(error @ CreateError::Invalid(_)) => Err(StepError::Final(error_chain(&error))),
+            Err(error) => Err(StepError::passing(error)),
+        }
+    }
+
+    /// The task's image: the node's own when it has one of that name, else the registry's.
+    async fn image(&self, task: &Task) -> Result<Arc<Image>, StepError> {
+        let spec = &task.spec.container;
+        if let Ok(image) = self.tools.images.get(&spec.image) {
+            return Ok(image);
+        }
+        let auth = spec
+            .registry_auth
+            .as_deref()
+            .map(RegistryAuth::from_header)
+            .transpose();
+        let auth = auth
+            .map_err(|error| StepError::Final(error_chain(&error)))?
+            .flatten();
+        let pulled = self
+            .tools
+            .images
+            .pull(&spec.image, auth, ProgressSink::none())
+            .await;
+        pulled.map_err(|error| {
+            StepError::Final(format!(
+                "No such image: {}: {}",
+                spec.image,
+                error_chain(&error)
+            ))
+        })
+    }
+
+    fn defaults(&self, image: &Image) -> ImageDefaults {
+        let config = image.config.oci().config().clone().unwrap_or_default();
+        ImageDefaults {
+            entrypoint: config.entrypoint().clone().unwrap_or_default(),
+            cmd: config.cmd().clone().unwrap_or_default(),
+            env: config.env().clone().unwrap_or_default(),
+            user: config.user().clone().unwrap_or_default(),
+            dir: config.working_dir().clone().unwrap_or_default(),
+            layers_dir: self.tools.images.layers_dir().to_owned(),
+            lower: image.lower.clone(),
+        }
+    }
+
+    async fn attach(&mut self, task: &Task) -> Result<(), StepError> {
+        if self.attached {
+            return Ok(());
+        }
+        let netns = self.tools.runtime.netns(self.container.as_str()).await;
+        let netns = netns.map_err(StepError::passing)?;
+        let endpoints = task.attachments.iter();
+        let endpoints = endpoints
+            .map(|a| Endpoint {
+                network: a.network.to_string(),
+                addr: a.addr,
+            })
+            .collect();
+        let group = ContainerEndpoints {
+            endpoints,
+            names: BTreeMap::new(),
+            dns: nameservers(task),
+        };
+        self.tools
+            .datapath
+            .attach(netns, group)
+            .await
+            .map_err(StepError::passing)?;
+        self.attached = true;
+        Ok(())
+    }
+
+    async fn start(&self) -> Result<(), StepError> {
+        match self.tools.runtime.start(self.container.as_str()).await {
+            Ok(_started) => Ok(()),
+            // The user's program can't be run, and that is the task's end.
+            Err(error @ StartError::Exec { .. }) => {
+                self.enter(TaskState::Failed, "starting", error_chain(&error))
+                    .await
+            }
+            Err(error) => Err(StepError::passing(error)),
+        }
+    }
+
+    /// Stop signal, grace, SIGKILL. Should the agent be restarted meanwhile, the grace starts again.
+    async fn stop(&self) -> Result<(), StepError> {
+        let id = self.container.as_str();
+        let runtime = &self.tools.runtime;
+        let (signal, grace) = self.stop_policy();
+        info!(
+            signal = signal.as_raw(),
+            grace_s = grace.as_secs(),
+            "stopping the task"
+        );
+        runtime
+            .signal(id, signal)
+            .await
+            .map_err(StepError::passing)?;
+        if let Ok(exit) = time::timeout(grace, runtime.wait(id)).await {
+            exit.map_err(StepError::passing)?;
+            return Ok(());
+        }
+        warn!(
+            grace_s = grace.as_secs(),
+            "the task did not stop in time and is killed"
+        );
+        runtime.kill(id).await.map_err(StepError::passing)?;
+        runtime.wait(id).await.map_err(StepError::passing)?;
+        Ok(())
+    }
+
+    fn stop_policy(&self) -> (Signal, Duration) {
+        let shown = self.shown();
+        let spec = &shown.task.spec.container;
+        let image = shown
+            .image
+            .clone()
+            .or_else(|| self.tools.images.get(&spec.image).ok());
+        let of_image = image.and_then(|i| i.config.oci().config().as_ref()?.stop_signal().clone());
+        let named = Some(spec.stop_signal.clone())
+            .filter(|name| !name.is_empty())
+            .or(of_image);
+        let number = named.as_deref().and_then(signal::number);
+        let signal = number
+            .and_then(Signal::from_named_raw)
+            .unwrap_or(Signal::TERM);
+        (signal, spec.stop_grace)
+    }
+
+    async fn delete(&mut self) -> Result<(), StepError> {
+        self.detach().await;
+        self.attached = false;
+        self.tools
+            .runtime
+            .delete(self.container.as_str())
+            .await
+            .map_err(StepError::passing)
+    }
+
+    async fn detach(&self) {
+        let attachments = self.shown().task.attachments.clone();
+        for attachment in attachments {
+            let (network, addr) = (attachment.network, attachment.addr);
+            if let Err(error) = self.tools.datapath.detach(network.as_str(), addr).await {
+                warn!(error = error_chain(&error), %network, %addr, "endpoint not detached");
+            }
+        }
+    }
+
+    /// The task can't be brought to run here; a manager decides what comes instead.
+    fn give_up(&self, error: String) {
+        let state = self.status().state;
+        if state.is_terminal() {
+            return;
+        }
+        let ended = if state >= TaskState::Starting {
+            TaskState::Failed
+        } else {
+            TaskState::Rejected
+        };
+        self.report(ended, "preparing", error, None);
+    }
+
+    /// Moves the observed state up and tells the manager.
+    async fn enter(&self, state: TaskState, message: &str, err: String) -> Result<(), StepError> {
+        let seen = self.tools.runtime.state(self.container.as_str()).await;
+        let seen = seen.map_err(StepError::passing)?;
+        let container = seen.map(|seen| self.container_status(&seen.phase));
+        self.report(state, message, err, container);
+        if state.is_terminal() {
+            self.detach().await;
+        }
+        Ok(())
+    }
+
+    fn container_status(&self, phase: &Phase) -> ContainerStatus {
+        let (pid, exit_code) = match phase {
+            Phase::Created { pid } => (*pid, 0),
+            Phase::Running(started) => (started.pid, 0),
+            Phase::Exited(exit) => (0, exit.code),
+        };
+        ContainerStatus {
+            id: self.container,
+            pid,
+            exit_code,
+        }
+    }
+
+    fn report(
+        &self,
+        state: TaskState,
+        message: &str,
+        err: String,
+        container: Option<ContainerStatus>,
+    ) {
+        let from = self.status().state;
+        info!(state.from = %from, state.to = %state, err, "task state changed");
+        let message = message.to_owned();
+        let at = clock::now();
+        let status = TaskStatus {
+            state,
+            at,
+            message,
+            err,
+            container,
+            ports: Vec::new(),
+        };
+        self.show(|shown| shown.status = status.clone());
+        self.tools.outbox.put(self.id, status);
+    }
+
+    fn show(&self, edit: impl FnOnce(&mut Shown)) {
+        edit(&mut self.shown());
+        self.changed.send_modify(|count| *count += 1);
+    }
+
+    fn shown(&self) -> MutexGuard<'_, Shown> {
+        self.shown.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn status(&self) -> TaskStatus {
+        self.shown().status.clone()
+    }
+}
+
+/// Ends when the task is no longer to run, or the agent goes down.
+async fn unwanted(mut wanted: watch::Receiver<Wanted>) {
+    // An error says that the agent is going down: preparing ends, too.
+    let _ = wanted.wait_for(|wanted| !wanted.wants_run()).await;
+}
+
+fn nameservers(task: &Task) -> Option<Vec<SocketAddr>> {
+    let servers = task.spec.container.dns.nameservers.iter();
+    let servers: Vec<SocketAddr> = servers
+        .filter_map(|server| server.parse::<IpAddr>().ok())
+        .map(|addr| SocketAddr::new(addr, 53))
+        .collect();
+    (!servers.is_empty()).then_some(servers)
+}

@@ -1,0 +1,364 @@
+//! How members reach each other.
+//!
+//! [`Peers`] is the seam: it carries bytes to a member and brings the answer, and knows nothing of
+//! Raft. What the bytes mean is decided here, on both ends: [`Network`] asks, `Store::answer` and
+//! `Store::receive_snapshot` answer.
+
+mod message;
+mod router;
+
+use std::{
+    future::Future,
+    io,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use futures_util::future::BoxFuture;
+use openraft::{
+    OptionalSend,
+    errors::{NetworkError, RPCError, ReplicationClosed, StreamingError, Unreachable},
+    impls::BasicNode,
+    network::{RPCOption, RaftNetworkFactory, v2::RaftNetworkV2},
+    raft::{
+        AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, TransferLeaderRequest,
+        TransferLeaderResponse, VoteRequest, VoteResponse,
+    },
+};
+use shoal_transport::codec;
+use shoal_types::RaftId;
+use tokio::io::{AsyncRead, ReadBuf};
+
+pub(crate) use self::message::{Envelope, Request, Response};
+pub use self::router::Router;
+use crate::{
+    raft::{Snapshot, TypeConfig, Vote},
+    snapshot::SnapshotFile,
+    stored::{Ballot, SnapshotHead},
+};
+
+/// Whom a message is for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Peer {
+    /// The transport has to make sure that it is this member that answers.
+    pub id: RaftId,
+    /// As given to `Store::add_member`.
+    pub addr: String,
+    pub lane: Lane,
+}
+
+/// Messages of one lane must not wait for those of another: give each a connection of its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Lane {
+    Log,
+    Heartbeat,
+    Snapshot,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum PeerError {
+    /// Not worth trying again at once.
+    #[error("raft member {id} cannot be reached at {addr:?}")]
+    Unreachable {
+        id: RaftId,
+        addr: String,
+        #[source]
+        source: io::Error,
+    },
+    /// The message or its answer may have been lost.
+    #[error("raft member {id} did not answer in time")]
+    Timeout { id: RaftId },
+    #[error("this member has no way to reach others: raft member {id} at {addr:?}")]
+    NoTransport { id: RaftId, addr: String },
+    /// It was reached, and could not answer.
+    #[error("raft member {id} refused: {reason}")]
+    Refused { id: RaftId, reason: String },
+}
+
+/// Carries messages to other members. Both ends of a message run the same release or the one before.
+pub trait Peers: Send + Sync + 'static {
+    /// Brings `request` to the peer's `Store::answer`, and its answer back within `limit`.
+    fn call<'a>(
+        &'a self,
+        to: &'a Peer,
+        request: Vec<u8>,
+        limit: Duration,
+    ) -> BoxFuture<'a, Result<Vec<u8>, PeerError>>;
+
+    /// Brings `request` and the whole of `body` to the peer's `Store::receive_snapshot`. There is no
+    /// limit for all of it; give up when the peer has taken nothing for `idle`.
+    fn send_snapshot<'a>(
+        &'a self,
+        to: &'a Peer,
+        request: Vec<u8>,
+        body: SnapshotBody,
+        idle: Duration,
+    ) -> BoxFuture<'a, Result<Vec<u8>, PeerError>>;
+}
+
+/// For a member that is alone in its group.
+#[derive(Debug, Clone, Copy)]
+pub struct NoPeers;
+
+impl NoPeers {
+    fn refuse<'a>(to: &Peer) -> BoxFuture<'a, Result<Vec<u8>, PeerError>> {
+        let error = PeerError::NoTransport {
+            id: to.id,
+            addr: to.addr.clone(),
+        };
+        Box::pin(std::future::ready(Err(error)))
+    }
+}
+
+impl Peers for NoPeers {
+    fn call<'a>(
+        &'a self,
+        to: &'a Peer,
+        _request: Vec<u8>,
+        _limit: Duration,
+    ) -> BoxFuture<'a, Result<Vec<u8>, PeerError>> {
+        Self::refuse(to)
+    }
+
+    fn send_snapshot<'a>(
+        &'a self,
+        to: &'a Peer,
+        _request: Vec<u8>,
+        _body: SnapshotBody,
+        _idle: Duration,
+    ) -> BoxFuture<'a, Result<Vec<u8>, PeerError>> {
+        Self::refuse(to)
+    }
+}
+
+/// The bytes of a snapshot file, read as they are sent.
+#[derive(Debug)]
+pub struct SnapshotBody {
+    file: SnapshotFile,
+    offset: u64,
+}
+
+impl SnapshotBody {
+    pub fn len(&self) -> u64 {
+        self.file.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+/// Reads block for as long as one read of a local file takes, which the page cache mostly answers.
+impl AsyncRead for SnapshotBody {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        _context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let read = self
+            .file
+            .read_at(buffer.initialize_unfilled(), self.offset)?;
+        buffer.advance(read);
+        self.offset += read as u64;
+        Poll::Ready(Ok(()))
+    }
+}
+
+/// openraft's way to other members.
+#[derive(Clone)]
+pub(crate) struct Network {
+    me: u64,
+    peers: Arc<dyn Peers>,
+    snapshot_idle: Duration,
+}
+
+impl Network {
+    pub(crate) fn new(me: u64, peers: Arc<dyn Peers>, snapshot_idle: Duration) -> Self {
+        Self {
+            me,
+            peers,
+            snapshot_idle,
+        }
+    }
+
+    fn client(&self, target: u64, node: &BasicNode, lane: Lane) -> Client {
+        Client {
+            network: self.clone(),
+            peer: Peer {
+                id: RaftId(target),
+                addr: node.addr.clone(),
+                lane,
+            },
+        }
+    }
+}
+
+impl RaftNetworkFactory<TypeConfig> for Network {
+    type Network = Client;
+
+    async fn new_client(&mut self, target: u64, node: &BasicNode) -> Client {
+        self.client(target, node, Lane::Log)
+    }
+
+    async fn new_heartbeat_client(&mut self, target: u64, node: &BasicNode) -> Client {
+        self.client(target, node, Lane::Heartbeat)
+    }
+
+    async fn new_snapshot_client(&mut self, target: u64, node: &BasicNode) -> Client {
+        self.client(target, node, Lane::Snapshot)
+    }
+}
+
+/// openraft's way to one other member.
+pub(crate) struct Client {
+    network: Network,
+    peer: Peer,
+}
+
+/// An answer that makes no sense, or none at all.
+#[derive(Debug, thiserror::Error)]
+enum CallError {
+    #[error("ask raft member {id}")]
+    Encode {
+        id: RaftId,
+        #[source]
+        source: codec::EncodeError,
+    },
+    #[error("understand the answer of raft member {id}")]
+    Decode {
+        id: RaftId,
+        #[source]
+        source: codec::DecodeError,
+    },
+    #[error("raft member {id} answered something else than it was asked")]
+    Mismatch { id: RaftId },
+    #[error(transparent)]
+    Peer(#[from] PeerError),
+}
+
+impl Client {
+    fn envelope(&self, request: Request) -> Result<Vec<u8>, CallError> {
+        let envelope = Envelope {
+            from: self.network.me,
+            to: self.peer.id.0,
+            request,
+        };
+        codec::encode(&envelope).map_err(|source| CallError::Encode {
+            id: self.peer.id,
+            source,
+        })
+    }
+
+    fn response(&self, bytes: &[u8]) -> Result<Response, CallError> {
+        codec::decode(bytes).map_err(|source| CallError::Decode {
+            id: self.peer.id,
+            source,
+        })
+    }
+
+    async fn call(&self, request: Request, option: &RPCOption) -> Result<Response, CallError> {
+        let request = self.envelope(request)?;
+        let limit = option.soft_ttl();
+        let answer = self.network.peers.call(&self.peer, request, limit).await?;
+        self.response(&answer)
+    }
+
+    fn mismatch(&self) -> RPCError<TypeConfig> {
+        CallError::Mismatch { id: self.peer.id }.into()
+    }
+}
+
+impl From<CallError> for RPCError<TypeConfig> {
+    fn from(error: CallError) -> Self {
+        match &error {
+            // Lost in between: try again at once.
+            CallError::Peer(PeerError::Timeout { .. }) => Self::Network(NetworkError::new(&error)),
+            _ => Self::Unreachable(Unreachable::new(&error)),
+        }
+    }
+}
+
+impl RaftNetworkV2<TypeConfig> for Client {
+    type SnapshotData = SnapshotFile;
+
+    async fn append_entries(
+        &mut self,
+        rpc: AppendEntriesRequest<TypeConfig>,
+        option: RPCOption,
+    ) -> Result<AppendEntriesResponse<TypeConfig>, RPCError<TypeConfig>> {
+        match self.call(Request::Append(rpc.into()), &option).await? {
+            Response::Append(answer) => Ok(answer.into()),
+            _ => Err(self.mismatch()),
+        }
+    }
+
+    async fn vote(
+        &mut self,
+        rpc: VoteRequest<TypeConfig>,
+        option: RPCOption,
+    ) -> Result<VoteResponse<TypeConfig>, RPCError<TypeConfig>> {
+        match self.call(Request::Vote(rpc.into()), &option).await? {
+            Response::Vote(answer) => Ok(answer.into()),
+            _ => Err(self.mismatch()),
+        }
+    }
+
+    async fn pre_vote(
+        &mut self,
+        rpc: VoteRequest<TypeConfig>,
+        option: RPCOption,
+    ) -> Result<VoteResponse<TypeConfig>, RPCError<TypeConfig>> {
+        match self.call(Request::PreVote(rpc.into()), &option).await? {
+            Response::Vote(answer) => Ok(answer.into()),
+            _ => Err(self.mismatch()),
+        }
+    }
+
+    async fn transfer_leader(
+        &mut self,
+        request: TransferLeaderRequest<TypeConfig>,
+        option: RPCOption,
+    ) -> Result<TransferLeaderResponse<TypeConfig>, RPCError<TypeConfig>> {
+        let request = Request::Transfer((&request).into());
+        match self.call(request, &option).await? {
+            Response::Transfer(answer) => Ok(answer.into()),
+            _ => Err(self.mismatch()),
+        }
+    }
+
+    async fn full_snapshot(
+        &mut self,
+        vote: Vote,
+        snapshot: Snapshot,
+        cancel: impl Future<Output = ReplicationClosed> + OptionalSend + 'static,
+        _option: RPCOption,
+    ) -> Result<SnapshotResponse<TypeConfig>, StreamingError<TypeConfig>> {
+        let request = Request::Snapshot {
+            vote: Ballot::from(&vote),
+            head: SnapshotHead::new(
+                snapshot.meta.last_log_id.as_ref(),
+                &snapshot.meta.last_membership,
+            ),
+            bytes: snapshot.snapshot.len(),
+        };
+        let request = self.envelope(request).map_err(RPCError::from)?;
+        let body = SnapshotBody {
+            file: snapshot.snapshot,
+            offset: 0,
+        };
+        let peers = &self.network.peers;
+        let idle = self.network.snapshot_idle;
+        // The transfer may be dropped at any point: the other side throws away what is not whole.
+        let answer = tokio::select! {
+            answer = peers.send_snapshot(&self.peer, request, body, idle) => answer,
+            closed = cancel => return Err(closed.into()),
+        };
+        let answer = answer.map_err(|error| RPCError::from(CallError::from(error)))?;
+        match self.response(&answer).map_err(RPCError::from)? {
+            Response::Snapshot(vote) => Ok(SnapshotResponse::new(vote.into())),
+            _ => Err(self.mismatch().into()),
+        }
+    }
+}

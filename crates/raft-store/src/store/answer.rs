@@ -1,0 +1,137 @@
+//! Answering other members.
+
+use std::io;
+
+use openraft::errors::Fatal;
+use shoal_transport::codec::{self, DecodeError, EncodeError};
+use shoal_types::RaftId;
+use tokio::io::{AsyncRead, AsyncReadExt};
+
+use super::Store;
+use crate::{
+    peers::{Envelope, Request, Response},
+    raft::{Snapshot, TypeConfig},
+    snapshot::{Incoming, SnapshotFile},
+    stored::{Ballot, SnapshotHead},
+};
+
+const CHUNK_BYTES: usize = 1 << 20;
+
+/// Why another member gets no answer.
+#[derive(Debug, thiserror::Error)]
+pub enum AnswerError {
+    #[error("understand a request of another member")]
+    Decode(#[source] DecodeError),
+    #[error("answer another member")]
+    Encode(#[source] EncodeError),
+    #[error("a request for raft member {meant} reached member {me}")]
+    OtherMember { meant: RaftId, me: RaftId },
+    #[error("a request that is none of this kind")]
+    Unexpected,
+    #[error("this member has stopped: {reason}")]
+    Stopped { reason: String },
+    #[error("receive a snapshot")]
+    Snapshot(#[source] io::Error),
+}
+
+impl Store {
+    /// Answers a request that a `Peers::call` of another member brought here. Whether that member may
+    /// ask is for the transport to know.
+    pub async fn answer(&self, request: &[u8]) -> Result<Vec<u8>, AnswerError> {
+        let raft = &self.0.raft;
+        let stopped = |fatal: Fatal<TypeConfig>| AnswerError::Stopped {
+            reason: fatal.to_string(),
+        };
+        let response = match self.open_envelope(request)? {
+            Request::Append(append) => {
+                let answer = raft.append_entries(append.into()).await;
+                Response::Append(answer.map_err(|e| stopped(e.unwrap_fatal()))?.into())
+            }
+            Request::Vote(ask) => {
+                let answer = raft.vote(ask.into()).await;
+                Response::Vote(answer.map_err(|e| stopped(e.unwrap_fatal()))?.into())
+            }
+            Request::PreVote(ask) => {
+                let answer = raft.pre_vote(ask.into()).await;
+                Response::Vote(answer.map_err(|e| stopped(e.unwrap_fatal()))?.into())
+            }
+            Request::Transfer(transfer) => {
+                let answer = raft.handle_transfer_leader(transfer.into()).await;
+                Response::Transfer(answer.map_err(stopped)?.into())
+            }
+            Request::Snapshot { .. } => return Err(AnswerError::Unexpected),
+        };
+        codec::encode(&response).map_err(AnswerError::Encode)
+    }
+
+    /// Takes in a snapshot that a `Peers::send_snapshot` of another member brings here. What is not
+    /// whole leaves no trace.
+    pub async fn receive_snapshot(
+        &self,
+        request: &[u8],
+        body: impl AsyncRead + Unpin + Send,
+    ) -> Result<Vec<u8>, AnswerError> {
+        let Request::Snapshot { vote, head, bytes } = self.open_envelope(request)? else {
+            return Err(AnswerError::Unexpected);
+        };
+        let snapshot = self.take_in(&head, bytes, body).await;
+        let snapshot = snapshot.map_err(AnswerError::Snapshot)?;
+        let meta = head.meta();
+        let raft = &self.0.raft;
+        let installed = raft.install_full_snapshot(vote.into(), Snapshot { meta, snapshot });
+        let answer = installed.await.map_err(|fatal| AnswerError::Stopped {
+            reason: fatal.to_string(),
+        })?;
+        let response = Response::Snapshot(Ballot::from(&answer.vote));
+        codec::encode(&response).map_err(AnswerError::Encode)
+    }
+
+    fn open_envelope(&self, request: &[u8]) -> Result<Request, AnswerError> {
+        let envelope: Envelope = codec::decode(request).map_err(AnswerError::Decode)?;
+        if envelope.to != self.0.id.0 {
+            return Err(AnswerError::OtherMember {
+                meant: RaftId(envelope.to),
+                me: self.0.id,
+            });
+        }
+        Ok(envelope.request)
+    }
+
+    async fn take_in(
+        &self,
+        head: &SnapshotHead,
+        bytes: u64,
+        mut body: impl AsyncRead + Unpin + Send,
+    ) -> io::Result<SnapshotFile> {
+        let snapshots = &self.0.snapshots;
+        let mut incoming = snapshots.receive()?;
+        let mut received = 0;
+        loop {
+            let mut chunk = Vec::with_capacity(CHUNK_BYTES);
+            let mut part = (&mut body).take(CHUNK_BYTES as u64);
+            if part.read_to_end(&mut chunk).await? == 0 {
+                break;
+            }
+            received += chunk.len() as u64;
+            if received > bytes {
+                break;
+            }
+            let write = move || -> io::Result<Incoming> {
+                incoming.write(&chunk)?;
+                Ok(incoming)
+            };
+            incoming = snapshots.run(write).await?;
+        }
+        if received != bytes {
+            let text = format!("{received} bytes arrived, {bytes} were announced");
+            return Err(io::Error::new(io::ErrorKind::UnexpectedEof, text));
+        }
+        let snapshot = snapshots.run(|| incoming.finish()).await?;
+        if snapshot.received_head() == Some(head) {
+            Ok(snapshot)
+        } else {
+            let text = "the snapshot is not the one that was announced";
+            Err(io::Error::new(io::ErrorKind::InvalidData, text))
+        }
+    }
+}

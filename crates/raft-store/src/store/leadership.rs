@@ -1,0 +1,170 @@
+//! Who leads, as the parts that only work on a leader need to know it.
+//!
+//! Leadership is announced once everything that any leader before ever acknowledged is in `state()`,
+//! and it is taken back when no majority has been heard of for as long as the others need to elect
+//! somebody else, which the leader in a minority learns from nobody.
+
+use std::time::Duration;
+
+use openraft::{Instant, ReadPolicy, async_runtime::WatchReceiver};
+use shoal_types::RaftId;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use crate::raft::Raft;
+
+/// The part this member plays.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Leadership {
+    /// It leads, and its state holds all that was ever acknowledged. A new term is a new leadership.
+    Leader { term: u64 },
+    /// It does not lead (yet, or any more). `leader` may be this member while it catches up.
+    Follower { leader: Option<RaftId> },
+}
+
+impl Leadership {
+    pub fn is_leader(self) -> bool {
+        matches!(self, Self::Leader { .. })
+    }
+}
+
+const NOBODY: Leadership = Leadership::Follower { leader: None };
+
+pub(super) fn channel() -> (watch::Sender<Leadership>, watch::Receiver<Leadership>) {
+    watch::channel(NOBODY)
+}
+
+/// What openraft says of this member.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct View {
+    leads: bool,
+    term: u64,
+    leader: Option<u64>,
+    /// Time since a majority answered, when there is anyone to answer.
+    silence: Option<Duration>,
+}
+
+#[derive(Debug, PartialEq, Eq)]
+enum Step {
+    Say(Leadership),
+    /// Announce this term once the state is known to be complete.
+    Confirm {
+        term: u64,
+    },
+}
+
+fn decide(view: View, said: Leadership, patience: Duration) -> Step {
+    let leader = view.leader.map(RaftId);
+    if !view.leads {
+        return Step::Say(Leadership::Follower { leader });
+    }
+    if view.silence.is_some_and(|silence| silence > patience) {
+        return Step::Say(NOBODY);
+    }
+    match said {
+        Leadership::Leader { term } if term == view.term => Step::Say(said),
+        _ => Step::Confirm { term: view.term },
+    }
+}
+
+/// Keeps `announced` up to date until the store is shut down.
+pub(super) async fn follow(
+    raft: Raft,
+    patience: Duration,
+    announced: watch::Sender<Leadership>,
+    stopped: CancellationToken,
+) {
+    // Dropping any of it at any await loses nothing: each round looks at everything anew.
+    stopped
+        .run_until_cancelled(async {
+            let mut server = raft.server_metrics();
+            loop {
+                let said = *announced.borrow();
+                let mut pause = patience / 4;
+                let say = match decide(view(&raft), said, patience) {
+                    Step::Say(say) => say,
+                    Step::Confirm { term } => {
+                        // A leadership that ended is never shown as if it went on.
+                        show(&announced, NOBODY);
+                        let confirmed = raft.ensure_linearizable(ReadPolicy::ReadIndex).await;
+                        if confirmed.is_ok() && view(&raft).term == term {
+                            Leadership::Leader { term }
+                        } else {
+                            pause = Duration::from_millis(10);
+                            NOBODY
+                        }
+                    }
+                };
+                show(&announced, say);
+                match tokio::time::timeout(pause, server.changed()).await {
+                    Ok(Err(_closed)) => return,
+                    Ok(Ok(())) | Err(_) => {}
+                }
+            }
+        })
+        .await;
+    show(&announced, NOBODY);
+}
+
+fn show(announced: &watch::Sender<Leadership>, say: Leadership) {
+    announced.send_if_modified(|said| {
+        let changed = *said != say;
+        if changed {
+            tracing::info!(state.from = ?said, state.to = ?say, "raft leadership");
+            *said = say;
+        }
+        changed
+    });
+}
+
+fn view(raft: &Raft) -> View {
+    let metrics = raft.metrics();
+    let metrics = metrics.borrow_watched();
+    let alone = metrics.membership_config.voter_ids().count() <= 1;
+    let silence = metrics.last_quorum_acked.as_ref().map(|at| at.elapsed());
+    View {
+        leads: metrics.running_state.is_ok() && metrics.state.is_leader(),
+        term: metrics.current_term,
+        leader: metrics.current_leader,
+        silence: silence.filter(|_| !alone),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PATIENCE: Duration = Duration::from_secs(2);
+
+    fn view(leads: bool, term: u64, silence: u64) -> View {
+        View {
+            leads,
+            term,
+            leader: Some(7),
+            silence: Some(Duration::from_secs(silence)),
+        }
+    }
+
+    #[test]
+    fn leadership_is_confirmed_once_a_term_and_lost_with_the_majority() {
+        let follower = Leadership::Follower {
+            leader: Some(RaftId(7)),
+        };
+        let leader = Leadership::Leader { term: 4 };
+        let cases = [
+            (view(false, 4, 0), leader, Step::Say(follower)),
+            (view(true, 4, 0), follower, Step::Confirm { term: 4 }),
+            (view(true, 4, 1), leader, Step::Say(leader)),
+            (view(true, 5, 0), leader, Step::Confirm { term: 5 }),
+            (view(true, 4, 3), leader, Step::Say(NOBODY)),
+            (view(true, 4, 3), NOBODY, Step::Say(NOBODY)),
+        ];
+        for (view, said, step) in cases {
+            assert_eq!(
+                decide(view, said, PATIENCE),
+                step,
+                "{view:?} after {said:?}"
+            );
+        }
+    }
+}

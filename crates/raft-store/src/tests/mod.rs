@@ -1,0 +1,8 @@
+//! Tests of whole stores: one member, groups of them, and members that die.
+
+mod crash;
+mod full_disk;
+mod group;
+mod single;
+mod suite;
+mod world;

@@ -1,0 +1,121 @@
+//! Resource limits.
+
+mod support;
+
+use std::fs;
+
+use oci_spec::runtime::{
+    LinuxCpu, LinuxMemory, LinuxPids, LinuxResources, PosixRlimitBuilder, PosixRlimitType,
+};
+use shoal_runtime::CreateRequest;
+use support::{Node, cgroup_roots, within};
+
+fn resources(request: &mut CreateRequest) -> &mut LinuxResources {
+    let linux = request.spec.linux_mut().as_mut().expect("linux");
+    linux.resources_mut().as_mut().expect("resources")
+}
+
+/// The content of the first of these files in any of the container's groups.
+fn limit(node: &Node, id: &str, files: &[&str]) -> String {
+    let groups = cgroup_roots()
+        .into_iter()
+        .map(|root| root.join(&node.config.cgroup_parent).join(id));
+    let mut texts = groups.flat_map(|group| {
+        files
+            .iter()
+            .filter_map(|file| fs::read_to_string(group.join(file)).ok())
+            .collect::<Vec<_>>()
+    });
+    texts
+        .next()
+        .unwrap_or_else(|| panic!("none of {files:?}"))
+        .trim()
+        .to_owned()
+}
+
+#[tokio::test]
+async fn a_container_over_its_memory_limit_is_killed_and_says_so() {
+    let node = Node::start().await;
+    let mut request = node.shell("x=a; while :; do x=$x$x; done");
+    let mut memory = LinuxMemory::default();
+    memory.set_limit(Some(16 << 20)).set_swap(Some(16 << 20));
+    resources(&mut request).set_memory(Some(memory));
+    let id = node.run(request).await;
+    let status = within(node.runtime.wait(&id)).await.expect("ends");
+    assert_eq!((status.code, status.oom_killed), (137, true));
+    node.finish().await;
+}
+
+#[tokio::test]
+async fn a_container_cannot_have_more_processes_than_it_may() {
+    let node = Node::start().await;
+    let mut request = node.shell("for i in 1 2 3 4 5 6 7 8; do sleep 100 & done 2>&1; echo all");
+    let mut pids = LinuxPids::default();
+    pids.set_limit(4);
+    resources(&mut request).set_pids(Some(pids));
+    let (_, text) = node.output(request).await;
+    assert!(
+        text.contains("can't fork") && !text.contains("all"),
+        "{text}"
+    );
+    node.finish().await;
+}
+
+#[tokio::test]
+async fn processor_limits_are_written() {
+    let node = Node::start().await;
+    let mut request = node.request(&["sleep", "100"]);
+    let mut cpu = LinuxCpu::default();
+    cpu.set_quota(Some(50_000))
+        .set_period(Some(100_000))
+        .set_shares(Some(512))
+        .set_cpus(Some("0".to_owned()));
+    resources(&mut request).set_cpu(Some(cpu));
+    let id = node.run(request).await;
+    let quota = limit(&node, &id, &["cpu.cfs_quota_us", "cpu.max"]);
+    assert!(quota == "50000" || quota == "50000 100000", "{quota}");
+    let shares = limit(&node, &id, &["cpu.shares", "cpu.weight"]);
+    assert!(shares == "512" || shares == "20", "{shares}");
+    assert_eq!(limit(&node, &id, &["cpuset.cpus"]), "0");
+    node.finish().await;
+}
+
+#[tokio::test]
+async fn resource_limits_and_oom_score_reach_the_program() {
+    let node = Node::start().await;
+    let mut request = node.shell("ulimit -n; cat /proc/self/oom_score_adj");
+    let process = request.spec.process_mut().as_mut().expect("process");
+    let files = PosixRlimitBuilder::default()
+        .typ(PosixRlimitType::RlimitNofile)
+        .soft(64_u64)
+        .hard(128_u64)
+        .build()
+        .expect("a limit");
+    process
+        .set_rlimits(Some(vec![files]))
+        .set_oom_score_adj(Some(500));
+    let (_, text) = node.output(request).await;
+    assert_eq!(text, "64\n500\n");
+    let (_, text) = node
+        .output(node.shell("cat /proc/self/oom_score_adj"))
+        .await;
+    assert_eq!(text, "0\n");
+    node.finish().await;
+}
+
+#[tokio::test]
+async fn sysctls_are_set_in_the_containers_namespaces_only() {
+    let node = Node::start().await;
+    let before = fs::read_to_string("/proc/sys/net/ipv4/ip_default_ttl").expect("a value");
+    let mut request = node.shell("cat /proc/sys/net/ipv4/ip_default_ttl");
+    let linux = request.spec.linux_mut().as_mut().expect("linux");
+    linux.set_sysctl(Some(
+        [("net.ipv4.ip_default_ttl".to_owned(), "77".to_owned())].into(),
+    ));
+    assert_eq!(node.output(request).await.1, "77\n");
+    assert_eq!(
+        fs::read_to_string("/proc/sys/net/ipv4/ip_default_ttl").expect("a value"),
+        before
+    );
+    node.finish().await;
+}

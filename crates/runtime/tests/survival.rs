@@ -1,0 +1,269 @@
+//! What outlives whom: containers the supervisor and the daemon, output and exit statuses both.
+
+mod support;
+
+use std::collections::BTreeSet;
+
+use futures_util::StreamExt;
+use shoal_runtime::{LogOptions, Phase, Runtime, Signal};
+use support::{Node, alive, kill, wait_for, within};
+
+#[tokio::test]
+async fn a_killed_supervisor_is_replaced_and_adopts_its_containers() {
+    let node = Node::start().await;
+    let running = node
+        .run(node.shell("trap 'exit 33' TERM; echo ready; while :; do usleep 1000; done"))
+        .await;
+    node.wait_for_output(&running, "ready").await;
+    let created = node.request(&["sh", "-c", "exit 5"]);
+    let created_id = created.id.clone();
+    node.runtime.create(created).await.expect("is created");
+    let ended = node.run(node.shell("exit 3")).await;
+    within(node.runtime.wait(&ended)).await.expect("ends");
+    let waiting = tokio::spawn({
+        let (runtime, id) = (node.runtime.clone(), running.clone());
+        async move { runtime.wait(&id).await }
+    });
+
+    let old = node.kill_supervisor().await;
+    let new = node.new_supervisor_than(old).await;
+    assert_ne!(old, new);
+
+    let runtime = &node.runtime;
+    let phase = |id: String| async move {
+        runtime
+            .state(&id)
+            .await
+            .expect("an answer")
+            .expect("adopted")
+            .phase
+    };
+    assert!(matches!(phase(running.clone()).await, Phase::Running(_)));
+    assert!(matches!(
+        phase(created_id.clone()).await,
+        Phase::Created { .. }
+    ));
+    assert!(matches!(phase(ended.clone()).await, Phase::Exited(status) if status.code == 3));
+
+    node.runtime
+        .start(&created_id)
+        .await
+        .expect("an adopted container starts");
+    assert_eq!(
+        within(node.runtime.wait(&created_id))
+            .await
+            .expect("ends")
+            .code,
+        5
+    );
+    node.runtime
+        .signal(&running, Signal::TERM)
+        .await
+        .expect("is sent");
+    let status = within(waiting).await.expect("no panic").expect("ends");
+    assert_eq!((status.code, status.reason), (33, None));
+    node.finish().await;
+}
+
+#[tokio::test]
+async fn a_stopped_supervisor_costs_neither_status_nor_output() {
+    let node = Node::start().await;
+    let id = node
+        .run(node.shell(
+            "echo ready; while ! test -e /tmp/go; do usleep 1000; done; echo last words; exit 21",
+        ))
+        .await;
+    node.wait_for_output(&id, "ready").await;
+    let Phase::Running(started) = node
+        .runtime
+        .state(&id)
+        .await
+        .expect("an answer")
+        .expect("it exists")
+        .phase
+    else {
+        panic!("it runs");
+    };
+    let supervisor = node.runtime.supervisor_pid().await.expect("a supervisor");
+    let stop =
+        rustix::process::Pid::from_raw(i32::try_from(supervisor).expect("a pid")).expect("a pid");
+    // Stopped first, so that it surely does not see the end; then killed.
+    rustix::process::kill_process(stop, rustix::process::Signal::STOP).expect("is stopped");
+    std::fs::write(format!("/proc/{}/root/tmp/go", started.pid), "").expect("the gate opens");
+    wait_for("the container's end", || !alive(started.pid)).await;
+    kill(supervisor);
+    let status = within(node.runtime.wait(&id)).await.expect("a status");
+    assert_eq!((status.code, status.reason), (21, None));
+    assert_eq!(node.text(&id).await, "ready\nlast words\n");
+    node.finish().await;
+}
+
+#[tokio::test]
+async fn no_line_is_lost_or_doubled_when_supervisors_are_killed_under_load() {
+    const LINES: usize = 30_000;
+    let node = Node::start().await;
+    let id = node.run(node.shell(&format!("seq 1 {LINES}"))).await;
+    let follower = {
+        let options = LogOptions {
+            follow: true,
+            stdout: true,
+            ..LogOptions::default()
+        };
+        let stream = node.runtime.logs(&id, options);
+        tokio::spawn(
+            stream
+                .map(|line| line.expect("a line").bytes)
+                .collect::<Vec<_>>(),
+        )
+    };
+    let mut killed = 0;
+    while killed < 8 {
+        let before = node.runtime.supervisor_pid().await;
+        let state = node
+            .runtime
+            .state(&id)
+            .await
+            .expect("an answer")
+            .expect("it exists");
+        if matches!(state.phase, Phase::Exited(_)) {
+            break;
+        }
+        if let Some(pid) = before {
+            kill(pid);
+            killed += 1;
+            node.new_supervisor_than(pid).await;
+        }
+    }
+    assert!(killed > 0, "the container was too fast");
+    within(node.runtime.wait(&id)).await.expect("ends");
+    let expected: Vec<String> = (1..=LINES).map(|number| format!("{number}\n")).collect();
+    let read: Vec<String> = node
+        .lines(
+            &id,
+            LogOptions {
+                stdout: true,
+                ..LogOptions::default()
+            },
+        )
+        .await
+        .into_iter()
+        .map(|line| String::from_utf8(line.bytes).expect("UTF-8"))
+        .collect();
+    assert!(
+        read == expected,
+        "{} lines, {} distinct, after {killed} kills",
+        read.len(),
+        read.iter().collect::<BTreeSet<_>>().len()
+    );
+    let followed: Vec<String> = within(follower)
+        .await
+        .expect("no panic")
+        .into_iter()
+        .map(|bytes| String::from_utf8(bytes).expect("UTF-8"))
+        .collect();
+    assert!(
+        followed == expected,
+        "the follower saw {} lines",
+        followed.len()
+    );
+    node.finish().await;
+}
+
+#[tokio::test]
+async fn a_daemon_that_comes_back_finds_its_containers() {
+    let node = Node::start().await;
+    let id = node
+        .run(node.shell("trap 'exit 4' TERM; echo ready; while :; do usleep 1000; done"))
+        .await;
+    node.wait_for_output(&id, "ready").await;
+    let again = Runtime::open(node.config.clone()).await.expect("connects");
+    assert_eq!(
+        again.supervisor_pid().await,
+        node.runtime.supervisor_pid().await
+    );
+    assert_eq!(again.list().await.expect("a list").len(), 1);
+    again.signal(&id, Signal::TERM).await.expect("is sent");
+    assert_eq!(within(again.wait(&id)).await.expect("ends").code, 4);
+    drop(again);
+    node.finish().await;
+}
+
+#[tokio::test]
+async fn a_creation_cut_short_leaves_nothing_and_can_be_repeated() {
+    let node = Node::start().await;
+    for round in 0_u32..12 {
+        let request = node.shell("exit 0");
+        let id = request.id.clone();
+        let supervisor = node.runtime.supervisor_pid().await.expect("a supervisor");
+        let creating = tokio::spawn({
+            let runtime = node.runtime.clone();
+            async move { runtime.create(request).await }
+        });
+        // At another moment of the creation each round.
+        let start = std::time::Instant::now();
+        while start.elapsed() < std::time::Duration::from_micros(u64::from(round) * 300) {
+            tokio::task::yield_now().await;
+        }
+        kill(supervisor);
+        within(creating)
+            .await
+            .expect("no panic")
+            .expect("is created by the next supervisor");
+        node.runtime.start(&id).await.expect("starts");
+        assert_eq!(within(node.runtime.wait(&id)).await.expect("ends").code, 0);
+        node.runtime.delete(&id).await.expect("is deleted");
+    }
+    node.finish().await;
+}
+
+#[tokio::test]
+async fn two_supervisors_cannot_share_a_root() {
+    let node = Node::start().await;
+    let output = std::process::Command::new(&node.config.supervisor_exe)
+        .args(["supervisor", "--exec-root"])
+        .arg(&node.config.exec_root)
+        .arg("--state-root")
+        .arg(&node.config.state_root)
+        .args(["--cgroup-parent", &node.config.cgroup_parent])
+        .output()
+        .expect("runs");
+    assert!(!output.status.success());
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert!(text.contains("another supervisor holds"), "{text}");
+    assert!(
+        node.runtime
+            .list()
+            .await
+            .expect("the first one serves")
+            .is_empty()
+    );
+    node.finish().await;
+}
+
+#[tokio::test]
+async fn the_supervisor_is_in_a_session_of_its_own_and_is_small() {
+    let node = Node::start().await;
+    let pid = node.runtime.supervisor_pid().await.expect("a supervisor");
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).expect("a stat");
+    let fields: Vec<&str> = stat
+        .rsplit_once(") ")
+        .expect("a name")
+        .1
+        .split(' ')
+        .collect();
+    assert_eq!(fields[3], pid.to_string(), "session");
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("a status");
+    assert!(status.contains("Threads:\t1\n"));
+    let anonymous = status
+        .lines()
+        .find_map(|line| line.strip_prefix("RssAnon:"))
+        .expect("memory");
+    let kib: u64 = anonymous
+        .trim()
+        .trim_end_matches(" kB")
+        .parse()
+        .expect("a number");
+    assert!(kib < 2048, "{kib} KiB");
+    assert!(node.runtime.shutdown_supervisor().await.is_ok());
+    wait_for("its end", || !alive(pid)).await;
+}

@@ -1,0 +1,135 @@
+//! What a container can see and do, from inside.
+
+use cluster_tests::{Host, busybox_tar, wait_for};
+
+/// Runs `script` in a container of its own and returns what it printed.
+fn inside(host: &Host, name: &str, flags: &[&str], script: &str) -> String {
+    let script = format!("{script}\necho END; sleep 1000");
+    let mut args = vec!["service", "create", "--detach", "--name", name];
+    args.extend(flags);
+    args.extend(["busybox", "/bin/sh", "-c", &script]);
+    host.shoal(&args);
+    wait_for(
+        "the script to finish",
+        || host.shoal(&["service", "logs", "--raw", name]),
+        |log| log.contains("END"),
+    )
+}
+
+fn host_with_busybox() -> Host {
+    let host = Host::local();
+    let tar = busybox_tar(host.dir()).unwrap();
+    host.shoal(&["import", tar.to_str().unwrap(), "busybox"]);
+    host
+}
+
+#[test]
+fn only_its_own_processes_files_mounts_and_devices_are_there() {
+    let host = host_with_busybox();
+    let log = inside(
+        &host,
+        "look",
+        &[],
+        "echo pids $(ls /proc | grep -E '^[0-9]+$' | wc -l); echo pid1 $(cat /proc/1/comm); \
+         echo dev $(ls /dev | sort); echo mounts; cut -d' ' -f2 /proc/mounts; \
+         ls -d /work /host /var/lib/shoal 2>&1; cat /proc/self/cgroup; echo hostname $(hostname)",
+    );
+    let line = |key: &str| {
+        log.lines().find_map(|l| l.strip_prefix(key)).map(str::trim).unwrap_or_default().to_owned()
+    };
+    let pids: usize = line("pids ").parse().unwrap();
+    assert!(pids <= 5, "only the shell and its pipeline: {log}");
+    assert_eq!(line("pid1 "), "sh");
+    assert_eq!(
+        line("dev "),
+        "core fd full mqueue null ptmx pts random shm stderr stdin stdout tty urandom zero"
+    );
+    for mount in log.lines().skip_while(|l| *l != "mounts").skip(1).take_while(|l| l.starts_with('/')) {
+        let known = ["/", "/proc", "/dev", "/sys", "/etc/hosts", "/etc/hostname", "/etc/resolv.conf"];
+        assert!(
+            known.contains(&mount) || ["/proc/", "/dev/", "/sys/"].iter().any(|p| mount.starts_with(p)),
+            "unexpected mount {mount}: {log}"
+        );
+    }
+    assert!(!log.contains(&host.path("data")), "no path of the host shows: {log}");
+    assert!(log.lines().filter(|l| l.contains(":/")).all(|l| l.ends_with(":/")), "cgroup namespace: {log}");
+}
+
+#[test]
+fn privileges_are_dockers_defaults() {
+    let host = host_with_busybox();
+    let log = inside(
+        &host,
+        "caps",
+        &[],
+        "grep -E 'CapEff|CapBnd|NoNewPrivs|Seccomp:' /proc/self/status",
+    );
+    assert!(log.contains("CapEff:\t00000000a80425fb"), "{log}");
+    assert!(log.contains("CapBnd:\t00000000a80425fb"), "{log}");
+    assert!(log.contains("Seccomp:\t2"), "{log}");
+}
+
+#[test]
+fn mounting_module_loading_and_tracing_outwards_are_refused() {
+    let host = host_with_busybox();
+    let log = inside(
+        &host,
+        "refused",
+        &[],
+        "mkdir -p /tmp/m; mount -t tmpfs none /tmp/m 2>&1; echo mount $?; \
+         insmod /bin/busybox 2>&1; echo insmod $?; \
+         unshare -m true 2>&1; echo unshare $?; \
+         echo 1 > /proc/sys/kernel/panic; echo sysctl $?; \
+         echo b > /proc/sysrq-trigger; echo sysrq $?; \
+         mknod /tmp/sda b 8 0 && cat /tmp/sda 2>&1 >/dev/null; echo disk $?; \
+         cat /proc/kcore 2>&1 | head -c 1 | wc -c; \
+         ls -A /sys/firmware | wc -l; \
+         date -s 2000-01-01 2>&1; echo clock $?; \
+         kill -9 2 2>&1; ls /proc/2 2>&1",
+    );
+    for refused in ["mount", "insmod", "unshare", "sysctl", "sysrq", "disk", "clock"] {
+        let line = log.lines().find(|l| l.starts_with(&format!("{refused} "))).unwrap_or_default();
+        assert!(!line.is_empty() && !line.ends_with(" 0"), "{refused} must fail: {log}");
+    }
+}
+
+#[test]
+fn limits_hold() {
+    let host = host_with_busybox();
+    let log = inside(
+        &host,
+        "pids",
+        &["--limit-pids", "20", "--limit-memory", "64m", "--limit-cpu", "0.5"],
+        "for i in $(seq 40); do sleep 100 & done 2>&1 | tail -n 1; echo started; \
+         cat /sys/fs/cgroup/memory/memory.limit_in_bytes /sys/fs/cgroup/memory.max 2>/dev/null; \
+         cat /sys/fs/cgroup/cpu/cpu.cfs_quota_us /sys/fs/cgroup/cpu.max 2>/dev/null",
+    );
+    assert!(log.contains("67108864"), "{log}");
+    assert!(log.lines().any(|l| l == "50000" || l == "50000 100000"), "{log}");
+    assert!(log.contains("can't fork") || log.contains("Resource temporarily unavailable"), "{log}");
+
+    host.shoal(&[
+        "service", "create", "--detach", "--name", "oom", "--limit-memory", "16m", "--restart-condition", "none",
+        "busybox", "/bin/sh", "-c", "tail /dev/zero",
+    ]);
+    wait_for(
+        "the kernel to end it",
+        || host.shoal(&["service", "ps", "--no-trunc", "--format", "{{.Error}}", "oom"]),
+        |text| text.contains("non-zero exit (137): out of memory"),
+    );
+}
+
+#[test]
+fn users_read_only_roots_and_hosts_are_as_asked_for() {
+    let host = host_with_busybox();
+    let log = inside(
+        &host,
+        "user",
+        &["--user", "www", "--read-only", "--hostname", "box-{{.Task.Slot}}", "--env", "A=b", "--workdir", "/tmp",
+          "--host", "db:10.9.8.7"],
+        "id -u; id -g; pwd; hostname; echo $A; touch /x 2>&1; grep db /etc/hosts; cat /etc/resolv.conf",
+    );
+    for expected in ["33\n33\n/tmp\nbox-1\nb\n", "Read-only file system", "10.9.8.7\tdb", "nameserver 127.0.0.11"] {
+        assert!(log.contains(expected), "{expected:?} in {log}");
+    }
+}

@@ -62,6 +62,10 @@ pub(crate) enum Request {
     Delete {
         id: String,
     },
+    /// Go on as another executable, in the same process and with the same children.
+    Upgrade {
+        exe: std::path::PathBuf,
+    },
     Shutdown,
 }
 
@@ -132,11 +136,12 @@ pub(crate) enum ProtocolError {
     Malformed(#[from] serde_json::Error),
 }
 
+/// A whole frame, if one has arrived, with its descriptors.
+pub(crate) type Received<T> = Option<(Frame<T>, Vec<OwnedFd>)>;
+
 impl Decoder {
     /// Takes the next whole frame, with its descriptors.
-    pub(crate) fn next<T: DeserializeOwned>(
-        &mut self,
-    ) -> Result<Option<(Frame<T>, Vec<OwnedFd>)>, ProtocolError> {
+    pub(crate) fn next<T: DeserializeOwned>(&mut self) -> Result<Received<T>, ProtocolError> {
         let Some((prefix, rest)) = self.bytes.split_first_chunk::<4>() else {
             return Ok(None);
         };

@@ -6,7 +6,7 @@
 //!
 //! Order that matters:
 //! - cgroups before the cgroup namespace, whose root is where its maker stands;
-//! - host paths (bind sources, FIFOs, layers) are opened before pivot_root;
+//! - host paths (bind sources, FIFOs, layers) are opened before `pivot_root`;
 //! - sysctls and the working directory before `/proc/sys` and the root become read-only;
 //! - without `no_new_privileges` a filter needs `CAP_SYS_ADMIN`, so it comes before capabilities go; with it, as late as
 //!   possible, so that it need not allow what the runtime itself does.
@@ -145,15 +145,15 @@ fn build(
     }
     for file in &stdio[1..] {
         // So that /dev/stdout can be opened again by the user the program runs as.
-        rustix::fs::fchown(file, rustix_uid(user.uid), None)
+        rustix::fs::fchown(file, Some(rustix::fs::Uid::from_raw(user.uid)), None)
             .doing(|| "hand over the output FIFOs".to_owned())?;
     }
     process::new_session_keyring(&format!("_ses.{}", plan.id))
         .doing(|| "make a session keyring".to_owned())?;
-    let [stdin, stdout, stderr] = &stdio;
-    rustix::stdio::dup2_stdin(stdin).doing(|| "set stdin".to_owned())?;
-    rustix::stdio::dup2_stdout(stdout).doing(|| "set stdout".to_owned())?;
-    rustix::stdio::dup2_stderr(stderr).doing(|| "set stderr".to_owned())?;
+    let [input, out, err] = &stdio;
+    rustix::stdio::dup2_stdin(input).doing(|| "set stdin".to_owned())?;
+    rustix::stdio::dup2_stdout(out).doing(|| "set stdout".to_owned())?;
+    rustix::stdio::dup2_stderr(err).doing(|| "set stderr".to_owned())?;
 
     report
         .write_all(&[READY])
@@ -164,10 +164,6 @@ fn build(
 
     confine(plan, &user)?;
     exec::become_program(plan, &user, report)
-}
-
-fn rustix_uid(uid: u32) -> Option<rustix::fs::Uid> {
-    Some(rustix::fs::Uid::from_raw(uid))
 }
 
 fn names(plan: &Plan) -> Result<(), ChildFailure> {

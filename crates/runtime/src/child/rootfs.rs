@@ -1,4 +1,4 @@
-//! The container's file system: overlay, mounts, devices, pivot_root, then what is hidden or made read-only.
+//! The container's file system: overlay, mounts, devices, `pivot_root`, then what is hidden or made read-only.
 //!
 //! Everything is mounted in the container's own mount namespace and goes with it. Targets are resolved with
 //! `openat2(RESOLVE_IN_ROOT)`, so no symbolic link of an image reaches out of its root; sources are cloned as detached

@@ -113,7 +113,7 @@ fn is_number(word: &str) -> bool {
 fn number(word: &str, what: &str) -> Result<u32, ChildFailure> {
     word.parse::<u32>()
         .ok()
-        .filter(|id| *id <= i32::MAX as u32)
+        .filter(|id| i32::try_from(*id).is_ok())
         .ok_or_else(|| {
             ChildFailure::new(format!(
                 "{what} id {word}: uids and gids must be in range 0-2147483647"

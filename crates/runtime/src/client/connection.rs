@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use tokio::io::{AsyncWriteExt, Interest};
 use tokio::net::UnixStream;
 use tokio::net::unix::OwnedWriteHalf;
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 
 use crate::protocol::{Decoder, Reply, Request, encode};
 use crate::sys::fdpass;
@@ -26,6 +26,7 @@ pub(super) struct Connection {
     next: AtomicU64,
     /// `None` once the connection is gone.
     pending: Mutex<Option<HashMap<u64, oneshot::Sender<Answer>>>>,
+    end: watch::Sender<bool>,
 }
 
 impl Connection {
@@ -39,6 +40,7 @@ impl Connection {
             writer: tokio::sync::Mutex::new(writer),
             next: AtomicU64::new(1),
             pending: Mutex::new(Some(HashMap::new())),
+            end: watch::Sender::new(false),
         });
         let weak = Arc::downgrade(&connection);
         tokio::spawn(async move {
@@ -101,6 +103,13 @@ impl Connection {
     /// Fails everyone who waits.
     fn close(&self) {
         self.lock().take();
+        self.end.send_replace(true);
+    }
+
+    /// Waits for the end of the connection.
+    pub(super) async fn closed(&self) {
+        // An error would mean that the sender is gone, and the connection with it.
+        let _ = self.end.subscribe().wait_for(|ended| *ended).await;
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Option<HashMap<u64, oneshot::Sender<Answer>>>> {

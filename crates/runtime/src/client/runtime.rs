@@ -318,6 +318,19 @@ impl Runtime {
         connected.then(|| self.inner.supervisor_pid.load(Ordering::Relaxed))
     }
 
+    /// Has the supervisor go on as `exe`, in the same process: it stays the parent of its containers, and no output is lost.
+    /// Returns when the new one serves.
+    pub async fn upgrade(&self, exe: &Path) -> Result<(), OperationError> {
+        self.done("", &Request::Upgrade { exe: exe.to_path_buf() }).await?;
+        // The old one's connections end with it.
+        let old = self.inner.connection.lock().await.clone();
+        if let Some(old) = old {
+            old.closed().await;
+        }
+        self.inner.connect().await?;
+        Ok(())
+    }
+
     /// Ends the supervisor, when no container is left.
     pub async fn shutdown_supervisor(&self) -> Result<(), OperationError> {
         self.inner.stopping.store(true, Ordering::Relaxed);

@@ -34,8 +34,8 @@ pub(super) fn limits(resources: &LinuxResources) -> Result<Limits, InvalidSpec> 
         limits.swap = memory.swap().filter(|bytes| *bytes != 0);
         limits.swappiness = memory.swappiness();
         limits.disable_oom_killer = memory.disable_oom_killer() == Some(true);
-        if let (Some(memory), Some(swap)) = (limits.memory, limits.swap) {
-            if swap != -1 && swap < memory {
+        if let (Some(memory), Some(swap)) = (limits.memory, limits.swap)
+            && swap != -1 && swap < memory {
                 return Err(InvalidSpec::invalid(
                     "linux.resources.memory.swap",
                     format!(
@@ -43,7 +43,6 @@ pub(super) fn limits(resources: &LinuxResources) -> Result<Limits, InvalidSpec> 
                     ),
                 ));
             }
-        }
         if limits.swappiness.is_some_and(|value| value > 100) {
             return Err(InvalidSpec::invalid(
                 "linux.resources.memory.swappiness",

@@ -1,4 +1,4 @@
-//! Mounts of the spec: option words into what mount(2) and mount_setattr(2) take.
+//! Mounts of the spec: option words into what mount(2) and `mount_setattr(2)` take.
 
 use std::path::Path;
 

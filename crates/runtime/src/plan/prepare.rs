@@ -106,7 +106,7 @@ impl Plan {
             readonly_root: spec
                 .root()
                 .as_ref()
-                .and_then(|root| root.readonly())
+                .and_then(oci_spec::runtime::Root::readonly)
                 .unwrap_or(false),
             namespaces,
             hostname: spec.hostname().clone().filter(|name| !name.is_empty()),

@@ -90,17 +90,15 @@ fn search(segments: &[(u32, Behaviour)]) -> Vec<u64> {
     let middle = segments.len() / 2;
     let (left, right) = (search(&segments[..middle]), search(&segments[middle..]));
     let start = segments[middle].0;
-    let mut code = match u8::try_from(left.len()) {
-        Ok(distance) => vec![instruction(JGE, distance, 0, start)],
+    let mut code = if let Ok(distance) = u8::try_from(left.len()) {
+        vec![instruction(JGE, distance, 0, start)]
+    } else {
         // A conditional jump reaches 255 instructions, an unconditional one any distance.
-        Err(_) => {
-            let distance =
-                u32::try_from(left.len()).expect("a filter has fewer than 2^32 instructions");
-            vec![
-                instruction(JGE, 0, 1, start),
-                instruction(JUMP, 0, 0, distance),
-            ]
-        }
+        let distance = u32::try_from(left.len()).expect("a filter is below 2^32 instructions");
+        vec![
+            instruction(JGE, 0, 1, start),
+            instruction(JUMP, 0, 0, distance),
+        ]
     };
     code.extend(left);
     code.extend(right);
@@ -130,11 +128,16 @@ fn guarded(conditions: &[Condition], action: Action) -> Vec<u64> {
     code
 }
 
+/// The upper and the lower 32 bits.
+#[expect(clippy::cast_possible_truncation, reason = "the lower half is what is wanted")]
+fn halves(value: u64) -> (u32, u32) {
+    ((value >> 32) as u32, value as u32)
+}
+
 /// Tests one 64-bit argument in halves. Falls through when it holds and jumps over `end` more instructions when not.
 fn test(condition: Condition, end: u8) -> Vec<u64> {
     let low_offset = OFFSET_ARGS + condition.argument * 8;
     let high_offset = low_offset + 4;
-    let halves = |value: u64| ((value >> 32) as u32, value as u32);
     let load = |offset| instruction(LOAD, 0, 0, offset);
     let (high, low) = halves(condition.value);
     // Layout: load high; compare high; (compare high again;) load low; compare low. `end` counts from after the last.
@@ -213,7 +216,7 @@ pub(super) mod tests {
             OFFSET_ARCH => arch,
             _ => {
                 let index = (offset - OFFSET_ARGS) as usize;
-                (args[index / 8] >> (index % 8 * 8)) as u32
+                halves(args[index / 8] >> (index % 8 * 8)).1
             }
         };
         let (mut at, mut accumulator) = (0, 0);

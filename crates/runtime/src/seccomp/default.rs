@@ -62,7 +62,7 @@ pub(super) fn conditional_capabilities() -> u64 {
         .fold(0, |mask, (capability, _)| mask | 1 << capability)
 }
 
-/// The profile's rules for a container with these capabilities. ptrace(2) and process_vm_*(2) are allowed as on every
+/// The profile's rules for a container with these capabilities. ptrace(2) and `process_vm`_*(2) are allowed as on every
 /// kernel since 4.8, where seccomp is checked after ptrace.
 pub(super) fn rules(capabilities: u64) -> Vec<Rule> {
     let has = |capability: u32| capabilities & (1 << capability) != 0;

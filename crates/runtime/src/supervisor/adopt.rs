@@ -58,12 +58,11 @@ fn adopt_one(id: &str, paths: &Paths, cgroups: &CgroupHost) -> io::Result<Option
         output,
         stage: Stage::Exited,
         pidfd: None,
-        is_child: false,
+        is_child: container::parent(record.pid) == Some(std::process::id()),
         fifos: [None, None],
         report: None,
         reported: Vec::new(),
         lost_since: None,
-        made_state: false,
         creating: Vec::new(),
         starting: Vec::new(),
         waiting: Vec::new(),
@@ -139,10 +138,12 @@ fn discard(id: &str, paths: &Paths, cgroups: &CgroupHost) -> Vec<String> {
             std::thread::sleep(Duration::from_millis(1));
         }
     }
-    errors.extend(create::remove(&own, &cgroup));
-    // A container that was never ready has no data anybody could want; one without a bundle may be a stopped one's.
-    if own.state.join("work").is_dir() && !own.log().metadata().is_ok_and(|log| log.len() > 0) {
+    // Data that was there before the creation began is somebody's; so is what no record claims.
+    let record = fs::read(own.record()).ok();
+    let record = record.and_then(|bytes| serde_json::from_slice::<Record>(&bytes).ok());
+    if record.is_some_and(|record| record.made_state && !record.ready) {
         let _ = fs::remove_dir_all(&own.state);
     }
+    errors.extend(create::remove(&own, &cgroup));
     errors
 }

@@ -31,6 +31,8 @@ pub(super) struct Record {
     /// The boot in which all this is true.
     pub(super) boot_id: String,
     pub(super) ready: bool,
+    /// The state directory was made for this container, so a failed creation removes it.
+    pub(super) made_state: bool,
     pub(super) started_at: Option<Timestamp>,
     pub(super) exit: Option<ExitStatus>,
     pub(super) log: LogConfig,
@@ -63,8 +65,6 @@ pub(super) struct Container {
     pub(super) reported: Vec<u8>,
     /// An adopted process has ended, but its status is not yet to be had; until when we ask.
     pub(super) lost_since: Option<Instant>,
-    /// We made the state directory for this container, so a failed creation removes it.
-    pub(super) made_state: bool,
     pub(super) creating: Vec<Asker>,
     pub(super) starting: Vec<Asker>,
     pub(super) waiting: Vec<Asker>,
@@ -118,12 +118,21 @@ pub(super) fn open_outputs(paths: &ContainerPaths) -> io::Result<[Option<OwnedFd
     Ok([open(Stream::Stdout)?, open(Stream::Stderr)?])
 }
 
-/// When a process was started, in clock ticks since boot (field 22 of proc_pid_stat(5)).
+/// When a process was started, in clock ticks since boot (field 22 of `proc_pid_stat(5)`).
 pub(super) fn start_time(pid: u32) -> Option<u64> {
+    stat_field(pid, 22)
+}
+
+/// The parent of a process (field 4).
+pub(super) fn parent(pid: u32) -> Option<u32> {
+    stat_field(pid, 4)
+}
+
+fn stat_field<T: std::str::FromStr>(pid: u32, number: usize) -> Option<T> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // The name in parentheses may contain anything, parentheses and spaces too.
+    // The name, field 2, is in parentheses and may contain anything, parentheses and spaces too.
     let (_, fields) = stat.rsplit_once(") ")?;
-    fields.split(' ').nth(19)?.parse().ok()
+    fields.split(' ').nth(number - 3)?.parse().ok()
 }
 
 pub(super) fn boot_id() -> String {

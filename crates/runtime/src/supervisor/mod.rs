@@ -26,6 +26,9 @@ use nix::fcntl::{FcntlArg, fcntl};
 use crate::paths::Paths;
 use crate::sys::process;
 
+/// The first argument of a supervisor that goes on in the process, session and log of its predecessor.
+const RESUME: &str = "--resume";
+
 /// Why a supervisor could not start.
 #[derive(Debug, thiserror::Error)]
 enum StartError {
@@ -67,21 +70,27 @@ pub fn supervisor_main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
 
 /// Starts the supervisor in a child and waits until it serves. The child never returns from here.
 fn daemonize(args: impl IntoIterator<Item = OsString>) -> Result<(), StartError> {
-    let (paths, cgroup_parent) = parse(args)?;
+    let mut args: Vec<OsString> = args.into_iter().collect();
+    if args.first().is_some_and(|word| word == RESUME) {
+        args.remove(0);
+        let (paths, cgroup_parent) = parse(args.clone())?;
+        let mut server = start(&paths, &cgroup_parent)?;
+        server.arguments = args;
+        server.run();
+        return Ok(());
+    }
+    let (paths, cgroup_parent) = parse(args.clone())?;
     let (reader, writer) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)
         .map_err(|errno| StartError::Daemonize(errno.into()))?;
     if process::fork().map_err(StartError::Daemonize)?.is_some() {
         drop(writer);
         let mut answer = String::new();
         let read = fs::File::from(reader).read_to_string(&mut answer);
-        return match (read, answer.strip_prefix("ok")) {
-            (Ok(_), Some(_)) => Ok(()),
-            _ => {
-                let _ = io::stderr().write_all(answer.as_bytes());
-                Err(StartError::Daemonize(io::Error::other(
-                    "the supervisor did not start",
-                )))
-            }
+        return if let (Ok(_), Some(_)) = (read, answer.strip_prefix("ok")) { Ok(()) } else {
+            let _ = io::stderr().write_all(answer.as_bytes());
+            Err(StartError::Daemonize(io::Error::other(
+                "the supervisor did not start",
+            )))
         };
     }
     drop(reader);
@@ -91,6 +100,7 @@ fn daemonize(args: impl IntoIterator<Item = OsString>) -> Result<(), StartError>
             // The waiting process may have been killed: the supervisor serves whoever comes.
             let _ = writer.write_all(b"ok");
             drop(writer);
+            server.arguments = args;
             server.run();
             process::exit_now(0)
         }
@@ -125,7 +135,11 @@ fn parse(args: impl IntoIterator<Item = OsString>) -> Result<(Paths, String), St
 
 /// Everything before the first connection, in the order: session, directories, lock, log, adoption, socket.
 fn start(paths: &Paths, cgroup_parent: &str) -> Result<server::Server, StartError> {
-    rustix::process::setsid().map_err(|errno| StartError::Daemonize(errno.into()))?;
+    match rustix::process::setsid() {
+        // A leader already: it was executed by its predecessor.
+        Ok(_) | Err(rustix::io::Errno::PERM) => {}
+        Err(errno) => return Err(StartError::Daemonize(errno.into())),
+    }
     process::reset_signals();
     rustix::process::chdir("/").map_err(|errno| StartError::Daemonize(errno.into()))?;
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
@@ -179,6 +193,9 @@ fn make_private(path: &Path) -> Result<(), StartError> {
 
 /// Takes a record lock (fcntl(2)): unlike a flock it is not inherited by the containers' processes, so it ends with us.
 fn lock(path: &Path) -> Result<(), StartError> {
+    // libc has them as int, struct flock wants short.
+    const F_WRLCK: libc::c_short = 1;
+    const SEEK_SET: libc::c_short = 0;
     let failed = |source| StartError::Path {
         what: "lock",
         path: path.to_path_buf(),
@@ -191,8 +208,8 @@ fn lock(path: &Path) -> Result<(), StartError> {
         .open(path)
         .map_err(failed)?;
     let lock = libc::flock {
-        l_type: libc::F_WRLCK as libc::c_short,
-        l_whence: libc::SEEK_SET as libc::c_short,
+        l_type: F_WRLCK,
+        l_whence: SEEK_SET,
         l_start: 0,
         l_len: 0,
         l_pid: 0,

@@ -47,7 +47,7 @@ impl Server {
                 let states = self
                     .containers
                     .values()
-                    .filter_map(|container| container.state());
+                    .filter_map(super::container::Container::state);
                 let states = Reply::States(states.collect());
                 self.reply(asker, &states, Vec::new());
             }
@@ -68,6 +68,15 @@ impl Server {
                 self.answer_with(asker, result.map(|fd| (Reply::Descriptors, vec![fd])));
             }
             Request::Delete { id } => self.delete(asker, &id),
+            Request::Upgrade { exe } => {
+                use rustix::fs::{Access, access};
+                let result = access(&exe, Access::EXEC_OK)
+                    .map_err(|errno| Failure::Step(format!("execute {}: {errno}", exe.display())));
+                if result.is_ok() {
+                    self.upgrade = Some(exe);
+                }
+                self.answer(asker, result);
+            }
             Request::Shutdown => {
                 let result = match self.containers.len() {
                     0 => Ok(()),
@@ -240,12 +249,12 @@ impl Server {
         let Some(signal) = Signal::from_named_raw(signal) else {
             return Err(Failure::Step(format!("signal {signal} cannot be sent")));
         };
-        pidfd_send_signal(pidfd.as_fd(), signal).or_else(|errno| match errno {
+        pidfd_send_signal(pidfd.as_fd(), signal).map_err(|errno| match errno {
             // Ended, and we have not yet been told.
             rustix::io::Errno::SRCH => {
-                Err(Failure::State("the container is not running".to_owned()))
+                Failure::State("the container is not running".to_owned())
             }
-            errno => Err(Failure::Step(format!("send the signal: {errno}"))),
+            errno => Failure::Step(format!("send the signal: {errno}")),
         })
     }
 

@@ -1,10 +1,12 @@
 //! The supervisor's event loop: connections, ended processes, output, reports.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::ffi::{CString, OsString};
 use std::fs;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
@@ -84,6 +86,10 @@ pub(super) struct Server {
     journal: Journal,
     unfinished: Option<Unfinished>,
     pub(super) stopping: bool,
+    /// The executable to go on as.
+    pub(super) upgrade: Option<PathBuf>,
+    /// Our own arguments, for that.
+    pub(super) arguments: Vec<OsString>,
 }
 
 impl Server {
@@ -101,6 +107,8 @@ impl Server {
             journal,
             unfinished,
             stopping: false,
+            upgrade: None,
+            arguments: Vec::new(),
         })
     }
 
@@ -176,9 +184,40 @@ impl Server {
                 self.dispatch(Source::unpack(event.data.u64()), flags);
             }
             self.look_for_lost_statuses();
+            self.upgrade_if_asked();
         }
         let _ = fs::remove_file(self.paths.socket());
         self.cgroups.remove_parent();
+    }
+
+    /// Executes the new executable, once nothing is half done: records and partial lines are on disk, the children stay
+    /// ours, and every descriptor closes by itself. Returns only when that failed; then we go on as we are.
+    fn upgrade_if_asked(&mut self) {
+        let making = self.containers.values().any(|container| container.stage == Stage::Making);
+        let unsent = self.connections.values().any(|c| !c.outgoing.is_empty());
+        if making || unsent {
+            return;
+        }
+        let Some(exe) = self.upgrade.take() else {
+            return;
+        };
+        let c_string = |text: &OsString| CString::new(text.as_encoded_bytes()).ok();
+        let words = [exe.clone().into_os_string(), "supervisor".into(), super::RESUME.into()];
+        let args: Option<Vec<CString>> =
+            words.iter().chain(&self.arguments).map(c_string).collect();
+        let env: Vec<CString> = std::env::vars_os()
+            .filter_map(|(key, value)| {
+                let mut entry = key;
+                entry.push("=");
+                entry.push(value);
+                c_string(&entry)
+            })
+            .collect();
+        if let Some(args) = args {
+            note(&format!("going on as {}", exe.display()));
+            let error = crate::sys::process::execve(&args[0], &args, &env);
+            note(&format!("execute {}: {error}", exe.display()));
+        }
     }
 
     fn dispatch(&mut self, source: Source, flags: epoll::EventFlags) {
@@ -440,13 +479,10 @@ impl Server {
         } else {
             pidfd_exit_status(pidfd.as_fd()).map(code_of_wait_status)
         };
-        match status {
-            Some(code) => self.ended(key, code, None),
-            None => {
-                // Not readable again until it is asked: the timer does that.
-                let _ = epoll::delete(&self.epoll, pidfd);
-                container.lost_since.get_or_insert_with(Instant::now);
-            }
+        if let Some(code) = status { self.ended(key, code, None) } else {
+            // Not readable again until it is asked: the timer does that.
+            let _ = epoll::delete(&self.epoll, pidfd);
+            container.lost_since.get_or_insert_with(Instant::now);
         }
     }
 
@@ -544,7 +580,7 @@ impl Server {
                 self.reply_all(starting, &Reply::Failed(failure));
             }
             (None, Some(started)) if was_starting => {
-                self.reply_all(starting, &Reply::Started(started))
+                self.reply_all(starting, &Reply::Started(started));
             }
             (None, _) => {
                 let failure =
@@ -586,7 +622,7 @@ impl Server {
         for error in create::remove(&container.paths, &container.cgroup) {
             note(&error);
         }
-        if container.made_state {
+        if container.record.made_state {
             let _ = fs::remove_dir_all(&container.paths.state);
         }
         self.reply_all(container.creating, &Reply::Failed(Failure::Step(message)));
@@ -636,7 +672,7 @@ mod tests {
 
     #[test]
     fn wait_statuses_become_codes() {
-        assert_eq!(code_of_wait_status(42 << 8), 42);
+        assert_eq!(code_of_wait_status(0x2a00), 42);
         assert_eq!(code_of_wait_status(9), 137);
         assert_eq!(code_of_wait_status(0x80 | 11), 139);
     }

@@ -58,15 +58,15 @@ pub(crate) fn attach_device_program(
     #[repr(C)]
     struct Attach {
         target_fd: u32,
-        attach_bpf_fd: u32,
-        attach_type: u32,
-        attach_flags: u32,
+        bpf_fd: u32,
+        kind: u32,
+        flags: u32,
     }
     let attach = Attach {
         target_fd: cgroup.as_raw_fd() as u32,
-        attach_bpf_fd: program.as_raw_fd() as u32,
-        attach_type: ATTACH_CGROUP_DEVICE,
-        attach_flags: 0,
+        bpf_fd: program.as_raw_fd() as u32,
+        kind: ATTACH_CGROUP_DEVICE,
+        flags: 0,
     };
     // SAFETY: `attach` has the size passed and outlives the call.
     check(unsafe {

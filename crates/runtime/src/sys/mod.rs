@@ -4,6 +4,12 @@
     unsafe_code,
     reason = "raw system calls that neither nix nor rustix wraps"
 )]
+#![expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_possible_wrap,
+    clippy::cast_sign_loss,
+    reason = "C types of the same value in other widths; descriptors and pids are small and positive"
+)]
 
 pub(crate) mod bpf;
 pub(crate) mod fdpass;

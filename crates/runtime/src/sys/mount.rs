@@ -1,4 +1,4 @@
-//! mount_setattr(2), which rustix does not offer.
+//! `mount_setattr(2)`, which rustix does not offer.
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};

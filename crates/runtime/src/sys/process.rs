@@ -320,7 +320,7 @@ pub(crate) fn wait_signal() -> io::Result<i32> {
     }
 }
 
-/// Opens the loopback interface of the current network namespace: `lo` up, which gives it 127.0.0.1 and ::1.
+/// Opens the loopback interface of the current network namespace: `lo` up, which gives it 127.0.0.1 and `::1`.
 pub(crate) fn loopback_up() -> io::Result<()> {
     // SAFETY: plain socket and ioctl calls on a zeroed `ifreq` that holds the NUL-terminated name "lo".
     unsafe {

@@ -17,6 +17,7 @@ use shoal_runtime::{
 
 /// Docker's default capabilities.
 pub(crate) const DEFAULT_CAPABILITIES: u64 = 0xa804_25fb;
+static NODES: AtomicU32 = AtomicU32::new(0);
 const PATIENCE: Duration = Duration::from_secs(20);
 
 pub(crate) struct Node {
@@ -41,8 +42,7 @@ impl Node {
             rustix_is_root(),
             "these tests make containers: run them as root"
         );
-        static NUMBER: AtomicU32 = AtomicU32::new(0);
-        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        let number = NODES.fetch_add(1, Ordering::Relaxed);
         let directory = tempfile::Builder::new()
             .prefix("shoal-rt")
             .tempdir()

@@ -121,8 +121,12 @@ fn main() -> Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
     let options = Options::parse();
+    ensure!(
+        nix::unistd::geteuid().is_root(),
+        "the bench makes containers, so it needs root: sudo bench/run.sh"
+    );
     // On this thread: sandboxes end with the thread that started them.
-    runtime.block_on(async {
+    let measured = runtime.block_on(async {
         let mut terminate = signal(SignalKind::terminate()).context("listen for SIGTERM")?;
         tokio::select! {
             // Dropping it ends its sandboxes.
@@ -130,23 +134,26 @@ fn main() -> Result<ExitCode> {
             _ = tokio::signal::ctrl_c() => bail!("interrupted"),
             _ = terminate.recv() => bail!("terminated"),
         }
-    })
+    });
+    // Whoever made them, and also after a failure.
+    let removed = sandbox::remove_cgroups(options.cgroup()?);
+    let code = measured?;
+    removed?;
+    Ok(code)
+}
+
+impl Options {
+    /// The name of all cgroups that are made here.
+    fn cgroup(&self) -> Result<&str> {
+        let name = self.work.file_name().and_then(|name| name.to_str());
+        name.context("--work has a name")
+    }
 }
 
 #[expect(clippy::print_stdout, reason = "the table is what this program is for")]
 async fn run(options: &Options) -> Result<ExitCode> {
-    ensure!(
-        nix::unistd::geteuid().is_root(),
-        "the bench makes containers, so it needs root: sudo bench/run.sh"
-    );
-    let cgroup = options.work.file_name().and_then(|name| name.to_str());
-    let cgroup = cgroup.context("--work has a name")?;
     let mut report = Report::new(Machine::read());
-    let measured = parts(options, cgroup, &mut report).await;
-    // Also after a failure, and by whoever made them.
-    let removed = sandbox::remove_cgroups(cgroup);
-    measured?;
-    removed?;
+    parts(options, &mut report).await?;
     println!("{}", report.table());
     if let Some(path) = &options.json {
         report.write_json(path)?;
@@ -159,8 +166,9 @@ async fn run(options: &Options) -> Result<ExitCode> {
 }
 
 /// Without dockerd there is nothing to compare with, so its failure ends the run; everything else that fails is noted.
-async fn parts(options: &Options, cgroup: &str, report: &mut Report) -> Result<()> {
+async fn parts(options: &Options, report: &mut Report) -> Result<()> {
     let amounts = if options.quick { &QUICK } else { &FULL };
+    let cgroup = options.cgroup()?;
     let tools = Tools {
         directory: options.tools.clone(),
     };

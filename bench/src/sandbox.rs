@@ -24,7 +24,7 @@ use crate::process;
 /// Prepares the namespaces, runs the daemon, and reaps orphans, as the first process of a pid namespace must. It outlives
 /// the daemon, so that what the daemon leaves can be cleared away where it was made.
 ///
-/// `/sys` has to show the new network namespace's links, with the host's cgroups put back beneath.
+/// `/run` is empty and in memory, as after a start of the machine. `/sys` has to show the new network namespace's links, with the host's cgroups put back beneath.
 const INIT: &str = r#"
 set -e
 dir=$1; shift
@@ -36,7 +36,7 @@ mount -t sysfs sysfs /sys
 mount --rbind "$cgroup" /sys/fs/cgroup
 umount -l "$cgroup"
 rmdir "$cgroup"
-mount -t tmpfs tmpfs /run
+mount -t tmpfs -o mode=755 tmpfs /run
 ip link set lo up
 "$@" &
 daemon=$!
@@ -169,6 +169,11 @@ impl Sandbox {
             .with_context(|| format!("no process {inner} in the sandbox"))?;
         let outer = Pid::from_raw(i32::try_from(outer).context("a pid")?);
         kill(outer, Signal::SIGKILL).with_context(|| format!("kill {outer}"))
+    }
+
+    /// A path as this process can open it, of a file that the sandbox has in a mount of its own.
+    pub(crate) fn path(&self, inside: &str) -> PathBuf {
+        PathBuf::from(format!("/proc/{}/root{inside}", self.init))
     }
 
     /// Memory of the daemon and its helpers, without what runs in containers.

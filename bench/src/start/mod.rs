@@ -89,7 +89,7 @@ pub(crate) async fn inside(plan: &Path, result: &Path) -> Result<()> {
     };
     let peers = PEERS
         .iter()
-        .map(|name| OciRuntime::new(name, &tools, &files, &plan.dir))
+        .map(|name| OciRuntime::new(name, &tools, &files))
         .collect::<Result<Vec<_>>>()?;
     let ours = OurRuntime::open(&plan, &files).await?;
     let measured = rounds(&plan, &ours, &peers).await;

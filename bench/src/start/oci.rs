@@ -29,24 +29,16 @@ pub(super) struct OciRuntime {
     name: &'static str,
     program: PathBuf,
     environment: Vec<(OsString, OsString)>,
-    /// Where it keeps its containers' states.
-    root: PathBuf,
     bundles: Vec<PathBuf>,
     count: AtomicUsize,
 }
 
 impl OciRuntime {
-    pub(super) fn new(
-        name: &'static str,
-        tools: &Tools,
-        files: &Files,
-        dir: &Path,
-    ) -> Result<Self> {
+    pub(super) fn new(name: &'static str, tools: &Tools, files: &Files) -> Result<Self> {
         Ok(Self {
             name,
             program: tools.find(name)?,
             environment: tools.environment(),
-            root: dir.join(name),
             bundles: files.bundles.clone(),
             count: AtomicUsize::new(0),
         })
@@ -103,8 +95,6 @@ impl OciRuntime {
         let number = self.count.fetch_add(1, Ordering::Relaxed);
         let bundle = self.bundles.get(slot).context("a bundle for each slot")?;
         let output = Command::new(&self.program)
-            .arg("--root")
-            .arg(&self.root)
             .args(["run", "--bundle"])
             .arg(bundle)
             .arg(format!("bench-{number}"))

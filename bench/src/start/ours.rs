@@ -36,7 +36,8 @@ pub(super) struct OurRuntime {
 impl OurRuntime {
     pub(super) async fn open(plan: &Plan, files: &Files) -> Result<Self> {
         let runtime = Runtime::open(RuntimeConfig {
-            exec_root: plan.dir.join("exec"),
+            // In the sandbox's own, as crun and runc keep theirs by default.
+            exec_root: "/run/shoal".into(),
             state_root: plan.dir.join("state"),
             supervisor_exe: std::env::current_exe().context("the path of this program")?,
             cgroup_parent: plan.cgroup.clone(),

@@ -15,6 +15,9 @@ use crate::{deadline::Deadline, http::Engine, sandbox::Sandbox};
 /// How long a daemon may take to come up; generous, because a slow start is not what is measured.
 const START_LIMIT: Duration = Duration::from_mins(1);
 
+/// In the sandbox's own `/run`, as both have it by default.
+const EXEC_ROOT: &str = "/run/engine";
+
 /// Where the peers were unpacked.
 #[derive(Debug, Clone)]
 pub(crate) struct Tools {
@@ -144,8 +147,8 @@ impl Daemon {
         self.engine
             .post(&format!("/containers/{id}/start"), &nothing)
             .await?;
-        let path = self.dir.join(format!(
-            "exec/containerd/daemon/io.containerd.runtime.v2.task/moby/{id}/config.json"
+        let path = self.sandbox.path(&format!(
+            "{EXEC_ROOT}/containerd/daemon/io.containerd.runtime.v2.task/moby/{id}/config.json"
         ));
         let config = fs::read(&path).with_context(|| format!("read {}", path.display()));
         self.engine
@@ -241,7 +244,7 @@ fn roots(dir: &Path) -> [OsString; 4] {
         "--data-root".into(),
         dir.join("data").into(),
         "--exec-root".into(),
-        dir.join("exec").into(),
+        EXEC_ROOT.into(),
     ]
 }
 

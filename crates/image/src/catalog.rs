@@ -66,6 +66,10 @@ pub(crate) struct StoredImage {
 
 /// One step from a catalog to the next.
 #[derive(Debug, Clone)]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "lists of changes are short and short-lived"
+)]
 pub(crate) enum Change {
     PutLayer(LayerRecord),
     DropLayer(Digest),

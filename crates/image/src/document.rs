@@ -188,6 +188,7 @@ impl From<WireHealthcheck> for Healthcheck {
 }
 
 #[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 mod tests {
     use super::*;
 

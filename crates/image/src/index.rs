@@ -88,7 +88,7 @@ impl Index {
         for change in changes {
             match change {
                 Change::PutLayer(layer) => {
-                    put(&transaction, LAYERS, layer.diff_id.as_str(), layer)?
+                    put(&transaction, LAYERS, layer.diff_id.as_str(), layer)?;
                 }
                 Change::DropLayer(id) => remove(&transaction, LAYERS, id.as_str())?,
                 Change::PutImage(image, _) => put(&transaction, IMAGES, image.id.as_str(), image)?,

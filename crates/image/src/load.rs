@@ -407,11 +407,11 @@ impl Loader<'_> {
         };
         let id = record_image(self.inner, raw, &operation.pins, first)?;
         for (key, familiar) in keys {
-            let named = Names {
+            let name = Names {
                 tag: Some(key),
                 ..Names::default()
             };
-            record_image(self.inner, raw, &operation.pins, named)?;
+            record_image(self.inner, raw, &operation.pins, name)?;
             loaded.push(Loaded::Reference(familiar));
         }
         if loaded.is_empty() {

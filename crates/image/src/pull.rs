@@ -111,7 +111,7 @@ impl Pull {
         let named = self.reference.digest().map(ToString::to_string);
         let named = named
             .as_deref()
-            .or(self.reference.tag())
+            .or_else(|| self.reference.tag())
             .unwrap_or_default();
         let resolved = self
             .store

@@ -259,6 +259,7 @@ fn check_tag(tag: &str) -> Result<(), ParseReferenceError> {
 }
 
 #[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 mod tests {
     use super::*;
     use proptest::prelude::*;
@@ -342,7 +343,7 @@ mod tests {
         }
         assert!(Reference::parse(&format!("a:{}", "t".repeat(129))).is_err());
         assert_eq!(
-            Reference::parse(&"a/".repeat(130).repeat(1).trim_end_matches('/')[..]),
+            Reference::parse("a/".repeat(130).trim_end_matches('/')),
             Err(ParseReferenceError::TooLong)
         );
         assert!(Reference::parse("host.io:99999/a").is_err());

@@ -216,7 +216,9 @@ impl Plan<'_> {
             .filter(|digest| repository(digest) == gone)
             .map(str::to_owned)
             .collect();
-        digests.iter().for_each(|digest| self.untag(digest));
+        for digest in &digests {
+            self.untag(digest);
+        }
     }
 
     /// Deletes `id` unless it is used, then parents that nothing else keeps.
@@ -230,7 +232,9 @@ impl Plan<'_> {
             .chain(self.catalog.digests_of(id))
             .map(str::to_owned)
             .collect();
-        names.iter().for_each(|name| self.untag(name));
+        for name in &names {
+            self.untag(name);
+        }
         let parent = self
             .catalog
             .stored(id)
@@ -251,6 +255,7 @@ fn repository(key: &str) -> String {
 }
 
 #[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 mod tests {
     use super::*;
     use crate::{catalog::ImageRecord, digest::Digest, document::ImageDocument};

@@ -203,17 +203,21 @@ impl ImageStore {
         let mut catalog = Catalog::default();
         let mut changes = vec![Change::SetNextLayer(contents.next_layer)];
         changes.extend(contents.layers.into_iter().map(Change::PutLayer));
+        let mut lost = Vec::new();
         for record in contents.images {
             let document = blobs
                 .read(&record.id.0)
                 .ok()
                 .filter(|raw| ImageId(crate::Digest::of(raw)) == record.id);
-            match document.map(|raw| ImageDocument::parse(&raw)) {
-                Some(Ok(document)) => changes.push(Change::PutImage(record, document)),
-                // `heal` drops its names.
-                _ => tracing::warn!(image.id = %record.id, "configuration is gone, image dropped"),
+            if let Some(Ok(document)) = document.map(|raw| ImageDocument::parse(&raw)) {
+                changes.push(Change::PutImage(record, document));
+            } else {
+                // Its names are dropped with those of all images that cannot be healed.
+                tracing::warn!(image.id = %record.id, "configuration is gone, image dropped");
+                lost.push(Change::DropImage(record.id));
             }
         }
+        index.write(&lost).map_err(index_error)?;
         changes.extend(
             contents
                 .tags

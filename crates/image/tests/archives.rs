@@ -1,5 +1,7 @@
 //! Importing, loading, saving, naming, removing, and coming back after an unclean end.
 
+#![expect(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+
 mod common;
 
 use std::{io::Cursor, process::Command};
@@ -254,8 +256,11 @@ async fn what_is_saved_can_be_loaded_elsewhere() {
     let dir = tempfile::tempdir().unwrap();
     std::fs::write(dir.path().join("a.tar"), archive).unwrap();
     let script = "tar -xf a.tar && tar -cf b.tar oci-layout index.json blobs";
-    let repacked =
-        Command::new("sh").args(["-c", script]).current_dir(dir.path()).status().unwrap();
+    let repacked = Command::new("sh")
+        .args(["-c", script])
+        .current_dir(dir.path())
+        .status()
+        .unwrap();
     assert!(repacked.success());
     let third = TestStore::new().await;
     let loaded = third

@@ -1,5 +1,7 @@
 //! The built-in web server, run from its layer in an otherwise empty root.
 
+#![expect(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+
 mod common;
 
 use std::{

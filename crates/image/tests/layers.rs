@@ -1,9 +1,11 @@
 //! What archives become on disk, and what hostile ones do not.
 
+#![expect(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+
 mod common;
 
 use std::{
-    os::unix::fs::{MetadataExt as _, PermissionsExt as _},
+    os::unix::fs::{FileExt as _, MetadataExt as _, PermissionsExt as _},
     path::Path,
 };
 
@@ -150,7 +152,6 @@ async fn sparse_files_of_every_format_are_restored_with_their_holes() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("sparse");
     let file = std::fs::File::create(&path).unwrap();
-    use std::os::unix::fs::FileExt as _;
     for n in 0..40_u64 {
         file.write_at(format!("data{n}").as_bytes(), n * 1_000_000)
             .unwrap();

@@ -1,5 +1,7 @@
 //! Pulling: from Debian's docker-registry, and from servers that misbehave.
 
+#![expect(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+
 mod common;
 #[path = "common/registry.rs"]
 #[allow(dead_code, reason = "each test file uses its part")]
@@ -56,9 +58,9 @@ async fn an_image_is_pulled_by_tag_and_by_digest() {
     let (sink, lines) = recorder();
     let image = t.store.pull(&name, None, sink).await.unwrap();
     assert_eq!(image.id.0, Digest::of(&config));
-    assert_eq!(image.repo_tags, [name.clone()]);
+    assert_eq!(image.repo_tags, std::slice::from_ref(&name));
     let pinned = format!("{}/team/app@{digest}", registry.host);
-    assert_eq!(image.repo_digests, [pinned.clone()]);
+    assert_eq!(image.repo_digests, std::slice::from_ref(&pinned));
     assert_eq!(image.lower.len(), 2);
     assert_eq!(
         listing(&t.layer(&image, 0)).into_keys().collect::<Vec<_>>(),

@@ -152,7 +152,7 @@ impl Allocator {
         let after = self
             .cursors
             .get(&network.id)
-            .map_or(range.addr(), |(_, addr)| *addr);
+            .map_or_else(|| range.addr(), |(_, addr)| *addr);
         let start = if range.contains(after) {
             u64::from(u32::from(after) - u32::from(range.addr()))
         } else {
@@ -296,4 +296,188 @@ pub(crate) fn free_subnet(state: &State, cluster: &Cluster) -> Result<Ipv4Net, S
 pub(crate) fn free_vni(state: &State) -> Option<u32> {
     let used: BTreeSet<u32> = state.networks().map(|network| network.vni).collect();
     (FIRST_VNI..=LAST_VNI).find(|vni| !used.contains(vni))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use shoal_raft_store::{Change, Command};
+    use shoal_types::{
+        Version,
+        object::TaskPlace,
+        spec::{NetworkAttachmentSpec, Protocol, ServiceMode},
+    };
+
+    use super::*;
+    use crate::testing;
+
+    fn state() -> State {
+        let mut state = State::default();
+        apply(&mut state, testing::cluster_changes());
+        state
+    }
+
+    fn apply(state: &mut State, changes: Vec<Change>) {
+        let version = Version(state.version().0 + 1);
+        let at = Timestamp::from_unix(i64::try_from(version.0).unwrap(), 0);
+        state.apply(version, &Command { at, changes }).unwrap();
+    }
+
+    fn port(published: u16, target: u16) -> PortConfig {
+        PortConfig {
+            name: String::new(),
+            protocol: Protocol::Tcp,
+            target,
+            published,
+            mode: PublishMode::Ingress,
+        }
+    }
+
+    fn attached() -> NetworkAttachmentSpec {
+        NetworkAttachmentSpec {
+            network: testing::network_id(3),
+            aliases: vec!["alias".to_owned()],
+        }
+    }
+
+    fn service(state: &mut State, n: u32, edit: impl FnOnce(&mut ServiceSpec)) -> Arc<Service> {
+        let replicas = ServiceMode::Replicated { replicas: 1 };
+        let mut spec = testing::service_spec(&format!("s{n}"), replicas);
+        edit(&mut spec);
+        let id = testing::service_id(n);
+        let spec = Box::new(spec);
+        apply(state, vec![Change::CreateService { id, spec }]);
+        state.service(&id).unwrap().clone()
+    }
+
+    #[test]
+    fn a_service_has_a_vip_in_each_of_its_networks_and_in_ingress_when_it_publishes() {
+        let mut state = state();
+        let service = service(&mut state, 1, |s| {
+            s.task.networks = vec![attached()];
+            s.endpoint.ports = vec![port(80, 80)];
+        });
+        let endpoint = Allocator::default().endpoint(&state, &service).unwrap();
+        let vip = |n, addr: [u8; 4]| VirtualIp {
+            network: testing::network_id(n),
+            addr: addr.into(),
+        };
+        assert_eq!(
+            endpoint.virtual_ips,
+            [vip(3, [10, 0, 2, 2]), vip(1, [10, 0, 0, 2])]
+        );
+        assert_eq!(endpoint.ports, [port(80, 80)]);
+    }
+
+    #[test]
+    fn dns_round_robin_takes_no_vip_and_a_task_without_networks_is_in_the_bridge() {
+        let mut state = state();
+        let service = service(&mut state, 1, |s| {
+            s.task.networks = vec![attached()];
+            s.endpoint.mode = EndpointMode::DnsRoundRobin;
+        });
+        let mut allocator = Allocator::default();
+        let endpoint = allocator.endpoint(&state, &service).unwrap();
+        assert!(endpoint.virtual_ips.is_empty());
+        let networks = |allocator: &mut Allocator, task: &TaskSpec, ports: &[PortConfig]| {
+            let attachments = allocator.attachments(&state, task, ports).unwrap();
+            attachments.iter().map(|a| a.network).collect::<Vec<_>>()
+        };
+        let bare = testing::task_spec();
+        assert_eq!(
+            networks(&mut allocator, &bare, &[]),
+            [testing::network_id(2)]
+        );
+        assert_eq!(
+            networks(&mut allocator, &bare, &[port(0, 80)]),
+            [testing::network_id(1)]
+        );
+        assert_eq!(
+            networks(&mut allocator, &service.spec.task, &[port(0, 80)]),
+            [testing::network_id(3), testing::network_id(1)]
+        );
+    }
+
+    #[test]
+    fn an_address_rests_before_it_is_given_again_and_a_full_network_says_so() {
+        let mut state = state();
+        let owner = service(&mut state, 1, |s| s.task.networks = vec![attached()]);
+        let mut allocator = Allocator::new(&state);
+        let spec = owner.spec.task.clone();
+        let mut given = BTreeSet::new();
+        for n in 0..253 {
+            allocator.start_pass();
+            let attachments = allocator.attachments(&state, &spec, &[]).unwrap();
+            let addr = attachments[0].addr;
+            assert!(given.insert(addr), "{addr} is given twice");
+            let mut task = testing::task(1, 1000 + n);
+            task.spec = spec.clone();
+            task.spec_version = owner.spec_version;
+            task.attachments = attachments;
+            task.place = TaskPlace::Slot(shoal_types::Slot(u64::from(n) + 1));
+            apply(&mut state, vec![Change::CreateTask(Box::new(task))]);
+            // A new leader goes on where the old one was.
+            allocator = Allocator::new(&state);
+        }
+        let error = allocator.attachments(&state, &spec, &[]).unwrap_err();
+        assert!(
+            error.contains("network front (10.0.2.0/24 is used up)"),
+            "{error}"
+        );
+        apply(
+            &mut state,
+            vec![Change::RemoveTask {
+                id: testing::task_id(1005),
+            }],
+        );
+        let again = allocator.attachments(&state, &spec, &[]).unwrap();
+        assert_eq!(again[0].addr, Ipv4Addr::new(10, 0, 2, 7));
+    }
+
+    #[test]
+    fn ports_without_a_number_get_one_that_stays() {
+        let mut state = state();
+        let ports = vec![port(0, 80), port(0, 81), port(30_001, 82)];
+        let first = service(&mut state, 1, |s| s.endpoint.ports = ports);
+        let mut allocator = Allocator::default();
+        let endpoint = allocator.endpoint(&state, &first).unwrap();
+        let numbers: Vec<u16> = endpoint.ports.iter().map(|p| p.published).collect();
+        assert_eq!(numbers, [30_000, 30_002, 30_001]);
+        apply(
+            &mut state,
+            vec![Change::SetServiceEndpoint {
+                id: first.id,
+                spec_version: first.spec_version,
+                endpoint: Some(endpoint.clone()),
+                err: String::new(),
+            }],
+        );
+        let first = state.service(&first.id).unwrap().clone();
+        assert_eq!(
+            allocator.endpoint(&state, &first).unwrap(),
+            endpoint,
+            "sticky"
+        );
+        let second = service(&mut state, 2, |s| s.endpoint.ports = vec![port(0, 80)]);
+        let other = allocator.endpoint(&state, &second).unwrap();
+        assert_eq!(other.ports[0].published, 30_003);
+    }
+
+    #[test]
+    fn subnets_and_identifiers_are_the_lowest_free_ones() {
+        let state = state();
+        let cluster = (**state.cluster().unwrap()).clone();
+        assert_eq!(
+            free_subnet(&state, &cluster).unwrap().to_string(),
+            "10.0.3.0/24"
+        );
+        assert_eq!(free_vni(&state), Some(4099));
+        let full = Cluster {
+            address_pools: vec!["10.0.0.0/23".parse().unwrap()],
+            ..cluster
+        };
+        let error = free_subnet(&state, &full).unwrap_err();
+        assert!(error.contains("10.0.0.0/23"), "{error}");
+    }
 }

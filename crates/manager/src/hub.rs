@@ -11,7 +11,7 @@ use std::{
 
 use shoal_raft_store::{Change, State};
 use shoal_types::{NodeId, TaskId, TaskStatus, Timestamp, object::NodeDescription};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -23,6 +23,9 @@ pub(crate) struct Hub {
     pub(crate) clock: Clock,
     pub(crate) config: LivenessConfig,
     liveness: Mutex<Liveness>,
+    /// Whether a term of this manager is under way. Sessions only begin within one, so that none is
+    /// begun before the term that would end it.
+    leading: watch::Sender<bool>,
     /// Liveness may want something new.
     pub(crate) contact: Notify,
     sessions: Mutex<HashMap<NodeId, Arc<Session>>>,
@@ -58,6 +61,7 @@ impl Hub {
             clock,
             config,
             liveness: Mutex::new(Liveness::new(config, clock.steady())),
+            leading: watch::channel(false).0,
             contact: Notify::new(),
             sessions: Mutex::default(),
             next_session: AtomicU64::new(1),
@@ -70,9 +74,19 @@ impl Hub {
     pub(crate) fn start_term(&self) {
         *lock(&self.liveness) = Liveness::new(self.config, self.clock.steady());
         self.end_sessions();
+        self.leading.send_replace(true);
     }
 
-    pub(crate) fn end_sessions(&self) {
+    pub(crate) fn end_term(&self) {
+        self.leading.send_replace(false);
+        self.end_sessions();
+    }
+
+    pub(crate) fn leading(&self) -> watch::Receiver<bool> {
+        self.leading.subscribe()
+    }
+
+    fn end_sessions(&self) {
         for (_, session) in lock(&self.sessions).drain() {
             session.ended.cancel();
         }

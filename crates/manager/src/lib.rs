@@ -31,4 +31,6 @@ pub use control::{ClusterSettings, Control, ControlError, NewFile, Unavailable};
 pub use liveness::LivenessConfig;
 pub use manager::{InitError, InitOptions, Manager, ManagerConfig, OpenError, Tuning};
 // What the answers of `Control` are made of, so that its users need not know the store.
-pub use shoal_raft_store::{Applied, Commit, Commits, Kind, ObjectChange, RaftTuning, State};
+pub use shoal_raft_store::{
+    Applied, Commit, Commits, Kind, ObjectChange, RaftTuning, RecvError, State,
+};

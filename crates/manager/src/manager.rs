@@ -191,7 +191,7 @@ impl Manager {
     /// Ends sessions and loops, then the store, with everything acknowledged on disk.
     pub async fn shutdown(&self) {
         self.0.stop.cancel();
-        self.0.hub.end_sessions();
+        self.0.hub.end_term();
         self.0.tasks.close();
         self.0.tasks.wait().await;
         self.0.store.shutdown().await;

@@ -28,7 +28,7 @@ pub(crate) async fn run(store: Store, hub: &Hub, stop: CancellationToken) {
                 _ = leadership.changed() => {}
                 () = stop.cancelled() => return,
             }
-            hub.end_sessions();
+            hub.end_term();
             if *leadership.borrow() == now {
                 // The store refused to write; leadership will tell, or it will recover.
                 tokio::select! {

@@ -1,6 +1,12 @@
 //! A manager with a real store and an agent that runs nothing but says it does, over the in-process
 //! stream that the daemon uses.
 
+#![expect(
+    clippy::unwrap_used,
+    clippy::similar_names,
+    reason = "tests fail by panicking, and states have statuses"
+)]
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     path::Path,
@@ -317,7 +323,7 @@ async fn a_service_lives_from_creation_to_removal_across_a_restart_of_the_daemon
     );
 
     change(&control, id, |s| {
-        "two".clone_into(&mut s.task.container.image)
+        "two".clone_into(&mut s.task.container.image);
     })
     .await;
     let update_is = |state: &State, wanted: UpdateState| {
@@ -399,7 +405,7 @@ async fn a_failing_update_pauses_or_rolls_back() {
     wait_for(&control, "two run", |s| running(s, id, "one") == 2).await;
 
     change(&control, id, |s| {
-        "bad".clone_into(&mut s.task.container.image)
+        "bad".clone_into(&mut s.task.container.image);
     })
     .await;
     let state = wait_for(&control, "the update pauses", |s| {
@@ -417,7 +423,7 @@ async fn a_failing_update_pauses_or_rolls_back() {
     );
 
     change(&control, id, |s| {
-        "one".clone_into(&mut s.task.container.image)
+        "one".clone_into(&mut s.task.container.image);
     })
     .await;
     wait_for(&control, "both run again", |s| running(s, id, "one") == 2).await;
@@ -445,7 +451,8 @@ async fn wrong_requests_change_nothing_and_say_why() {
         .create_service(spec("web", 0))
         .await
         .expect("created");
-    let before = control.state().await.expect("readable");
+    let served = |state: &State| state.service(&id).is_some_and(|s| s.endpoint.is_some());
+    let before = wait_for(&control, "the service is served", served).await;
 
     let error = control.create_service(spec("WEB", 1)).await.unwrap_err();
     assert_eq!(

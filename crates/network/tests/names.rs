@@ -149,7 +149,7 @@ fn names_are_answered_over_udp_and_tcp_in_any_case() {
                 ("tasks.web", &["10.0.1.11", "10.0.1.12"]),
             ],
         );
-        apply(&datapath, &[state.clone()]).await;
+        apply(&datapath, std::slice::from_ref(&state)).await;
         let container = world.attached(&datapath, &[("a", "10.0.1.5")]).await;
         for ask in [ask_udp, ask_tcp] {
             assert_eq!(

@@ -1,6 +1,10 @@
 //! The kernel against the desired set: idempotence, repair, restart, removal, refusal.
 
-#![allow(clippy::unwrap_used, reason = "a test may panic")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    reason = "a test may panic, and two of them print what they measured"
+)]
 
 mod common;
 
@@ -249,7 +253,7 @@ fn unusable_objects_are_refused_by_name_and_the_rest_is_applied() {
     in_world(|world| async move {
         let datapath = world.open().await;
         let good = rich("good", 1);
-        apply(&datapath, &[good.clone()]).await;
+        apply(&datapath, std::slice::from_ref(&good)).await;
         let mut no_gateway = network("lost-gateway", "10.0.2.0/24");
         no_gateway.gateway = ip("10.0.3.1");
         let mut odd = rich("odd", 4);
@@ -491,5 +495,61 @@ fn attaching_is_quick() {
         );
         assert!(times[30].as_millis() < 50, "{:?}", times[30]);
         assert_eq!(datapath.diff().await, []);
+    });
+}
+
+#[test]
+fn leftovers_of_an_unclean_end_are_removed() {
+    in_world(|world| async move {
+        let datapath = world.open().await;
+        apply(&datapath, &[rich("a", 1), rich("b", 2), rich("c", 3)]).await;
+        drop(datapath);
+        let pins = world.config.exec_root.join("netns");
+        // Ended between making the file and mounting, and the mount of another was lost.
+        std::fs::write(pins.join("ghost"), "").unwrap();
+        sh(&format!("umount {}", pins.join("c").display()));
+        let again = world.open().await;
+        apply(&again, &[rich("a", 1), rich("c", 3)]).await;
+        let mut left: Vec<_> = std::fs::read_dir(&pins)
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name())
+            .collect();
+        left.sort();
+        assert_eq!(left, ["a", "c"]);
+        wait_for("two uplinks", || {
+            sh("ip -br link | grep -c '^stest1u'").trim() == "2"
+        });
+    });
+}
+
+#[test]
+fn two_instances_on_a_host_leave_each_other_alone() {
+    in_world(|world| async move {
+        let dir = tempfile::TempDir::new().unwrap();
+        let mut second = world.config.clone();
+        second.exec_root = dir.path().to_owned();
+        second.instance = "test1u".to_owned();
+        second.uplink_pool = "169.254.64.0/18".parse().unwrap();
+        let one = world.open().await;
+        let two = Datapath::open(second.clone()).await.unwrap();
+        let mut other = rich("a", 1);
+        other.published.truncate(1);
+        other.published[0].port = 8002;
+        apply(&one, &[rich("a", 1)]).await;
+        apply(&two, std::slice::from_ref(&other)).await;
+        assert_eq!(one.diff().await, []);
+        let container = Container::new();
+        container.attach(&one, &[("a", "10.0.1.11")]).await;
+        let _server = container.serve("one", 80);
+        assert_eq!(world.client.tcp(HOST, 8001).unwrap().0, "one");
+        two.close().await;
+        let errors = Datapath::remove_all(second).await;
+        assert!(errors.is_empty(), "{}", texts(&errors));
+        assert_eq!(one.diff().await, []);
+        assert_eq!(world.client.tcp(HOST, 8001).unwrap().0, "one");
+        assert!(
+            sh("nft list tables").contains("shoal-test1")
+                && !sh("nft list tables").contains("shoal-test1u")
+        );
     });
 }

@@ -49,8 +49,8 @@ impl Default for RaftTuning {
     fn default() -> Self {
         Self {
             heartbeat: Duration::from_millis(200),
-            election_min: Duration::from_millis(1000),
-            election_max: Duration::from_millis(2000),
+            election_min: Duration::from_secs(1),
+            election_max: Duration::from_secs(2),
             snapshot_after: 10_000,
             keep_entries: 1_000,
             snapshot_idle: Duration::from_secs(10),
@@ -130,7 +130,7 @@ impl RaftTuning {
             election_timeout_min: millis(self.election_min),
             election_timeout_max: election_max,
             // The transfer is limited by `snapshot_idle`, not as a whole.
-            install_snapshot_timeout: millis(Duration::from_secs(24 * 3600)),
+            install_snapshot_timeout: millis(Duration::from_hours(24)),
             snapshot_policy: SnapshotPolicy::LogsSinceLast(self.snapshot_after),
             max_in_snapshot_log_to_keep: self.keep_entries,
             replication_lag_threshold: self.snapshot_after.saturating_mul(2),

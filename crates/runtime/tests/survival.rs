@@ -137,7 +137,7 @@ async fn no_line_is_lost_or_doubled_when_supervisors_are_killed_under_load() {
     assert!(killed > 0, "the container was too fast");
     within(node.runtime.wait(&id)).await.expect("ends");
     let expected: Vec<String> = (1..=LINES).map(|number| format!("{number}\n")).collect();
-    let read: Vec<String> = node
+    let logged: Vec<String> = node
         .lines(
             &id,
             LogOptions {
@@ -150,10 +150,10 @@ async fn no_line_is_lost_or_doubled_when_supervisors_are_killed_under_load() {
         .map(|line| String::from_utf8(line.bytes).expect("UTF-8"))
         .collect();
     assert!(
-        read == expected,
+        logged == expected,
         "{} lines, {} distinct, after {killed} kills",
-        read.len(),
-        read.iter().collect::<BTreeSet<_>>().len()
+        logged.len(),
+        logged.iter().collect::<BTreeSet<_>>().len()
     );
     let followed: Vec<String> = within(follower)
         .await
@@ -272,20 +272,51 @@ async fn the_supervisor_is_in_a_session_of_its_own_and_is_small() {
 async fn an_upgraded_supervisor_stays_the_parent_and_loses_no_line() {
     const LINES: usize = 20_000;
     let node = Node::start().await;
-    let waiting = node.run(node.shell("trap 'exit 12' TERM; printf begun; while :; do usleep 1000; done")).await;
-    let id = node.run(node.shell(&format!("seq 1 {LINES}; exit 6"))).await;
+    let waiting = node
+        .run(node.shell("trap 'exit 12' TERM; printf begun; while :; do usleep 1000; done"))
+        .await;
+    let id = node
+        .run(node.shell(&format!("seq 1 {LINES}; exit 6")))
+        .await;
     let pid = node.runtime.supervisor_pid().await.expect("a supervisor");
     for _ in 0..5 {
-        node.runtime.upgrade(&node.config.supervisor_exe).await.expect("goes on");
+        node.runtime
+            .upgrade(&node.config.supervisor_exe)
+            .await
+            .expect("goes on");
         assert_eq!(node.runtime.supervisor_pid().await, Some(pid));
     }
-    assert!(node.runtime.upgrade(std::path::Path::new("/no/such/exe")).await.is_err());
+    assert!(
+        node.runtime
+            .upgrade(std::path::Path::new("/no/such/exe"))
+            .await
+            .is_err()
+    );
     assert_eq!(within(node.runtime.wait(&id)).await.expect("ends").code, 6);
-    let lines = node.lines(&id, LogOptions { stdout: true, ..LogOptions::default() }).await;
-    let expected: Vec<Vec<u8>> = (1..=LINES).map(|number| format!("{number}\n").into_bytes()).collect();
+    let lines = node
+        .lines(
+            &id,
+            LogOptions {
+                stdout: true,
+                ..LogOptions::default()
+            },
+        )
+        .await;
+    let expected: Vec<Vec<u8>> = (1..=LINES)
+        .map(|number| format!("{number}\n").into_bytes())
+        .collect();
     assert!(lines.into_iter().map(|line| line.bytes).eq(expected));
-    node.runtime.signal(&waiting, Signal::TERM).await.expect("is sent");
-    assert_eq!(within(node.runtime.wait(&waiting)).await.expect("ends").code, 12);
+    node.runtime
+        .signal(&waiting, Signal::TERM)
+        .await
+        .expect("is sent");
+    assert_eq!(
+        within(node.runtime.wait(&waiting))
+            .await
+            .expect("ends")
+            .code,
+        12
+    );
     assert_eq!(node.text(&waiting).await, "begun");
     node.finish().await;
 }
@@ -293,21 +324,36 @@ async fn an_upgraded_supervisor_stays_the_parent_and_loses_no_line() {
 #[tokio::test]
 async fn an_end_that_nobody_saw_is_said_to_be_unknown() {
     let mut node = Node::start().await;
-    let id = node.run(node.shell("while ! test -e /tmp/go; do usleep 1000; done; exit 21")).await;
-    let Phase::Running(started) = node.runtime.state(&id).await.expect("an answer").expect("it exists").phase else {
+    let id = node
+        .run(node.shell("while ! test -e /tmp/go; do usleep 1000; done; exit 21"))
+        .await;
+    let Phase::Running(started) = node
+        .runtime
+        .state(&id)
+        .await
+        .expect("an answer")
+        .expect("it exists")
+        .phase
+    else {
         panic!("it runs");
     };
     let supervisor = node.runtime.supervisor_pid().await.expect("a supervisor");
     // The daemon goes too: only a handle to another node is left meanwhile.
     let other = Node::start().await;
     drop(std::mem::replace(&mut node.runtime, other.runtime.clone()));
-    let process = rustix::process::Pid::from_raw(i32::try_from(supervisor).expect("a pid")).expect("a pid");
+    let process =
+        rustix::process::Pid::from_raw(i32::try_from(supervisor).expect("a pid")).expect("a pid");
     rustix::process::kill_process(process, rustix::process::Signal::STOP).expect("is stopped");
     std::fs::write(format!("/proc/{}/root/tmp/go", started.pid), "").expect("the gate opens");
     wait_for("the container's end", || !alive(started.pid)).await;
     kill(supervisor);
+    // Reaped by whoever inherited it, so that no pidfd can be had any more.
+    let entry = std::path::PathBuf::from(format!("/proc/{}", started.pid));
+    wait_for("its reaping", || !entry.exists()).await;
     wait_for("the supervisor's end", || !alive(supervisor)).await;
-    node.runtime = Runtime::open(node.config.clone()).await.expect("a new supervisor");
+    node.runtime = Runtime::open(node.config.clone())
+        .await
+        .expect("a new supervisor");
     other.finish().await;
     let status = within(node.runtime.wait(&id)).await.expect("ends");
     assert_eq!(status.code, 255);

@@ -44,6 +44,9 @@ pub enum EngineError {
         kind: &'static str,
         reference: String,
     },
+    /// Not there, in the words of whoever was asked for it.
+    #[error("{0}")]
+    Missing(String),
     /// The request itself is wrong.
     #[error("{0}")]
     Invalid(String),

@@ -156,11 +156,12 @@ impl Challenge {
         let bearer = all
             .iter()
             .find(|challenge| matches!(challenge, Self::Bearer { .. }));
-        bearer.or(all.first()).cloned()
+        bearer.or_else(|| all.first()).cloned()
     }
 
     fn parse(text: &str) -> Option<Self> {
-        let (scheme, rest) = text.trim().split_once(' ').unwrap_or((text.trim(), ""));
+        let text = text.trim();
+        let (scheme, rest) = text.split_once(' ').unwrap_or((text, ""));
         if scheme.eq_ignore_ascii_case("basic") {
             return Some(Self::Basic);
         }
@@ -217,7 +218,10 @@ impl TokenAnswer {
 
 /// Tokens that are still good, by endpoint, scope and user.
 #[derive(Default)]
-pub(super) struct TokenCache(Mutex<HashMap<(String, String, String), (HeaderValue, Instant)>>);
+pub(super) struct TokenCache(Mutex<HashMap<TokenKey, (HeaderValue, Instant)>>);
+
+/// Endpoint, scope and user.
+type TokenKey = (String, String, String);
 
 impl TokenCache {
     pub(super) fn get(
@@ -248,13 +252,14 @@ impl TokenCache {
         );
     }
 
-    fn key(endpoint: &str, scope: &str, auth: Option<&RegistryAuth>) -> (String, String, String) {
+    fn key(endpoint: &str, scope: &str, auth: Option<&RegistryAuth>) -> TokenKey {
         let user = auth.map(RegistryAuth::cache_key).unwrap_or_default();
         (endpoint.to_owned(), scope.to_owned(), user)
     }
 }
 
 #[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 mod tests {
     use super::*;
 

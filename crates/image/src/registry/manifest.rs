@@ -158,14 +158,12 @@ fn rank(platform: &Platform, architecture: &str) -> Option<u32> {
         return None;
     }
     match (architecture, platform.variant.as_deref().unwrap_or("")) {
-        ("amd64", "" | "v1") | ("arm64", "" | "v8") => Some(10),
+        ("amd64", "" | "v1") | ("arm64", "" | "v8") | ("arm", "v7" | "") => Some(10),
         ("amd64", variant) => amd64_supports(variant).then_some(1),
         ("arm64", _) => None,
-        ("arm", "v7" | "") => Some(10),
         ("arm", "v6") => Some(9),
         ("arm", "v5") => Some(8),
-        (_, "") => Some(10),
-        _ => Some(1),
+        (_, variant) => Some(if variant.is_empty() { 10 } else { 1 }),
     }
 }
 
@@ -217,6 +215,7 @@ pub(crate) fn config_descriptor(digest: Digest, size: u64) -> Descriptor {
 }
 
 #[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 mod tests {
     use super::*;
 

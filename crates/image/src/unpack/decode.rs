@@ -108,7 +108,7 @@ pub(super) fn decode(
     archive: File,
     compression: Compression,
     limit: u64,
-    feed: Feed,
+    feed: &Feed,
     progress: &(dyn Fn(u64) + Sync),
 ) -> io::Result<Decoded> {
     let counted = Counted {

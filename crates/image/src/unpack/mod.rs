@@ -185,14 +185,14 @@ pub(crate) fn unpack(job: &Job<'_>) -> Result<Unpacked, UnpackError> {
     std::thread::scope(|scope| {
         let decoder = std::thread::Builder::new()
             .name("layer-decode".to_owned())
-            .spawn_scoped(scope, || {
-                decode(archive, compression, job.limits.bytes, feed, job.progress)
+            .spawn_scoped(scope, move || {
+                decode(archive, compression, job.limits.bytes, &feed, job.progress)
             })
             .map_err(|error| io_error("start decoder", error))?;
         // On failure the reader is dropped here, which ends the decoder too.
         let written = Writer::new(job).and_then(|writer| writer.run(chunks));
-        let decoded = decoder.join().expect("the decoder does not panic");
-        match decoded {
+        let outcome = decoder.join().expect("the decoder does not panic");
+        match outcome {
             // What the writer saw was only the early end of the stream.
             Ok(Decoded::TooLarge) => Err(UnpackError::TooLarge {
                 layer: job.layer.to_owned(),
@@ -360,7 +360,7 @@ impl<'a> Writer<'a> {
             return Err(EntryProblem::Whiteout);
         }
         let parent = self.root.directory(parents)?;
-        self.root.whiteout(&parent, hidden)
+        LayerRoot::whiteout(&parent, hidden)
     }
 
     /// Where a hard link's target is. The target itself is not followed.

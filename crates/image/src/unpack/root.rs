@@ -187,7 +187,7 @@ impl LayerRoot {
     }
 
     /// Hides `name` of lower layers.
-    pub(crate) fn whiteout(&mut self, parent: &OwnedFd, name: &[u8]) -> Result<(), EntryProblem> {
+    pub(crate) fn whiteout(parent: &OwnedFd, name: &[u8]) -> Result<(), EntryProblem> {
         match fs::statat(parent, name, AtFlags::SYMLINK_NOFOLLOW) {
             // A whiteout speaks of lower layers only; what this layer itself has there stays
             // (OCI image-spec, layer.md), and a directory hides what lower ones have in theirs.
@@ -295,6 +295,7 @@ fn is_safe_xattr(name: &[u8]) -> bool {
 }
 
 #[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 mod tests {
     use super::*;
     use proptest::prelude::*;

@@ -174,10 +174,9 @@ impl<R: Read> TarReader<R> {
             .unwrap_or_else(|| header.link_name_bytes().unwrap_or_default().into_owned());
         let flag = header.as_bytes()[156];
         let kind = match flag {
-            b'0' | b'7' | b'S' => Kind::File,
             // Archives from before POSIX mark a directory by its slash alone.
             0 if path.ends_with(b"/") => Kind::Directory,
-            0 => Kind::File,
+            0 | b'0' | b'7' | b'S' => Kind::File,
             b'1' => Kind::HardLink,
             b'2' => Kind::Symlink,
             b'3' => Kind::Char,
@@ -352,7 +351,7 @@ impl<R: Read> TarReader<R> {
         if number("GNU.sparse.major")? == Some(1) {
             let real = number("GNU.sparse.realsize")?.ok_or(TarError::Sparse("no real size"))?;
             let map = self.read_sparse_map_10()?;
-            return Ok(Some((pairs(map)?, real)));
+            return Ok(Some((pairs(&map)?, real)));
         }
         let Some(real) = number("GNU.sparse.size")? else {
             return Ok(None);
@@ -364,7 +363,7 @@ impl<R: Read> TarReader<R> {
                 .collect::<Result<_, _>>()?,
             None => sparse_00,
         };
-        Ok(Some((pairs(map)?, real)))
+        Ok(Some((pairs(&map)?, real)))
     }
 
     /// Format 1.0 keeps the map as decimal lines in front of the data, filled up to whole blocks.
@@ -514,8 +513,8 @@ fn xattrs(pax: &PaxRecords) -> Vec<(Vec<u8>, Vec<u8>)> {
         .collect()
 }
 
-fn pairs(numbers: Vec<u64>) -> Result<Vec<Extent>, TarError> {
-    if numbers.len() % 2 != 0 {
+fn pairs(numbers: &[u64]) -> Result<Vec<Extent>, TarError> {
+    if !numbers.len().is_multiple_of(2) {
         return Err(TarError::Sparse("odd number of values"));
     }
     if numbers.len() / 2 > EXTENTS_MAX {
@@ -553,6 +552,7 @@ fn check_extents(map: &[Extent], size: u64, stored: u64) -> Result<(), TarError>
 }
 
 #[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 mod tests {
     use super::*;
     use proptest::prelude::*;

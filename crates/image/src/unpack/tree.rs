@@ -1,6 +1,10 @@
 //! Deletes directory trees that others made, however deep.
 
-use std::{ffi::CStr, os::fd::OwnedFd, path::Path};
+use std::{
+    ffi::CStr,
+    os::{fd::OwnedFd, unix::ffi::OsStrExt as _},
+    path::Path,
+};
 
 use rustix::{
     fs::{self, AtFlags, Dir, FileType, Mode, OFlags},
@@ -22,7 +26,6 @@ pub(crate) fn remove_tree(path: &Path) -> Result<(), Errno> {
         Err(Errno::NOENT) => return Ok(()),
         Err(errno) => return Err(errno),
     };
-    use std::os::unix::ffi::OsStrExt as _;
     remove_tree_at(&parent, name.as_bytes())
 }
 
@@ -111,6 +114,7 @@ fn entries(directory: &OwnedFd) -> Result<Vec<(std::ffi::CString, FileType)>, Er
 }
 
 #[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 mod tests {
     use super::*;
 

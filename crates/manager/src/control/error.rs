@@ -93,14 +93,14 @@ impl From<Rejection> for ControlError {
             Rejection::NameTaken { kind, name } => Self::NameConflict { kind, name },
             Rejection::OutOfSequence { kind, id, .. } => Self::OutOfSequence { kind, id },
             Rejection::InUse { kind, .. } => Self::InUse { kind, message },
-            Rejection::NoPreviousSpec { .. } => Self::Precondition { message },
-            Rejection::AddressTaken { .. } => Self::Precondition { message },
+            Rejection::NoPreviousSpec { .. }
+            | Rejection::AddressTaken { .. }
+            | Rejection::Predefined { .. } => Self::Precondition { message },
             Rejection::PortTaken { .. } => Self::invalid("EndpointSpec.Ports", message),
             Rejection::SubnetOverlap { .. } => Self::invalid("IPAM.Config.Subnet", message),
             Rejection::ModeChange { .. } => Self::NotSupported {
                 message: "service mode change is not allowed".to_owned(),
             },
-            Rejection::Predefined { .. } => Self::Precondition { message },
         }
     }
 }

@@ -365,13 +365,12 @@ pub(crate) fn new_network(
     id: NetworkId,
     mut spec: NetworkSpec,
 ) -> Result<Network, ControlError> {
-    let subnet = match spec.ipam.subnet {
-        Some(subnet) => subnet,
-        None => {
-            let cluster = state.cluster().ok_or(ControlError::NoCluster)?;
-            allocate::free_subnet(state, cluster)
-                .map_err(|message| ControlError::Precondition { message })?
-        }
+    let subnet = if let Some(subnet) = spec.ipam.subnet {
+        subnet
+    } else {
+        let cluster = state.cluster().ok_or(ControlError::NoCluster)?;
+        allocate::free_subnet(state, cluster)
+            .map_err(|message| ControlError::Precondition { message })?
     };
     let vni = allocate::free_vni(state).ok_or_else(|| ControlError::Precondition {
         message: "all network identifiers are in use: remove networks that nobody uses".to_owned(),

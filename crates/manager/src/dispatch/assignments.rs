@@ -24,7 +24,7 @@ pub(crate) fn assignments(state: &State, node: NodeId) -> Assignments {
         .collect();
     let mut secrets = BTreeMap::new();
     let mut configs = BTreeMap::new();
-    for task in &tasks {
+    for task in tasks.iter().filter(|task| !task.status.state.is_terminal()) {
         for attachment in &task.attachments {
             if let Some(network) = state.network(&attachment.network) {
                 networks.insert(network.id, network);
@@ -60,9 +60,10 @@ pub(crate) fn assignments(state: &State, node: NodeId) -> Assignments {
     }
 }
 
-/// The node has something to do or to undo for the task.
+/// The node has something to do or to undo for the task, or keeps its output: an ended task stays in
+/// the set until its record is reaped.
 fn is_assigned(task: &Task) -> bool {
-    (TaskState::Assigned..=TaskState::Running).contains(&task.status.state)
+    task.status.state >= TaskState::Assigned
 }
 
 /// A task that takes new connections.

@@ -26,6 +26,8 @@ use crate::hub::{Hub, Session};
 const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
 /// A manager that has just started needs a moment to know whether it leads.
 const LEADER_TIMEOUT: Duration = Duration::from_secs(2);
+/// Longer explanations are cut: they are for people, and every one of them is replicated.
+const MAX_TEXT_BYTES: usize = 4096;
 /// Commits come in groups; a set for each would tell the agent the same thing many times.
 const COALESCE: Duration = Duration::from_millis(2);
 
@@ -88,7 +90,7 @@ async fn welcome<S: AsyncRead + AsyncWrite>(
     let Some(AgentMessage::Hello { node, description }) = hello else {
         return Err(SessionEnd::NoHello);
     };
-    must_lead(store).await?;
+    must_lead(store, hub).await?;
     check_node(hub, &store.state(), node, description)?;
     let session = hub.open_session(node);
     // Spread out, so that a thousand agents do not speak in the same instant.
@@ -99,9 +101,9 @@ async fn welcome<S: AsyncRead + AsyncWrite>(
     Ok(session)
 }
 
-async fn must_lead(store: &Store) -> Result<(), SessionEnd> {
-    let mut leadership = store.leadership();
-    let leads = leadership.wait_for(|now| now.is_leader());
+async fn must_lead(store: &Store, hub: &Hub) -> Result<(), SessionEnd> {
+    let mut leading = hub.leading();
+    let leads = leading.wait_for(|leading| *leading);
     let outcome = timeout(LEADER_TIMEOUT, leads)
         .await
         .map(|result| result.is_ok());
@@ -179,7 +181,13 @@ async fn listen<S: AsyncRead>(
             AgentMessage::Hello { description, .. } | AgentMessage::Description(description) => {
                 hub.describe(session.node, description);
             }
-            AgentMessage::Status(statuses) => hub.report(session, statuses),
+            AgentMessage::Status(mut statuses) => {
+                for (_, status) in &mut statuses {
+                    clip(&mut status.message);
+                    clip(&mut status.err);
+                }
+                hub.report(session, statuses);
+            }
             AgentMessage::Applied(generation) => {
                 tracing::trace!(node.id = %session.node, %generation, "assignments applied");
             }
@@ -255,4 +263,10 @@ fn same_content(a: &Assignments, b: &Assignments) -> bool {
         configs,
     } = a;
     *tasks == b.tasks && *networks == b.networks && *secrets == b.secrets && *configs == b.configs
+}
+
+fn clip(text: &mut String) {
+    if text.len() > MAX_TEXT_BYTES {
+        text.truncate(text.floor_char_boundary(MAX_TEXT_BYTES));
+    }
 }

@@ -25,6 +25,9 @@ pub(super) fn is_dirty(view: &ServiceView<'_>, task: &Task) -> bool {
 }
 
 fn equal_but_placement(old: &TaskSpec, new: &TaskSpec, ignore_auth: bool) -> bool {
+    if old == new {
+        return true;
+    }
     let mut old = old.clone();
     old.placement.clone_from(&new.placement);
     if ignore_auth {

@@ -28,7 +28,7 @@ pub(super) fn choose<'a>(view: &ServiceView<'_>, places: &[Place<'a>]) -> Choice
         };
         if view.state.node(id).is_none() {
             choice.surplus.push((place.clone(), Desired::Remove));
-        } else if !eligible.iter().any(|node| node.id == *id) {
+        } else if eligible.binary_search_by_key(id, |node| node.id).is_err() {
             choice.surplus.push((place.clone(), Desired::Shutdown));
         } else if place.wanted().next().is_some() || place.finished(view).is_some() {
             filled.insert(*id);
@@ -44,7 +44,7 @@ pub(super) fn choose<'a>(view: &ServiceView<'_>, places: &[Place<'a>]) -> Choice
     choice
 }
 
-/// Nodes that may have tasks of the service, whether they take new ones now or not.
+/// Nodes that may have tasks of the service, whether they take new ones now or not, by id.
 pub(super) fn eligible<'a>(view: &ServiceView<'a>) -> Vec<&'a Node> {
     let constraints = &view.service.spec.task.placement.constraints;
     let Ok(constraints) = Constraint::parse_all(constraints) else {

@@ -136,9 +136,8 @@ pub(crate) fn decide(view: &ServiceView<'_>) -> ServicePlan {
         }
     }
     // What was asked to stop and has no node, or is only waiting for its record to go.
-    let staying = places
-        .iter()
-        .filter(|place| !choice.surplus.iter().any(|(gone, _)| gone.at == place.at));
+    let going: BTreeSet<&TaskPlace> = choice.surplus.iter().map(|(place, _)| &place.at).collect();
+    let staying = places.iter().filter(|place| !going.contains(&place.at));
     for task in staying.flat_map(|place| &place.tasks) {
         if !task.desired.wants_run() {
             plan.retire(task, task.desired);
@@ -162,10 +161,13 @@ pub(crate) fn decide(view: &ServiceView<'_>) -> ServicePlan {
         plan.wake(at);
     }
     plan.actions.extend(steps.actions);
+    // `places` is in the order of the places, as `all` made it.
+    let known = |at: &TaskPlace| {
+        let found = places.binary_search_by(|place| place.at.cmp(at));
+        found.ok().map(|index| &places[index])
+    };
     for place in choice.missing {
-        let stopping = places
-            .iter()
-            .any(|p| p.at == place && p.stopping(view).next().is_some());
+        let stopping = known(&place).is_some_and(|p| p.stopping(view).next().is_some());
         // A predecessor that is still stopping goes first.
         let desired = if stopping {
             Desired::Ready

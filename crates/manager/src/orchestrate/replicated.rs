@@ -35,7 +35,11 @@ pub(super) fn choose<'a>(
         .take(wanted - filled.len())
         .collect();
     // The history of a slot that is filled again stays; that of any other empty slot goes.
-    let forgotten = empty.into_iter().filter(|p| !missing.contains(&p.at));
+    let refilled: BTreeSet<&TaskPlace> = missing.iter().collect();
+    let forgotten: Vec<Place<'_>> = empty
+        .into_iter()
+        .filter(|place| !refilled.contains(&place.at))
+        .collect();
     Choice {
         surplus: removed
             .into_iter()

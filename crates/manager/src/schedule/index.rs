@@ -88,21 +88,16 @@ impl NodeIndex {
     }
 
     pub(crate) fn set_node(&mut self, node: &Arc<Node>) {
-        match self.nodes.get_mut(&node.id) {
-            Some(info) => info.node = node.clone(),
-            None => {
-                let info = NodeInfo {
-                    node: node.clone(),
-                    nano_cpus_used: 0,
-                    memory_used: 0,
-                    generic_used: Vec::new(),
-                    ports: BTreeMap::new(),
-                    total: 0,
-                };
-                self.nodes.insert(node.id, info);
-            }
-        }
-        let key = (self.nodes[&node.id].total, node.id);
+        let info = self.nodes.entry(node.id).or_insert_with(|| NodeInfo {
+            node: node.clone(),
+            nano_cpus_used: 0,
+            memory_used: 0,
+            generic_used: Vec::new(),
+            ports: BTreeMap::new(),
+            total: 0,
+        });
+        info.node = node.clone();
+        let key = (info.total, node.id);
         if takes_new_tasks(node) {
             self.ready.insert(key);
         } else {

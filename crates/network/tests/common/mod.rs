@@ -44,7 +44,6 @@ pub(crate) struct World {
     pub(crate) config: NetworkConfig,
     /// The machine outside that the host's default route leads to.
     pub(crate) client: Container,
-    _dir: TempDir,
 }
 
 /// Runs `test` in a world of its own.
@@ -66,9 +65,10 @@ pub(crate) fn in_world<F: Future<Output = ()>>(test: impl FnOnce(World) -> F + S
                     .build()
                     .unwrap();
                 runtime.block_on(async {
-                    let world = World::new();
-                    let config = world.config.clone();
-                    let _removal = Removal(config);
+                    // Goes last: while namespaces are pinned in it, it cannot be removed.
+                    let dir = TempDir::new().unwrap();
+                    let world = World::new(&dir);
+                    let _removal = Removal(world.config.clone());
                     test(world).await;
                 });
                 runtime.shutdown_timeout(Duration::from_secs(1));
@@ -93,8 +93,7 @@ impl Drop for Removal {
 }
 
 impl World {
-    fn new() -> Self {
-        let dir = TempDir::new().unwrap();
+    fn new(dir: &TempDir) -> Self {
         let client = Container::new();
         sh("ip link set lo up");
         let ns = format!(
@@ -120,11 +119,7 @@ impl World {
             uplink_pool: "169.254.128.0/18".parse().unwrap(),
             dns_upstreams: Vec::new(),
         };
-        Self {
-            config,
-            client,
-            _dir: dir,
-        }
+        Self { config, client }
     }
 
     pub(crate) async fn open(&self) -> Datapath {

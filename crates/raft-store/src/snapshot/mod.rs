@@ -112,7 +112,7 @@ impl Snapshots {
         if let Some(purged) = purged
             && last.is_none_or(|last| last.index < purged.index)
         {
-            return Err(first_error.unwrap_or(SnapshotError::Missing {
+            return Err(first_error.unwrap_or_else(|| SnapshotError::Missing {
                 dir: dir.to_owned(),
                 index: purged.index,
             }));
@@ -168,7 +168,7 @@ impl Snapshots {
         let file = SnapshotFile::new(file, None)?;
         self.adopt(&temporary, head, &file)?;
         // When a newer one was installed meanwhile, that one counts.
-        Ok(self.current().unwrap_or((head.clone(), file)))
+        Ok(self.current().unwrap_or_else(|| (head.clone(), file)))
     }
 
     /// Somewhere to put the bytes of a snapshot that another member sends.
@@ -181,12 +181,11 @@ impl Snapshots {
     /// Makes a snapshot from elsewhere the newest one here, and gives its state. Blocks on the disk.
     pub(crate) fn install(&self, data: &SnapshotFile) -> io::Result<(SnapshotHead, State)> {
         let copy;
-        let received = match &data.received {
-            Some(received) => received,
-            None => {
-                copy = self.copy(data)?;
-                &copy
-            }
+        let received = if let Some(received) = &data.received {
+            received
+        } else {
+            copy = self.copy(data)?;
+            &copy
         };
         let file = SnapshotFile::new(open_read(&received.temporary.0)?, None)?;
         self.adopt(&received.temporary, &received.head, &file)?;

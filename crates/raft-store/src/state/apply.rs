@@ -184,6 +184,9 @@ impl Commit<'_> {
             Change::RemoveNetwork { id } => self.remove_network(*id)?,
 
             Change::CreateSecret(secret) => {
+                if self.state.secret(&secret.id).is_some() {
+                    return Err(exists(Kind::Secret, secret.id));
+                }
                 if self.state.secret_named(&secret.name).is_some() {
                     return Err(name_taken(Kind::Secret, &secret.name));
                 }
@@ -217,6 +220,9 @@ impl Commit<'_> {
                 self.set(ObjectChange::secret(Some(secret), None));
             }
             Change::CreateConfig(config) => {
+                if self.state.config(&config.id).is_some() {
+                    return Err(exists(Kind::Config, config.id));
+                }
                 if self.state.config_named(&config.name).is_some() {
                     return Err(name_taken(Kind::Config, &config.name));
                 }
@@ -286,10 +292,7 @@ impl Commit<'_> {
         if std::mem::discriminant(&service.spec.mode) != std::mem::discriminant(&spec.mode) {
             return Err(Rejection::ModeChange { id });
         }
-        let namesake = self.state.service_named(&spec.name);
-        if namesake.is_some_and(|other| other.id != id) {
-            return Err(name_taken(Kind::Service, &spec.name));
-        }
+        self.name_is_free(id, &spec.name)?;
         self.networks_exist(spec)?;
         let new_version = self.version;
         self.update_service(&service, |service| {
@@ -316,6 +319,8 @@ impl Commit<'_> {
             .previous
             .clone()
             .ok_or(Rejection::NoPreviousSpec { id })?;
+        // Another service may have taken the name, when the update changed it.
+        self.name_is_free(id, &previous.spec.name)?;
         self.networks_exist(&previous.spec)?;
         self.update_service(&service, |service| {
             let old = std::mem::replace(&mut service.spec, *previous.spec);
@@ -500,6 +505,14 @@ impl Commit<'_> {
                 current: service.spec_version,
                 named: spec_version,
             })
+        }
+    }
+
+    /// Whether service `id` may be called `name`.
+    fn name_is_free(&self, id: ServiceId, name: &str) -> Result<(), Rejection> {
+        match self.state.service_named(name) {
+            Some(other) if other.id != id => Err(name_taken(Kind::Service, name)),
+            _ => Ok(()),
         }
     }
 

@@ -2,6 +2,8 @@
 
 mod apply;
 mod change;
+#[cfg(test)]
+mod tests;
 
 use std::{net::Ipv4Addr, sync::Arc};
 

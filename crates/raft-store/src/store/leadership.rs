@@ -96,9 +96,8 @@ pub(super) async fn follow(
                     }
                 };
                 show(&announced, say);
-                match tokio::time::timeout(pause, server.changed()).await {
-                    Ok(Err(_closed)) => return,
-                    Ok(Ok(())) | Err(_) => {}
+                if let Ok(Err(_closed)) = tokio::time::timeout(pause, server.changed()).await {
+                    return;
                 }
             }
         })

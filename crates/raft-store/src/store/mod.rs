@@ -36,7 +36,7 @@ use crate::{
 
 /// A commit keeps the objects before and after it alive; a service has hundreds of tasks.
 const CHANGES_PER_COMMIT: usize = 16;
-const SNAPSHOT_TIMEOUT: Duration = Duration::from_secs(300);
+const SNAPSHOT_TIMEOUT: Duration = Duration::from_mins(5);
 const SNAPSHOT_RETRY: Duration = Duration::from_millis(200);
 
 /// Why a store cannot be opened. The directory is as it was.

@@ -292,11 +292,11 @@ async fn chaos(members: u64, seed: u64, length: Duration) {
         ..tuning()
     };
     let mut group = Group::new(members, tuning).await;
-    let stores = Arc::new(Mutex::new(group.members.clone()));
+    let running = Arc::new(Mutex::new(group.members.clone()));
     let ledger = Arc::new(Ledger::default());
     let stop = Arc::new(AtomicBool::new(false));
     let writers: Vec<_> = (0..8)
-        .map(|_| tokio::spawn(write(stores.clone(), ledger.clone(), stop.clone())))
+        .map(|_| tokio::spawn(write(running.clone(), ledger.clone(), stop.clone())))
         .collect();
     let mut rng = StdRng::seed_from_u64(seed);
     let end = Instant::now() + length;
@@ -316,12 +316,12 @@ async fn chaos(members: u64, seed: u64, length: Duration) {
             }
             3 => {
                 let id = leader.unwrap_or(ids[0]);
-                stores.lock().expect("not poisoned").remove(&id);
+                running.lock().expect("not poisoned").remove(&id);
                 group.stop(id).await;
                 sleep(Duration::from_millis(rng.random_range(0..900))).await;
                 group.start(id).await;
                 let store = group.members[&id].clone();
-                stores.lock().expect("not poisoned").insert(id, store);
+                running.lock().expect("not poisoned").insert(id, store);
             }
             _ => {
                 if let Some(leader) = leader {
@@ -346,19 +346,21 @@ async fn chaos(members: u64, seed: u64, length: Duration) {
         .await
         .expect("all is well again");
     let state = group.settled().await;
-    let acknowledged = ledger.acknowledged.lock().expect("not poisoned");
-    let lost: Vec<u64> = acknowledged
+    let acknowledged = std::mem::take(&mut *ledger.acknowledged.lock().expect("not poisoned"));
+    let missing: Vec<u64> = acknowledged
         .iter()
         .copied()
         .filter(|number| state.config(&config_id(*number)).is_none())
         .collect();
-    assert!(lost.is_empty(), "seed {seed}: lost {lost:?}");
+    assert!(missing.is_empty(), "seed {seed}: lost {missing:?}");
     assert!(!acknowledged.is_empty());
-    println!(
-        "seed {seed}: {members} members, {faults} faults, {} acknowledged",
-        acknowledged.len()
+    tracing::info!(
+        seed,
+        members,
+        faults,
+        acknowledged = acknowledged.len(),
+        "healed"
     );
-    drop(acknowledged);
     group.end().await;
 }
 

@@ -5,4 +5,4 @@ mod full_disk;
 mod group;
 mod single;
 mod suite;
-mod world;
+pub(crate) mod world;

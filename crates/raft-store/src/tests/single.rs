@@ -13,29 +13,29 @@ async fn what_was_acknowledged_is_visible_at_once_and_after_a_restart() {
     let dir = tempfile::tempdir().expect("a directory");
     let store = lone(config(dir.path())).await;
     let mut commits = store.changes();
-    let applied = store.propose(create(1)).await.expect("it is accepted");
+    let first = store.propose(create(1)).await.expect("it is accepted");
     let state = store.state();
-    assert_eq!(state.version(), applied.version);
+    assert_eq!(state.version(), first.version);
     let object = state.config(&config_id(1)).expect("it is there");
-    assert_eq!(object.meta.version, applied.version);
+    assert_eq!(object.meta.version, first.version);
 
     let refused = store.propose(create(1)).await;
     assert!(matches!(
         refused,
-        Err(ProposeError::Rejected(Rejection::NameTaken { .. }))
+        Err(ProposeError::Rejected(Rejection::Exists { .. }))
     ));
-    let second = store.propose(label(1, applied.version, "a")).await;
+    let second = store.propose(label(1, first.version, "a")).await;
     let second = second.expect("the version is the newest");
-    let stale = store.propose(label(1, applied.version, "b")).await;
+    let refused = store.propose(label(1, first.version, "b")).await;
     assert!(matches!(
-        stale,
+        refused,
         Err(ProposeError::Rejected(Rejection::OutOfSequence { .. }))
     ));
-    for version in [applied.version, second.version] {
+    for version in [first.version, second.version] {
         let commit = commits.recv().await.expect("no commit is lost");
         assert_eq!((commit.version, commit.changes.len()), (version, 1));
     }
-    let since = store.changes_since(applied.version).expect("it is kept");
+    let since = store.changes_since(first.version).expect("it is kept");
     assert_eq!(since.len(), 1);
 
     let before = store.state();

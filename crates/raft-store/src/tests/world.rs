@@ -38,7 +38,7 @@ pub(crate) fn create_sized(number: u64, bytes: usize) -> Command {
         id: config_id(number),
         meta: Meta::default(),
         name: format!("config-{number}"),
-        labels: Default::default(),
+        labels: std::collections::BTreeMap::default(),
         data: vec![b'x'; bytes],
     };
     Command {

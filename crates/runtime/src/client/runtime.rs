@@ -321,14 +321,18 @@ impl Runtime {
     /// Has the supervisor go on as `exe`, in the same process: it stays the parent of its containers, and no output is lost.
     /// Returns when the new one serves.
     pub async fn upgrade(&self, exe: &Path) -> Result<(), OperationError> {
-        self.done("", &Request::Upgrade { exe: exe.to_path_buf() }).await?;
-        // The old one's connections end with it.
-        let old = self.inner.connection.lock().await.clone();
-        if let Some(old) = old {
-            old.closed().await;
+        let old = self.inner.connect().await?;
+        let request = Request::Upgrade {
+            exe: exe.to_path_buf(),
+        };
+        match old.call(&request).await {
+            // The old one's connections end with it.
+            Ok((Reply::Done, _)) => old.closed().await,
+            Ok((other, _)) => return Err(unexpected("", other)),
+            Err(Disconnected) => {}
         }
-        self.inner.connect().await?;
-        Ok(())
+        // Until the new one listens, connections are refused.
+        self.list().await.map(drop)
     }
 
     /// Ends the supervisor, when no container is left.

@@ -35,14 +35,16 @@ pub(super) fn limits(resources: &LinuxResources) -> Result<Limits, InvalidSpec> 
         limits.swappiness = memory.swappiness();
         limits.disable_oom_killer = memory.disable_oom_killer() == Some(true);
         if let (Some(memory), Some(swap)) = (limits.memory, limits.swap)
-            && swap != -1 && swap < memory {
-                return Err(InvalidSpec::invalid(
-                    "linux.resources.memory.swap",
-                    format!(
-                        "{swap} is memory and swap together and must be at least the memory limit {memory}"
-                    ),
-                ));
-            }
+            && swap != -1
+            && swap < memory
+        {
+            return Err(InvalidSpec::invalid(
+                "linux.resources.memory.swap",
+                format!(
+                    "{swap} is memory and swap together and must be at least the memory limit {memory}"
+                ),
+            ));
+        }
         if limits.swappiness.is_some_and(|value| value > 100) {
             return Err(InvalidSpec::invalid(
                 "linux.resources.memory.swappiness",

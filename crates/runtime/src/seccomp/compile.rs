@@ -129,7 +129,10 @@ fn guarded(conditions: &[Condition], action: Action) -> Vec<u64> {
 }
 
 /// The upper and the lower 32 bits.
-#[expect(clippy::cast_possible_truncation, reason = "the lower half is what is wanted")]
+#[expect(
+    clippy::cast_possible_truncation,
+    reason = "the lower half is what is wanted"
+)]
 fn halves(value: u64) -> (u32, u32) {
     ((value >> 32) as u32, value as u32)
 }

@@ -74,7 +74,7 @@ fn daemonize(args: impl IntoIterator<Item = OsString>) -> Result<(), StartError>
     if args.first().is_some_and(|word| word == RESUME) {
         args.remove(0);
         let (paths, cgroup_parent) = parse(args.clone())?;
-        let mut server = start(&paths, &cgroup_parent)?;
+        let mut server = start(&paths, &cgroup_parent, true)?;
         server.arguments = args;
         server.run();
         return Ok(());
@@ -86,7 +86,9 @@ fn daemonize(args: impl IntoIterator<Item = OsString>) -> Result<(), StartError>
         drop(writer);
         let mut answer = String::new();
         let read = fs::File::from(reader).read_to_string(&mut answer);
-        return if let (Ok(_), Some(_)) = (read, answer.strip_prefix("ok")) { Ok(()) } else {
+        return if let (Ok(_), Some(_)) = (read, answer.strip_prefix("ok")) {
+            Ok(())
+        } else {
             let _ = io::stderr().write_all(answer.as_bytes());
             Err(StartError::Daemonize(io::Error::other(
                 "the supervisor did not start",
@@ -95,7 +97,7 @@ fn daemonize(args: impl IntoIterator<Item = OsString>) -> Result<(), StartError>
     }
     drop(reader);
     let mut writer = fs::File::from(writer);
-    match start(&paths, &cgroup_parent) {
+    match start(&paths, &cgroup_parent, false) {
         Ok(mut server) => {
             // The waiting process may have been killed: the supervisor serves whoever comes.
             let _ = writer.write_all(b"ok");
@@ -134,7 +136,7 @@ fn parse(args: impl IntoIterator<Item = OsString>) -> Result<(Paths, String), St
 }
 
 /// Everything before the first connection, in the order: session, directories, lock, log, adoption, socket.
-fn start(paths: &Paths, cgroup_parent: &str) -> Result<server::Server, StartError> {
+fn start(paths: &Paths, cgroup_parent: &str, resumed: bool) -> Result<server::Server, StartError> {
     match rustix::process::setsid() {
         // A leader already: it was executed by its predecessor.
         Ok(_) | Err(rustix::io::Errno::PERM) => {}
@@ -152,7 +154,12 @@ fn start(paths: &Paths, cgroup_parent: &str) -> Result<server::Server, StartErro
     ] {
         make_private(directory)?;
     }
-    lock(&paths.lock())?;
+    // A predecessor's lock came along with its process, in a descriptor it left open for that.
+    let lock = if resumed {
+        None
+    } else {
+        Some(lock(&paths.lock())?)
+    };
     redirect_stdio(&paths.supervisor_log())?;
     // Best effort: the kernel shall take anything before this process, but a daemon in a container may not ask for that.
     let _ = fs::write("/proc/self/oom_score_adj", "-999");
@@ -175,6 +182,7 @@ fn start(paths: &Paths, cgroup_parent: &str) -> Result<server::Server, StartErro
     let listener = UnixListener::bind(&socket).map_err(at("listen on", socket.clone()))?;
     fs::set_permissions(&socket, fs::Permissions::from_mode(0o600))
         .map_err(at("protect", socket.clone()))?;
+    server.lock = lock;
     server.listen(listener).map_err(at("listen on", socket))?;
     Ok(server)
 }
@@ -191,8 +199,9 @@ fn make_private(path: &Path) -> Result<(), StartError> {
     })
 }
 
-/// Takes a record lock (fcntl(2)): unlike a flock it is not inherited by the containers' processes, so it ends with us.
-fn lock(path: &Path) -> Result<(), StartError> {
+/// Takes a record lock (fcntl(2)): unlike a flock it is not inherited by the containers' processes, so it ends with us. Closing any
+/// descriptor of the file gives it up: the one returned is to be kept.
+fn lock(path: &Path) -> Result<fs::File, StartError> {
     // libc has them as int, struct flock wants short.
     const F_WRLCK: libc::c_short = 1;
     const SEEK_SET: libc::c_short = 0;
@@ -215,11 +224,7 @@ fn lock(path: &Path) -> Result<(), StartError> {
         l_pid: 0,
     };
     match fcntl(&file, FcntlArg::F_SETLK(&lock)) {
-        Ok(_) => {
-            // Closing any descriptor of the file would give the lock up.
-            std::mem::forget(file);
-            Ok(())
-        }
+        Ok(_) => Ok(file),
         Err(nix::errno::Errno::EAGAIN | nix::errno::Errno::EACCES) => {
             Err(StartError::Locked(path.to_path_buf()))
         }

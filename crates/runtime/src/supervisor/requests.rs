@@ -251,9 +251,7 @@ impl Server {
         };
         pidfd_send_signal(pidfd.as_fd(), signal).map_err(|errno| match errno {
             // Ended, and we have not yet been told.
-            rustix::io::Errno::SRCH => {
-                Failure::State("the container is not running".to_owned())
-            }
+            rustix::io::Errno::SRCH => Failure::State("the container is not running".to_owned()),
             errno => Failure::Step(format!("send the signal: {errno}")),
         })
     }

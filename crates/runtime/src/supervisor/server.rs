@@ -88,6 +88,8 @@ pub(super) struct Server {
     pub(super) stopping: bool,
     /// The executable to go on as.
     pub(super) upgrade: Option<PathBuf>,
+    /// Kept open while we are the supervisor; `None` when it was inherited over an upgrade.
+    pub(super) lock: Option<fs::File>,
     /// Our own arguments, for that.
     pub(super) arguments: Vec<OsString>,
 }
@@ -108,6 +110,7 @@ impl Server {
             unfinished,
             stopping: false,
             upgrade: None,
+            lock: None,
             arguments: Vec::new(),
         })
     }
@@ -193,7 +196,10 @@ impl Server {
     /// Executes the new executable, once nothing is half done: records and partial lines are on disk, the children stay
     /// ours, and every descriptor closes by itself. Returns only when that failed; then we go on as we are.
     fn upgrade_if_asked(&mut self) {
-        let making = self.containers.values().any(|container| container.stage == Stage::Making);
+        let making = self
+            .containers
+            .values()
+            .any(|container| container.stage == Stage::Making);
         let unsent = self.connections.values().any(|c| !c.outgoing.is_empty());
         if making || unsent {
             return;
@@ -202,7 +208,11 @@ impl Server {
             return;
         };
         let c_string = |text: &OsString| CString::new(text.as_encoded_bytes()).ok();
-        let words = [exe.clone().into_os_string(), "supervisor".into(), super::RESUME.into()];
+        let words = [
+            exe.clone().into_os_string(),
+            "supervisor".into(),
+            super::RESUME.into(),
+        ];
         let args: Option<Vec<CString>> =
             words.iter().chain(&self.arguments).map(c_string).collect();
         let env: Vec<CString> = std::env::vars_os()
@@ -215,6 +225,10 @@ impl Server {
             .collect();
         if let Some(args) = args {
             note(&format!("going on as {}", exe.display()));
+            // The lock belongs to the process, not to the program: nobody else shall get it in between.
+            if let Some(lock) = &self.lock {
+                let _ = rustix::io::fcntl_setfd(lock, rustix::io::FdFlags::empty());
+            }
             let error = crate::sys::process::execve(&args[0], &args, &env);
             note(&format!("execute {}: {error}", exe.display()));
         }
@@ -479,7 +493,9 @@ impl Server {
         } else {
             pidfd_exit_status(pidfd.as_fd()).map(code_of_wait_status)
         };
-        if let Some(code) = status { self.ended(key, code, None) } else {
+        if let Some(code) = status {
+            self.ended(key, code, None);
+        } else {
             // Not readable again until it is asked: the timer does that.
             let _ = epoll::delete(&self.epoll, pidfd);
             container.lost_since.get_or_insert_with(Instant::now);
@@ -674,6 +690,6 @@ mod tests {
     fn wait_statuses_become_codes() {
         assert_eq!(code_of_wait_status(0x2a00), 42);
         assert_eq!(code_of_wait_status(9), 137);
-        assert_eq!(code_of_wait_status(0x80 | 11), 139);
+        assert_eq!(code_of_wait_status(0x8b), 139);
     }
 }

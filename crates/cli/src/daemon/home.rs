@@ -1,0 +1,221 @@
+//! The directories of one daemon, who holds them, and what is remembered in them.
+
+use std::{
+    fs::{self, File},
+    io::{self, Read, Seek, Write},
+    os::unix::fs::DirBuilderExt,
+    path::{Path, PathBuf},
+};
+
+use nix::fcntl::{Flock, FlockArg};
+use serde::{Deserialize, Serialize};
+use shoal_types::{NodeId, RaftId};
+
+/// Letters of an instance's name. Six of 36 make two daemons on one host differ, and leave room in
+/// the 15 bytes of an interface's name.
+const INSTANCE_LEN: usize = 6;
+
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum HomeError {
+    #[error("{action} {path}")]
+    Io {
+        action: &'static str,
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+    #[error(
+        "the data directory {path} is in use by the daemon with pid {pid}; \
+         give this one another --data-root and --exec-root"
+    )]
+    InUse { path: PathBuf, pid: String },
+    #[error("{path} is damaged ({source}); restore it, or move it away to start without a swarm")]
+    Damaged {
+        path: PathBuf,
+        #[source]
+        source: serde_json::Error,
+    },
+}
+
+/// The directories of a daemon, held until it is dropped.
+#[derive(Debug)]
+pub(crate) struct Home {
+    pub(crate) data: PathBuf,
+    pub(crate) exec: PathBuf,
+    /// Names this daemon's objects in the kernel, and stays for the life of the data directory.
+    pub(crate) instance: String,
+    _lock: Flock<File>,
+}
+
+/// Which swarm the node belongs to.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Membership {
+    pub(crate) node: NodeId,
+    pub(crate) raft: Option<u64>,
+}
+
+impl Membership {
+    pub(crate) fn raft(&self) -> Option<RaftId> {
+        self.raft.map(RaftId)
+    }
+}
+
+impl Home {
+    /// Makes the directories, and takes them for this process.
+    pub(crate) fn open(data: &Path, exec: &Path) -> Result<Self, HomeError> {
+        for directory in [data, exec] {
+            private_directory(directory)?;
+        }
+        let lock = lock(&data.join("lock"))?;
+        let instance = instance(&data.join("instance"))?;
+        Ok(Self { data: data.to_owned(), exec: exec.to_owned(), instance, _lock: lock })
+    }
+
+    /// Like [`Home::open`], for a data directory that exists; `None` when there is none.
+    pub(crate) fn open_existing(data: &Path, exec: &Path) -> Result<Option<Self>, HomeError> {
+        if data.join("instance").exists() { Self::open(data, exec).map(Some) } else { Ok(None) }
+    }
+
+    pub(crate) fn cgroup_parent(&self) -> String {
+        format!("shoal-{}", self.instance)
+    }
+
+    /// A directory below the data root, made if need be.
+    pub(crate) fn directory(&self, name: &str) -> Result<PathBuf, HomeError> {
+        let path = self.data.join(name);
+        private_directory(&path)?;
+        Ok(path)
+    }
+
+    fn membership_path(&self) -> PathBuf {
+        self.data.join("swarm").join("membership.json")
+    }
+
+    pub(crate) fn membership(&self) -> Result<Option<Membership>, HomeError> {
+        let path = self.membership_path();
+        match fs::read(&path) {
+            Ok(bytes) => serde_json::from_slice(&bytes)
+                .map(Some)
+                .map_err(|source| HomeError::Damaged { path, source }),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(source) => Err(HomeError::Io { action: "read", path, source }),
+        }
+    }
+
+    /// Remembers the membership, on the disk when this returns.
+    pub(crate) fn remember(&self, membership: &Membership) -> Result<(), HomeError> {
+        let path = self.membership_path();
+        let directory = self.directory("swarm")?;
+        let io = |action| {
+            let path = path.clone();
+            move |source| HomeError::Io { action, path, source }
+        };
+        let bytes = serde_json::to_vec_pretty(membership)
+            .map_err(|source| HomeError::Damaged { path: path.clone(), source })?;
+        let temporary = path.with_extension("new");
+        let mut file = File::create(&temporary).map_err(io("write"))?;
+        file.write_all(&bytes).map_err(io("write"))?;
+        file.sync_all().map_err(io("flush"))?;
+        fs::rename(&temporary, &path).map_err(io("rename"))?;
+        File::open(&directory).and_then(|d| d.sync_all()).map_err(io("flush the directory of"))
+    }
+
+    /// Forgets the swarm: its state on this node goes.
+    pub(crate) fn forget_swarm(&self) -> Result<(), HomeError> {
+        remove_tree(&self.data.join("swarm"))
+    }
+}
+
+/// Removes a directory and all below it; one that is not there is fine.
+pub(crate) fn remove_tree(path: &Path) -> Result<(), HomeError> {
+    match fs::remove_dir_all(path) {
+        Err(source) if source.kind() != io::ErrorKind::NotFound => {
+            Err(HomeError::Io { action: "remove", path: path.to_owned(), source })
+        }
+        _ => Ok(()),
+    }
+}
+
+/// A directory that only root may enter below: it holds other users' files under their own uids.
+fn private_directory(path: &Path) -> Result<(), HomeError> {
+    fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o711)
+        .create(path)
+        .map_err(|source| HomeError::Io { action: "make directory", path: path.to_owned(), source })
+}
+
+fn lock(path: &Path) -> Result<Flock<File>, HomeError> {
+    let io = |action| move |source| HomeError::Io { action, path: path.to_owned(), source };
+    let file = File::options()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .open(path)
+        .map_err(io("open"))?;
+    match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+        Ok(mut file) => {
+            file.set_len(0).map_err(io("write"))?;
+            file.rewind().map_err(io("write"))?;
+            write!(file, "{}", std::process::id()).map_err(io("write"))?;
+            Ok(file)
+        }
+        Err((mut file, nix::errno::Errno::EWOULDBLOCK)) => {
+            let mut pid = String::new();
+            // Only for the message: whoever holds the lock wrote its pid here.
+            let _ = file.read_to_string(&mut pid);
+            let path = path.parent().unwrap_or(path).to_owned();
+            Err(HomeError::InUse { path, pid })
+        }
+        Err((_, errno)) => Err(io("lock")(errno.into())),
+    }
+}
+
+fn instance(path: &Path) -> Result<String, HomeError> {
+    let io = |action| move |source| HomeError::Io { action, path: path.to_owned(), source };
+    match fs::read_to_string(path) {
+        Ok(name) if name.trim().len() == INSTANCE_LEN => return Ok(name.trim().to_owned()),
+        Ok(_) => {}
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(source) => return Err(io("read")(source)),
+    }
+    let name: String = (0..INSTANCE_LEN)
+        .map(|_| char::from_digit(rand::random_range(0..36), 36).expect("a digit of base 36"))
+        .collect();
+    fs::write(path, &name).map_err(io("write"))?;
+    Ok(name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_second_daemon_is_refused_and_told_who_holds_the_directory() {
+        let dir = tempfile::tempdir().unwrap();
+        let (data, exec) = (dir.path().join("d"), dir.path().join("e"));
+        let home = Home::open(&data, &exec).unwrap();
+        let error = Home::open(&data, &exec).expect_err("in use");
+        assert!(error.to_string().contains(&std::process::id().to_string()), "{error}");
+        let instance = home.instance.clone();
+        drop(home);
+        assert_eq!(Home::open(&data, &exec).unwrap().instance, instance);
+    }
+
+    #[test]
+    fn membership_is_remembered_until_it_is_forgotten() {
+        let dir = tempfile::tempdir().unwrap();
+        let home = Home::open(&dir.path().join("d"), &dir.path().join("e")).unwrap();
+        assert_eq!(home.membership().unwrap(), None);
+        let membership = Membership { node: NodeId::from_random([1; 17]), raft: Some(7) };
+        home.remember(&membership).unwrap();
+        assert_eq!(home.membership().unwrap(), Some(membership));
+        fs::write(home.membership_path(), "{").unwrap();
+        assert!(matches!(home.membership(), Err(HomeError::Damaged { .. })));
+        home.forget_swarm().unwrap();
+        home.forget_swarm().unwrap();
+        assert_eq!(home.membership().unwrap(), None);
+    }
+}

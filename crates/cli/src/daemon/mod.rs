@@ -1,0 +1,239 @@
+//! The daemon: one node, wired together, until it is told to stop.
+//!
+//! ```text
+//! home ─► images, runtime, datapath ─► agent ─┬─► node ─► engine ─► sockets
+//!                                     manager ┘
+//! ```
+//!
+//! Whatever way it ends, containers and networks go on; the next daemon with the same directories
+//! takes them over. [`purge`] is the only thing that takes them away.
+
+mod control;
+mod engine;
+mod home;
+mod listen;
+mod machine;
+mod node;
+mod purge;
+mod resolver;
+mod translate;
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    io::IsTerminal,
+    net::Ipv4Addr,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context, Result, bail};
+use shoal_engine_api as api;
+use shoal_manager::InitOptions;
+use shoal_node_agent::{
+    Agent, AgentConfig,
+    datapath::{Datapath, Ipv4Net, NetworkConfig},
+    describe,
+    image::{ImageConfig, ImageStore, RegistryConfig},
+    runtime::{Runtime, RuntimeConfig},
+};
+use shoal_types::{NodeId, object::NodeDescription};
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    task::JoinSet,
+};
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+use tracing_subscriber::EnvFilter;
+
+use self::{engine::Engine, home::Home, listen::Address, machine::Machine, node::Node};
+use crate::daemon_args::{DaemonArgs, PurgeArgs};
+
+/// Where the API listens unless told otherwise.
+const DEFAULT_HOST: &str = "unix:///run/shoal/shoal.sock";
+
+/// Replaces `--log-level` when it is set, in the syntax of tracing's `EnvFilter`.
+const LOG_VARIABLE: &str = "SHOAL_LOG";
+
+/// Runs a daemon on the calling thread until it is told to stop.
+pub(crate) fn start(args: DaemonArgs) -> Result<()> {
+    start_logging(&args)?;
+    // Every TLS client of the process uses this provider.
+    let provider = rustls::crypto::aws_lc_rs::default_provider();
+    if provider.install_default().is_err() {
+        bail!("another TLS provider is in place already");
+    }
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
+    runtime.context("start the async runtime")?.block_on(run(args))
+}
+
+/// Takes away everything the daemon of `args` made.
+pub(crate) fn start_purge(args: &PurgeArgs) -> Result<()> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
+    let runtime = runtime.context("start the async runtime")?;
+    runtime.block_on(purge::purge(&args.data_root, &args.exec_root))
+}
+
+fn start_logging(args: &DaemonArgs) -> Result<()> {
+    let level = match args.log_level.as_str() {
+        _ if args.debug => "debug",
+        "fatal" => "error",
+        level => level,
+    };
+    // The libraries' own debugging is of use to those who name them in the variable.
+    let ours = format!("{level},openraft=warn,hyper=warn,h2=warn,rustls=warn,reqwest=warn");
+    let directives = std::env::var(LOG_VARIABLE).unwrap_or(ours);
+    let filter = EnvFilter::try_new(&directives)
+        .with_context(|| format!("{LOG_VARIABLE}={directives:?} is not a log filter"))?;
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_ansi(std::io::stderr().is_terminal())
+        .with_writer(std::io::stderr);
+    match args.log_format.as_str() {
+        "json" => builder.json().init(),
+        _ => builder.init(),
+    }
+    Ok(())
+}
+
+/// Runs a daemon until SIGTERM or SIGINT.
+async fn run(mut args: DaemonArgs) -> Result<()> {
+    if args.host.is_empty() {
+        args.host.push(DEFAULT_HOST.to_owned());
+    }
+    // Parsed before anything is made.
+    let addresses = args.host.iter().map(|host| Address::parse(host));
+    let addresses: Vec<Address> = addresses.collect::<Result<_>>()?;
+    let home = Home::open(&args.data_root, &args.exec_root)?;
+    let stop = CancellationToken::new();
+    let mut listeners = Vec::new();
+    for address in &addresses {
+        listeners.push(address.bind(&args.group).await?);
+    }
+    let _pidfile = Pidfile::write(&args.pidfile)?;
+    let labels = labels(&args.label);
+
+    let description = describe(labels.clone());
+    let agent = start_agent(&home, &args, description.clone()).await?;
+    let machine = Machine::read(
+        &home.instance,
+        &args.data_root,
+        args.debug,
+        labels,
+        &description,
+    );
+    let node = Node::open(home, agent).await?;
+    if args.local && node.leading().is_none() {
+        init_local(&node, description).await?;
+    }
+
+    let router = api::router(api::Engine::new(Engine { node: node.clone(), machine }));
+    let mut serving = JoinSet::new();
+    for listener in listeners {
+        info!(address = %listener, "the API listens");
+        serving.spawn(listener.serve(router.clone(), stop.clone()));
+    }
+
+    let mut terminate = signal(SignalKind::terminate()).context("watch for SIGTERM")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("watch for SIGINT")?;
+    // Each arm only says that the daemon is to end.
+    tokio::select! {
+        _ = terminate.recv() => info!("stopping: SIGTERM"),
+        _ = interrupt.recv() => info!("stopping: SIGINT"),
+        Some(_) = serving.join_next() => warn!("stopping: a listener ended"),
+    }
+    stop.cancel();
+    while serving.join_next().await.is_some() {}
+    node.shutdown().await;
+    for address in &addresses {
+        address.unbind();
+    }
+    info!("stopped; containers and networks go on");
+    Ok(())
+}
+
+async fn start_agent(
+    home: &Home,
+    args: &DaemonArgs,
+    description: NodeDescription,
+) -> Result<Agent> {
+    let images = ImageStore::open(ImageConfig {
+        registry: RegistryConfig {
+            insecure: args.insecure_registry.clone(),
+            mirrors: args.registry_mirror.clone(),
+            ..RegistryConfig::default()
+        },
+        ..ImageConfig::new(home.directory("image")?)
+    })
+    .await
+    .context("open the image store")?;
+    let runtime = Runtime::open(runtime_config(home)?).await.context("reach the supervisor")?;
+    let resolver =
+        resolver::parse(&fs::read_to_string("/etc/resolv.conf").unwrap_or_default());
+    let datapath = Datapath::open(network_config(home, resolver.servers))
+        .await
+        .context("open the datapath")?;
+    Ok(Agent::start(AgentConfig {
+        dir: home.directory("agent")?,
+        images,
+        runtime,
+        datapath,
+        description,
+        search: resolver.search,
+    }))
+}
+
+/// `key=value` words; the last of a key counts.
+fn labels(words: &[String]) -> BTreeMap<String, String> {
+    let pairs = words.iter().map(|word| word.split_once('=').unwrap_or((word, "")));
+    pairs.map(|(key, value)| (key.to_owned(), value.to_owned())).collect()
+}
+
+async fn init_local(node: &Node, description: NodeDescription) -> Result<()> {
+    let options = InitOptions { addr: "127.0.0.1".to_owned(), ..InitOptions::new(description) };
+    node.init(NodeId::from_random(rand::random()), options).await?;
+    Ok(())
+}
+
+fn runtime_config(home: &Home) -> Result<RuntimeConfig> {
+    Ok(RuntimeConfig {
+        exec_root: home.exec.clone(),
+        state_root: home.directory("containers")?,
+        supervisor_exe: std::env::current_exe().context("find the own executable")?,
+        cgroup_parent: home.cgroup_parent(),
+    })
+}
+
+fn network_config(home: &Home, dns_upstreams: Vec<std::net::SocketAddr>) -> NetworkConfig {
+    NetworkConfig {
+        exec_root: home.exec.clone(),
+        instance: home.instance.clone(),
+        uplink_pool: uplink_pool(&home.instance),
+        dns_upstreams,
+    }
+}
+
+/// One of the 64 networks of 16 bits in 100.64.0.0/10 (RFC 6598), by the instance's name, so that two
+/// daemons on a host seldom meet; nobody outside of the host ever sees these addresses.
+fn uplink_pool(instance: &str) -> Ipv4Net {
+    let sum = instance.bytes().fold(7u8, |sum, byte| sum.wrapping_mul(31).wrapping_add(byte));
+    let addr = Ipv4Addr::new(100, 64 + sum % 64, 0, 0);
+    Ipv4Net::containing(addr, 16).expect("16 is a prefix length")
+}
+
+/// A file with the daemon's pid, there for as long as the daemon runs.
+struct Pidfile(PathBuf);
+
+impl Pidfile {
+    fn write(path: &Path) -> Result<Self> {
+        fs::write(path, format!("{}\n", std::process::id()))
+            .with_context(|| format!("write the pidfile {}", path.display()))?;
+        Ok(Self(path.to_owned()))
+    }
+}
+
+impl Drop for Pidfile {
+    fn drop(&mut self) {
+        // Somebody may have taken it away; there is nothing more to do about it.
+        let _ = fs::remove_file(&self.0);
+    }
+}

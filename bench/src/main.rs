@@ -90,7 +90,7 @@ const FULL: Amounts = Amounts {
 };
 
 const QUICK: Amounts = Amounts {
-    dockerd: Duration::from_secs(45),
+    dockerd: Duration::from_secs(50),
     shoal: Duration::from_secs(25),
     start: Duration::from_secs(20),
     sizes: &[(1, 3), (10, 2)],

@@ -1,6 +1,6 @@
 //! Processes as /proc shows them to the outermost pid namespace.
 
-use std::{fs, path::PathBuf};
+use std::{collections::BTreeSet, fs, path::PathBuf};
 
 use anyhow::{Context, Result};
 
@@ -28,6 +28,17 @@ pub(crate) fn in_namespace_of(init: u32) -> Result<Vec<u32>> {
 pub(crate) fn first_child(pid: u32) -> Option<u32> {
     let children = fs::read_to_string(proc(pid, &format!("task/{pid}/children"))).ok()?;
     children.split_whitespace().next()?.parse().ok()
+}
+
+/// What `init`'s namespace calls all processes in it and below.
+pub(crate) fn inner_pids(init: u32) -> BTreeSet<u32> {
+    all()
+        .filter_map(|pid| {
+            let status = fs::read_to_string(proc(pid, "status")).ok()?;
+            let inner = namespace_pids(&status).nth(1)?;
+            descends_from(pid, init).then_some(inner)
+        })
+        .collect()
 }
 
 /// The outer pid of what `init`'s namespace calls `inner`.

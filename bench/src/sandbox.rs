@@ -4,6 +4,7 @@
 //! its first one, mounts and links go with their namespaces, and `run.sh` takes away directories and cgroups.
 
 use std::{
+    collections::BTreeSet,
     ffi::OsString,
     fs::{self, File},
     os::unix::process::CommandExt,
@@ -13,7 +14,7 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
@@ -169,6 +170,19 @@ impl Sandbox {
             .with_context(|| format!("no process {inner} in the sandbox"))?;
         let outer = Pid::from_raw(i32::try_from(outer).context("a pid")?);
         kill(outer, Signal::SIGKILL).with_context(|| format!("kill {outer}"))
+    }
+
+    /// Fails when one of these processes, as the daemon numbers them, does not exist or is named twice.
+    pub(crate) fn check_alive(&self, pids: &[u32]) -> Result<()> {
+        let alive = process::inner_pids(self.init);
+        let named: BTreeSet<u32> = pids.iter().copied().collect();
+        ensure!(
+            named.len() == pids.len(),
+            "a process is named twice in {pids:?}"
+        );
+        let missing: Vec<_> = named.difference(&alive).collect();
+        ensure!(missing.is_empty(), "there are no processes {missing:?}");
+        Ok(())
     }
 
     /// A path as this process can open it, of a file that the sandbox has in a mount of its own.

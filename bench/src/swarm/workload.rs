@@ -113,8 +113,11 @@ async fn up_and_down(
             let started = Instant::now();
             create(daemon, &service(&name, &daemon.image, replicas)).await?;
             let done = |tasks: &[Value]| tasks.len() >= replicas;
-            wait_running(&mut daemon.engine, &name, limit, done).await?;
+            let running = wait_running(&mut daemon.engine, &name, limit, done).await?;
             up.samples.push(millis(started.elapsed()));
+            // Whoever says "running" has something that runs.
+            let pids = running.iter().map(pid).collect::<Result<Vec<_>>>()?;
+            daemon.sandbox.check_alive(&pids)?;
             if replicas >= 10 {
                 take_memory(daemon, &mut memory).await?;
             }
@@ -156,11 +159,10 @@ async fn killed_tasks(
             // At rest, so that what the last replacement left to do is not measured.
             tokio::time::sleep(Duration::from_secs(1)).await;
             let victim = running.first().context("a task runs")?;
-            let pid = victim["Status"]["ContainerStatus"]["PID"].as_u64();
-            let pid = pid.with_context(|| format!("a running task has no pid: {victim}"))?;
+            let pid = pid(victim)?;
             let (id, slot) = (text(&victim["ID"]).to_owned(), victim["Slot"].clone());
             let started = Instant::now();
-            daemon.sandbox.kill(u32::try_from(pid).context("a pid")?)?;
+            daemon.sandbox.kill(pid)?;
             wait_running(&mut daemon.engine, name, limit, |tasks| {
                 tasks
                     .iter()
@@ -298,6 +300,13 @@ fn service(name: &str, image: &str, replicas: usize) -> Value {
         },
         "Mode": { "Replicated": { "Replicas": replicas } },
     })
+}
+
+/// The process of a running task, as the daemon numbers it.
+fn pid(task: &Value) -> Result<u32> {
+    let pid = task["Status"]["ContainerStatus"]["PID"].as_u64();
+    let pid = pid.and_then(|pid| u32::try_from(pid).ok());
+    pid.with_context(|| format!("a running task has no pid: {task}"))
 }
 
 async fn create(daemon: &mut Daemon, spec: &Value) -> Result<()> {

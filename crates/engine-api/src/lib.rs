@@ -8,6 +8,11 @@
 //! - What Shoal cannot do yet is refused by name (400 or 501), never dropped in silence.
 //! - A stream ends when its client goes away, and holds a bounded amount of memory however slow it is.
 
+#![expect(
+    clippy::zero_sized_map_values,
+    reason = "Docker's JSON has maps of empty objects where it means sets"
+)]
+
 pub mod client;
 mod convert;
 pub mod engine;

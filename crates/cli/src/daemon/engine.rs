@@ -18,7 +18,6 @@ use shoal_node_agent::{
 use shoal_types::{ContainerId, NodeId, TaskId, object::Network};
 
 use super::{
-    control::ManagerControl,
     machine::Machine,
     node::{InitError, LeaveError, Node},
     translate,
@@ -116,7 +115,7 @@ impl LocalEngine for Engine {
         SwarmState::Active(Box::new(ActiveSwarm {
             node,
             node_addr: addr,
-            control: Some(Arc::new(ManagerControl(leading.manager.control()))),
+            control: Some(Arc::new(leading.manager.control())),
             leader: Some(node),
             managers,
             trust_root: String::new(),

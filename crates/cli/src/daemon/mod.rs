@@ -8,7 +8,6 @@
 //! Whatever way it ends, containers and networks go on; the next daemon with the same directories
 //! takes them over. [`purge`] is the only thing that takes them away.
 
-mod control;
 mod engine;
 mod home;
 mod listen;

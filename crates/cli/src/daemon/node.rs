@@ -78,9 +78,6 @@ impl Node {
         Ok(Self { inner: Arc::new(Inner { home, agent, swarm, changing: Mutex::default() }) })
     }
 
-    pub(crate) fn home(&self) -> &Home {
-        &self.inner.home
-    }
 
     pub(crate) fn agent(&self) -> &Agent {
         &self.inner.agent

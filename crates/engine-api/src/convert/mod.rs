@@ -16,7 +16,7 @@ mod task;
 
 use std::time::Duration;
 
-use shoal_types::{Timestamp, object::Meta};
+use shoal_types::object::Meta;
 
 pub(crate) use self::{
     container::image_reference,
@@ -99,10 +99,6 @@ fn updated(meta: &Meta) -> Time {
     Time::from(meta.updated_at)
 }
 
-fn some_time(at: Timestamp) -> Option<Time> {
-    Some(Time::from(at))
-}
-
 /// Docker's rule for the names of services and networks.
 fn dns_name(name: &str, field: &str) -> Result<()> {
     if name.len() > 63 {
@@ -143,3 +139,6 @@ fn file_name(name: &str, field: &str) -> Result<()> {
         ))
     }
 }
+
+#[cfg(test)]
+mod tests;

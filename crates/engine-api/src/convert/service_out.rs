@@ -9,7 +9,7 @@ use shoal_types::{
     },
 };
 
-use super::{created, mount::mount_out, nanos, some_time, updated, version};
+use super::{created, mount::mount_out, nanos, updated, version};
 use crate::wire;
 
 /// `prefix` gives the prefix length of a network, since Docker writes virtual IPs with it.
@@ -166,8 +166,8 @@ pub(crate) fn port_config(port: &PortConfig) -> wire::PortConfig {
 fn update_status(status: &UpdateStatus) -> wire::UpdateStatus {
     wire::UpdateStatus {
         state: status.state.as_str().to_owned(),
-        started_at: some_time(status.started_at),
-        completed_at: status.completed_at.and_then(some_time),
+        started_at: Some(status.started_at.into()),
+        completed_at: status.completed_at.map(Into::into),
         message: status.message.clone(),
     }
 }

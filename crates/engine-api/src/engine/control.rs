@@ -3,11 +3,13 @@
 use std::sync::Arc;
 
 use futures_util::future::BoxFuture;
-use shoal_raft_store::{ObjectChange, State};
+use shoal_manager::{ObjectChange, State};
 use shoal_types::{
     ConfigId, NetworkId, NodeId, SecretId, ServiceId, Timestamp, Version,
     spec::{NetworkSpec, NodeSpec, ServiceSpec},
 };
+
+pub use shoal_manager::{ClusterSettings, NewFile};
 
 use super::BoxStream;
 
@@ -16,7 +18,7 @@ pub type ControlResult<T> = Result<T, ControlError>;
 /// Why the managers refused, or did not answer.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ControlError {
-    #[error("{message} ({field})")]
+    #[error("{message}{}", place(field))]
     Invalid { field: String, message: String },
     #[error("{kind} {reference} not found")]
     NotFound { kind: String, reference: String },
@@ -24,7 +26,7 @@ pub enum ControlError {
     Ambiguous { kind: String, reference: String },
     #[error("name conflicts with an existing object: {kind} {name} already exists")]
     NameConflict { kind: String, name: String },
-    /// Names the object and who uses it.
+    /// Not as things stand: the object is in use, or the cluster would have to be in another state.
     #[error("{0}")]
     InUse(String),
     #[error("update out of sequence")]
@@ -40,6 +42,15 @@ pub enum ControlError {
     Unavailable(String),
 }
 
+/// Where to look, when that is known.
+fn place(field: &str) -> String {
+    if field.is_empty() {
+        String::new()
+    } else {
+        format!(" ({field})")
+    }
+}
+
 /// One commit: when, and what it did.
 #[derive(Debug, Clone)]
 pub struct Change {
@@ -49,13 +60,6 @@ pub struct Change {
 
 /// Commits as they happen, from now on; ends when the manager stops.
 pub type Changes = BoxStream<'static, Change>;
-
-/// What `swarm update` can change.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ClusterSettings {
-    pub labels: std::collections::BTreeMap<String, String>,
-    pub task_history_limit: i64,
-}
 
 /// Reads and writes of what the managers agree on. A write is done when it is committed and visible
 /// in the next [`Control::state`].
@@ -111,19 +115,3 @@ pub trait Control: Send + Sync + 'static {
 }
 
 pub type Labels = std::collections::BTreeMap<String, String>;
-
-/// A secret or config to be made.
-#[derive(Clone, PartialEq, Eq)]
-pub struct NewFile {
-    pub name: String,
-    pub labels: Labels,
-    pub data: Vec<u8>,
-}
-
-impl std::fmt::Debug for NewFile {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("NewFile")
-            .field("name", &self.name)
-            .finish_non_exhaustive()
-    }
-}

@@ -6,6 +6,7 @@
 mod container;
 mod control;
 mod image;
+mod manager;
 mod progress;
 mod swarm;
 

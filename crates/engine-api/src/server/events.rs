@@ -3,7 +3,7 @@
 
 use axum::{extract::State, response::Response};
 use futures_util::{StreamExt, future, stream};
-use shoal_raft_store::ObjectChange;
+use shoal_manager::ObjectChange;
 use shoal_types::{
     Timestamp,
     object::{Node, Service},

@@ -2,7 +2,7 @@
 
 use std::{fmt::Display, sync::Arc};
 
-use shoal_raft_store::State;
+use shoal_manager::State;
 use shoal_types::object::{Config, Network, Node, Secret, Service, Task};
 
 use super::error::{ApiError, ApiResult};

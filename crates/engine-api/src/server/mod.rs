@@ -18,6 +18,7 @@ use std::sync::Arc;
 use axum::Router;
 
 use self::error::ApiError;
+pub(crate) use self::error::with_causes;
 pub use self::listen::{Listener, serve};
 use crate::engine::{ActiveSwarm, Control, LocalEngine, SwarmState};
 

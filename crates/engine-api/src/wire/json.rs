@@ -257,6 +257,24 @@ impl<'de> VariantAccess<'de> for Variant {
     }
 }
 
+/// A float as Go writes it: whole numbers without a fraction.
+#[expect(
+    clippy::trivially_copy_pass_by_ref,
+    reason = "the signature is serde's"
+)]
+pub(super) fn go_float<S: serde::Serializer>(
+    value: &f32,
+    serializer: S,
+) -> Result<S::Ok, S::Error> {
+    if *value == 0.0 {
+        serializer.serialize_u8(0)
+    } else if (*value - 1.0).abs() < f32::EPSILON {
+        serializer.serialize_u8(1)
+    } else {
+        serializer.serialize_f32(*value)
+    }
+}
+
 /// Binary data as Go's `[]byte`: base64 with padding, `null` or absent when empty.
 pub(super) mod base64_bytes {
     use base64::{Engine, engine::general_purpose::STANDARD};

@@ -59,6 +59,7 @@ object! {
         failure_action: String = "FailureAction" omitempty;
         /// Nanoseconds.
         monitor: i64 = "Monitor" omitempty;
+        #[serde(serialize_with = "super::json::go_float")]
         max_failure_ratio: f32 = "MaxFailureRatio";
         /// `stop-first` or `start-first`.
         order: String = "Order";

@@ -1,7 +1,11 @@
 //! A node and a cluster that live in memory: the real replicated state with its own preconditions, and
 //! a node on which every task runs as soon as it is wanted.
 
-#![allow(dead_code, unreachable_pub, reason = "each test binary uses a part of it")]
+#![allow(
+    dead_code,
+    unreachable_pub,
+    reason = "each test binary uses a part of it"
+)]
 
 mod cluster;
 mod node;

@@ -7,7 +7,7 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use http::StatusCode;
-use shoal_raft_store::State as Cluster;
+use shoal_manager::State as Cluster;
 use shoal_types::{TaskState, object::Network};
 
 use crate::{

@@ -5,7 +5,7 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use http::{HeaderMap, StatusCode};
-use shoal_raft_store::State as Cluster;
+use shoal_manager::State as Cluster;
 use shoal_types::{
     NetworkId, TaskState,
     object::{NodeState, Service},

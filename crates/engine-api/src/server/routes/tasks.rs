@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use axum::extract::{Path, State};
-use shoal_raft_store::State as Cluster;
+use shoal_manager::State as Cluster;
 use shoal_types::{Desired, object::Task};
 
 use crate::{

@@ -1,0 +1,85 @@
+#!/usr/bin/env bash
+# Measures Shoal beside crun, runc and dockerd, and prints a table. Needs root, Debian or Ubuntu, and rustup.
+#   bench/run.sh [--quick] [--only start|swarm] [--json FILE] [--shoal PATH]
+# --shoal PATH  measures that binary instead of the one built here; whatever is left is passed on to shoal-bench.
+# At most ten minutes, two with --quick, besides the build. Installs nothing: the peers are unpacked into a temporary
+# directory, and everything made is taken away again.
+set -euo pipefail
+here=$(cd "$(dirname "$0")" && pwd)
+
+die() { echo "bench/run.sh: $*" >&2; exit 1; }
+[ "$(id -u)" = 0 ] || die "the bench makes containers, so it needs root: sudo -E bench/run.sh"
+for program in cargo cc apt-get dpkg unshare nsenter setpriv ip; do
+    command -v "$program" >/dev/null || die "$program is missing: apt-get install build-essential util-linux iproute2, and https://rustup.rs"
+done
+
+shoal=
+arguments=()
+while [ $# -gt 0 ]; do
+    case $1 in
+    --shoal) shoal=$(realpath "${2:?--shoal takes a path}"); shift 2 ;;
+    --shoal=*) shoal=$(realpath "${1#*=}"); shift ;;
+    *) arguments+=("$1"); shift ;;
+    esac
+done
+
+# Short: the path of a unix socket has 107 bytes.
+work=$(mktemp -d /tmp/shoal-bench-XXXXXX)
+bench=
+clean() {
+    trap - EXIT INT TERM
+    if [ -n "$bench" ]; then
+        # All it started ends with it.
+        kill "$bench" 2>/dev/null || true
+        wait "$bench" 2>/dev/null || true
+    fi
+    for try in 1 2 3 4 5 6 7 8 9 10; do
+        find /sys/fs/cgroup -depth -type d -path "*/${work##*/}*" -exec rmdir {} + 2>/dev/null || true
+        rm -rf --one-file-system "$work" 2>/dev/null && return
+        sleep 0.2
+    done
+    echo "bench/run.sh: $work could not be removed" >&2
+}
+trap clean EXIT
+trap 'exit 130' INT
+trap 'exit 143' TERM
+
+# What of these and their dependencies is not installed is unpacked, so that no service is set up or started.
+echo "bench/run.sh: getting the peers" >&2
+peers=(docker.io crun runc iptables busybox-static)
+missing() {
+    apt-get --simulate --yes --no-install-recommends install "${peers[@]}" | awk '$1 == "Inst" { print $2 }'
+}
+mkdir "$work/tools" "$work/debs"
+packages=$(missing) || { apt-get update -qq && packages=$(missing); } || die "apt-get knows no ${peers[*]}"
+if [ -n "$packages" ]; then
+    (
+        cd "$work/debs"
+        # shellcheck disable=SC2086 # a word each
+        { apt-get download -qq $packages || { apt-get update -qq && apt-get download -qq $packages; }; } 2>&1 \
+            | grep -v 'Download is performed unsandboxed' >&2 || true
+        for package in ./*.deb; do dpkg -x "$package" "$work/tools"; done
+    )
+fi
+rm -r "$work/debs"
+# What the package's installation would have linked.
+if [ -x "$work/tools/usr/sbin/xtables-nft-multi" ]; then
+    mkdir -p "$work/tools/bin"
+    for name in iptables iptables-save iptables-restore ip6tables ip6tables-save ip6tables-restore; do
+        ln -sf ../usr/sbin/xtables-nft-multi "$work/tools/bin/$name"
+    done
+fi
+
+echo "bench/run.sh: building" >&2
+cd "$here/.."
+build=(--package shoal-bench)
+[ -n "$shoal" ] || build+=(--package shoal)
+cargo build --quiet --locked --release "${build[@]}"
+target=$(cargo metadata --no-deps --format-version 1 --locked | sed 's/.*"target_directory":"\([^"]*\)".*/\1/')
+[ -n "$shoal" ] || shoal=$target/release/shoal
+cc -O2 -static -o "$work/stamp" "$here/stamp.c"
+
+"$target/release/shoal-bench" --tools "$work/tools" --work "$work" --stamp "$work/stamp" --shoal "$shoal" \
+    "${arguments[@]}" &
+bench=$!
+wait "$bench"

@@ -287,6 +287,35 @@ impl Host {
         Inventory::take(self)
     }
 
+    /// The cgroups above those of the host's containers, one in each hierarchy that has one.
+    pub fn parent_cgroups(&self) -> Vec<PathBuf> {
+        let instance = fs::read_to_string(self.path("data/instance")).unwrap_or_default();
+        if instance.trim().is_empty() {
+            return Vec::new();
+        }
+        let root = Path::new("/sys/fs/cgroup");
+        let inside = fs::read_dir(root)
+            .into_iter()
+            .flatten()
+            .flatten()
+            .map(|entry| entry.path());
+        std::iter::once(root.to_path_buf())
+            .chain(inside)
+            .map(|hierarchy| hierarchy.join(format!("shoal-{}", instance.trim())))
+            .filter(|path| path.is_dir())
+            .collect()
+    }
+
+    /// Waits until the host is as it was `before`.
+    #[track_caller]
+    pub fn wait_clean(&self, before: &Inventory) {
+        wait_for(
+            "nothing to be left",
+            || self.inventory().changes_since(before),
+            Vec::is_empty,
+        );
+    }
+
     pub fn netns(&self) -> &str {
         &self.netns
     }

@@ -16,6 +16,35 @@ pub struct Inventory {
 }
 
 impl Inventory {
+    /// What is here and was not there `before`, and what has gone since; empty when nothing leaked.
+    /// Processes count by name: a daemon and its supervisor may have been replaced.
+    pub fn changes_since(&self, before: &Self) -> Vec<String> {
+        let kinds = [
+            ("mount", &before.mounts, &self.mounts),
+            ("cgroup", &before.cgroups, &self.cgroups),
+            ("link", &before.links, &self.links),
+            ("rule", &before.rules, &self.rules),
+            ("file", &before.files, &self.files),
+        ];
+        let mut changes = Vec::new();
+        for (kind, before, now) in kinds {
+            changes.extend(
+                now.difference(before)
+                    .map(|thing| format!("new {kind}: {thing}")),
+            );
+            changes.extend(
+                before
+                    .difference(now)
+                    .map(|thing| format!("lost {kind}: {thing}")),
+            );
+        }
+        let (was, is) = (names(&before.processes), names(&self.processes));
+        if was != is {
+            changes.push(format!("processes were {was:?} and are {is:?}"));
+        }
+        changes
+    }
+
     pub(crate) fn take(host: &Host) -> Self {
         let dir = host.dir().to_string_lossy().into_owned();
         let cgroups = cgroups(host);
@@ -37,6 +66,15 @@ impl Inventory {
             cgroups,
         }
     }
+}
+
+fn names(processes: &BTreeSet<String>) -> Vec<&str> {
+    let mut names: Vec<&str> = processes
+        .iter()
+        .map(|process| process.split_once(' ').map_or("", |(_, name)| name))
+        .collect();
+    names.sort_unstable();
+    names
 }
 
 /// Processes that name the host's directory, or live in its cgroups.
@@ -63,24 +101,13 @@ fn name_of(pid: u32) -> String {
     comm.trim().to_owned()
 }
 
-/// Directories of the host's containers in every cgroup hierarchy.
+/// Cgroups of the host's containers in every hierarchy.
 fn cgroups(host: &Host) -> BTreeSet<String> {
-    let instance = fs::read_to_string(host.path("data/instance")).unwrap_or_default();
-    let parent = format!("shoal-{}", instance.trim());
     let mut found = BTreeSet::new();
-    if instance.trim().is_empty() {
-        return found;
-    }
-    let mut hierarchies = vec![Path::new("/sys/fs/cgroup").to_path_buf()];
-    hierarchies.extend(
-        fs::read_dir("/sys/fs/cgroup")
-            .into_iter()
-            .flatten()
-            .flatten()
-            .map(|e| e.path()),
-    );
-    for hierarchy in hierarchies {
-        collect_directories(&hierarchy.join(&parent), &mut found);
+    for parent in host.parent_cgroups() {
+        collect_directories(&parent, &mut found);
+        // The daemon's own, which it keeps.
+        found.remove(parent.to_string_lossy().as_ref());
     }
     found
 }

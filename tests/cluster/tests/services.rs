@@ -123,21 +123,7 @@ fn scaling_updating_and_removing_leave_what_was_asked_for_and_then_nothing() {
     assert!(updated.contains(&last[0]));
 
     host.shoal(&["service", "rm", "hello"]);
-    wait_for(
-        "nothing to be left",
-        || host.inventory(),
-        |now| {
-            (&now.processes, &now.mounts, &now.links, &now.rules)
-                == (
-                    &before.processes,
-                    &before.mounts,
-                    &before.links,
-                    &before.rules,
-                )
-                && now.cgroups == before.cgroups
-                && now.files == before.files
-        },
-    );
+    host.wait_clean(&before);
 }
 
 #[test]
@@ -267,11 +253,7 @@ fn bad_requests_are_refused_by_name_and_change_nothing() {
         "hello\n"
     );
     host.shoal(&["service", "rm", "hello"]);
-    wait_for(
-        "nothing to be left",
-        || host.inventory(),
-        |now| *now == before,
-    );
+    host.wait_clean(&before);
 }
 
 #[test]

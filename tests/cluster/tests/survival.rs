@@ -166,18 +166,7 @@ fn a_daemon_killed_while_it_creates_fifty_replicas_ends_with_fifty_and_then_none
         "{pids:?}"
     );
     host.shoal(&["service", "rm", "many"]);
-    wait_for(
-        "nothing to be left",
-        || host.inventory(),
-        |now| {
-            now.cgroups == before.cgroups
-                && now.mounts == before.mounts
-                && now.links == before.links
-                && now.rules == before.rules
-                && now.files == before.files
-                && now.processes.len() == before.processes.len()
-        },
-    );
+    host.wait_clean(&before);
 }
 
 #[test]
@@ -200,17 +189,7 @@ fn a_supervisor_killed_while_fifty_replicas_are_made_ends_with_fifty() {
     sigkill(host.supervisor_pid());
     host.wait_running("many", 50);
     host.shoal(&["service", "rm", "many"]);
-    wait_for(
-        "nothing to be left",
-        || host.inventory(),
-        |now| {
-            now.cgroups == before.cgroups
-                && now.mounts == before.mounts
-                && now.links == before.links
-                && now.files == before.files
-                && now.processes.len() == before.processes.len()
-        },
-    );
+    host.wait_clean(&before);
 }
 
 #[test]
@@ -232,25 +211,11 @@ fn leaving_the_swarm_and_purging_leave_no_trace() {
     assert_eq!(host.shoal(&["service", "ls", "-q"]), "");
     create_hello(&host, "1");
     host.wait_running("hello", 1);
+    let cgroups = host.parent_cgroups();
+    assert!(!cgroups.is_empty());
     host.purge().unwrap();
-    let after = host.inventory();
-    assert_eq!(
-        (
-            &after.processes,
-            &after.mounts,
-            &after.links,
-            &after.rules,
-            &after.cgroups,
-            &after.files
-        ),
-        (
-            &before.processes,
-            &before.mounts,
-            &before.links,
-            &before.rules,
-            &before.cgroups,
-            &before.files
-        )
-    );
+    assert!(cgroups.iter().all(|path| !path.exists()), "{cgroups:?}");
+    let changes = host.inventory().changes_since(&before);
+    assert!(changes.is_empty(), "{changes:#?}");
     assert!(!host.dir().join("data").exists() && !host.dir().join("run").exists());
 }

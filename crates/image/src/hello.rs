@@ -1,19 +1,28 @@
 //! The built-in image `shoal/hello`: a web server that says who answered, so that everything can
 //! be tried on a machine without a registry. The program is in `hello/main.rs`.
+//!
+//! The store is the registry of this repository: none on the network is ever asked for it, so nobody
+//! else can put an image in its place. The digest it goes by is the image's id.
 
 use std::{fs::File, io::Write as _, sync::Arc};
 
 use serde_json::json;
 
 use crate::{
+    catalog::Descriptor,
     digest::Digest,
+    image::Image,
     import::{ImportError, document, import_archive},
     reference::Reference,
-    store::Inner,
+    registry::{DistributionInfo, Platform, RegistryError},
+    store::{ImageStore, Inner},
 };
 
 /// The name of the built-in image.
 pub const HELLO_REFERENCE: &str = "shoal/hello:latest";
+
+/// The same without its tag.
+const REPOSITORY: &str = "docker.io/shoal/hello";
 
 /// Built by `build.rs`: static, so that it runs in an otherwise empty root.
 const PROGRAM: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/hello"));
@@ -22,6 +31,52 @@ const LABEL: &str = "shoal.builtin";
 /// A fixed date: the same program gives the same image on every node.
 const CREATED: &str = "2026-01-01T00:00:00Z";
 const MTIME: u64 = 1_767_225_600;
+
+/// Whether the store answers for `reference` itself.
+pub(crate) fn serves(reference: &Reference) -> bool {
+    reference.name() == REPOSITORY
+}
+
+/// The image that `reference`, which the store answers for, names; made again if it was removed.
+pub(crate) async fn pull(
+    store: &ImageStore,
+    reference: &Reference,
+) -> Result<Arc<Image>, RegistryError> {
+    let name = reference.familiar();
+    if let Ok(image) = store.get(&name) {
+        return Ok(image);
+    }
+    let made = store.blocking(ensure).await;
+    made.map_err(|source| RegistryError::Builtin(Box::new(source)))?;
+    store.get(&name).map_err(|_| RegistryError::ManifestUnknown {
+        reference: name.clone(),
+        cause: "manifest unknown".to_owned(),
+    })
+}
+
+/// What a registry would say of `reference`. There is no manifest: the description is that of the
+/// image's configuration.
+pub(crate) async fn resolve(
+    store: &ImageStore,
+    reference: &Reference,
+) -> Result<DistributionInfo, RegistryError> {
+    let image = pull(store, reference).await?;
+    let document = &image.config;
+    let platform = Platform {
+        architecture: document.architecture().to_string(),
+        os: document.os().to_string(),
+        os_version: document.os_version().clone(),
+        variant: document.variant().clone(),
+    };
+    Ok(DistributionInfo {
+        descriptor: Descriptor {
+            media_type: "application/vnd.oci.image.config.v1+json".to_owned(),
+            digest: image.id.0.clone(),
+            size: document.raw().len() as u64,
+        },
+        platforms: vec![platform],
+    })
+}
 
 /// Makes the image unless it is there. A user's own image of that name is left alone. Blocks.
 pub(crate) fn ensure(inner: &Arc<Inner>) -> Result<(), ImportError> {

@@ -9,6 +9,7 @@ use crate::{
     catalog::Descriptor,
     digest::Digest,
     document::{DocumentError, ImageDocument},
+    hello,
     image::Image,
     layers::LayerError,
     progress::ProgressSink,
@@ -113,6 +114,15 @@ impl Pull {
             .as_deref()
             .or_else(|| self.reference.tag())
             .unwrap_or_default();
+        if hello::serves(&self.reference) {
+            let image = hello::pull(&self.store, &self.reference).await?;
+            self.progress
+                .item(named, format!("Pulling from {}", self.reference.path()));
+            self.progress.line(format!("Digest: {}", image.id));
+            self.progress
+                .line(format!("Status: Image is up to date for {}", self.shown));
+            return Ok(image);
+        }
         let resolved = self
             .store
             .inner

@@ -481,6 +481,47 @@ async fn the_layers_stack_in_an_overlay() {
 }
 
 #[tokio::test]
+async fn the_store_itself_is_the_registry_of_the_built_in_image() {
+    let hub = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    hub.set_nonblocking(true).unwrap();
+    let url = format!("http://{}", hub.local_addr().unwrap());
+    let t = TestStore::with(|config| config.registry.mirrors = vec![url]).await;
+    let image = t.store.get(HELLO_REFERENCE).unwrap();
+
+    let found = t.store.resolve_digest("shoal/hello", None).await.unwrap();
+    let digest = &found.descriptor.digest;
+    assert_eq!(*digest, image.id.0);
+    assert_eq!(found.descriptor.size, image.config.raw().len() as u64);
+    assert_eq!(found.platforms[0].os, "linux");
+    let pinned = format!("{HELLO_REFERENCE}@{digest}");
+    assert_eq!(t.store.get(&pinned).unwrap().id, image.id);
+    let again = t.store.resolve_digest(&pinned, None).await.unwrap();
+    assert_eq!(again, found);
+
+    // Removed, it is made again for whoever pulls it.
+    t.store.remove(HELLO_REFERENCE, false, &nobody).await.unwrap();
+    assert!(t.store.get(&pinned).is_err());
+    let (sink, events) = recorder();
+    let pulled = t.store.pull(&pinned, None, sink).await.unwrap();
+    assert_eq!(pulled.id, image.id);
+    let statuses = statuses(&events);
+    let last = statuses.last().unwrap();
+    assert!(last.starts_with("Status: Image is up to date for shoal/hello"), "{last}");
+    assert_eq!(t.store.get(HELLO_REFERENCE).unwrap().id, image.id);
+
+    let other = format!("shoal/hello@sha256:{}", "0".repeat(64));
+    for missing in ["shoal/hello:other", &other] {
+        let error = t.store.resolve_digest(missing, None).await.unwrap_err();
+        let expected = format!("manifest for {missing} not found: manifest unknown");
+        assert_eq!(error.to_string(), expected);
+        let error = t.store.pull(missing, None, ProgressSink::none()).await;
+        assert_eq!(error.unwrap_err().to_string(), expected);
+    }
+    assert!(hub.accept().is_err(), "nobody else was asked");
+    t.assert_clean();
+}
+
+#[tokio::test]
 async fn the_built_in_image_is_there_and_the_same_everywhere() {
     let (a, b) = (TestStore::new().await, TestStore::new().await);
     let image = a.store.get(HELLO_REFERENCE).unwrap();

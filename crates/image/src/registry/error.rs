@@ -57,6 +57,8 @@ pub enum RegistryError {
     Manifest(#[from] ManifestError),
     #[error(transparent)]
     Config(#[from] RegistryConfigError),
+    #[error("make the built-in image")]
+    Builtin(#[source] Box<crate::import::ImportError>),
     #[error("keep what {url} sends")]
     Disk {
         url: String,

@@ -27,6 +27,7 @@ pub(crate) use session::{Resolved, Session};
 use crate::{
     catalog::Descriptor,
     document::ImageDocument,
+    hello,
     reference::{ParseReferenceError, Reference},
     store::ImageStore,
 };
@@ -95,6 +96,9 @@ impl ImageStore {
         let reference = Reference::parse(reference)
             .map_err(|source: ParseReferenceError| ResolveError::Reference(source))?
             .with_default_tag();
+        if hello::serves(&reference) {
+            return Ok(hello::resolve(self, &reference).await?);
+        }
         let resolved = self.inner.registry.resolve(&reference, auth).await?;
         let platforms = match &resolved.manifest {
             Manifest::Index(entries) => entries

@@ -443,3 +443,17 @@ async fn optimistic_writes_and_rollback_work_through_the_client() {
         2
     );
 }
+
+#[tokio::test]
+async fn what_is_wrong_on_the_node_is_told() {
+    let server = TestServer::start();
+    let diagnosis = server.client().doctor().await.unwrap();
+    assert_eq!(
+        diagnosis.findings,
+        ["network n: route to 10.0.1.0/24 is missing"]
+    );
+    assert!(diagnosis.warnings.is_empty());
+    let (status, _, body) = raw(&server, "GET", "/v1.44/doctor", "", "").await;
+    assert_eq!(status, 200);
+    assert!(body.contains(r#""Warnings":[]"#), "{body}");
+}

@@ -18,7 +18,7 @@ use shoal_types::{
 use tokio::{
     sync::watch,
     task::{JoinHandle, JoinSet},
-    time,
+    time::{self, Instant, MissedTickBehavior},
 };
 use tracing::{Instrument, error, info_span, warn};
 
@@ -30,8 +30,8 @@ use crate::{
     task::worker::{End, Shown, Tools, Wanted, Worker},
 };
 
-/// The kernel is compared with the desired networks this often even when nothing seems to change.
-const RESYNC: Duration = Duration::from_secs(30);
+/// The kernel is compared with the desired networks this often, whatever else happens.
+const RESYNC: Duration = Duration::from_secs(15);
 
 pub struct AgentConfig {
     /// Directory of the agent's own records.
@@ -195,13 +195,24 @@ impl Agent {
         self.inner.changed.subscribe()
     }
 
-    /// Where the kernel differs from what is desired, one line each; empty when all is well.
-    pub async fn doctor(&self) -> Vec<String> {
+    /// What is wrong on the node; a difference found is repaired by the next pass that has a reason to
+    /// look at networks.
+    pub async fn doctor(&self) -> Diagnosis {
+        let datapath = &self.inner.tools.datapath;
         let mut findings = lock(&self.inner.network_errors).clone();
-        let differences = self.inner.tools.datapath.diff().await;
-        findings.extend(differences.iter().map(ToString::to_string));
-        findings
+        findings.extend(datapath.diff().await.iter().map(ToString::to_string));
+        let warnings = datapath.warnings().await;
+        Diagnosis { findings, warnings }
     }
+}
+
+/// What is wrong on the node, each thing in a sentence.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Diagnosis {
+    /// Where the kernel is otherwise than desired.
+    pub findings: Vec<String>,
+    /// What of the machine's own configuration is in the way of the networks.
+    pub warnings: Vec<String>,
 }
 
 /// One task of this node.
@@ -224,6 +235,8 @@ impl Inner {
         let mut last: Option<Vec<NetworkState>> = None;
         let mut saved = Generation(0);
         let mut swept = false;
+        let mut resync = time::interval_at(Instant::now() + RESYNC, RESYNC);
+        resync.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             let Some(set) = assignments.borrow_and_update().clone() else {
                 // Nobody has said yet what this node should run: what it runs goes on.
@@ -256,7 +269,13 @@ impl Inner {
                 result = assignments.changed() => if result.is_err() { return },
                 result = changed.changed() => if result.is_err() { return },
                 Some(_ended) = workers.join_next() => {}
-                () = time::sleep(RESYNC) => last = None,
+                _ = resync.tick() => {
+                    // Also makes the datapath doubt what it knows of the kernel.
+                    for difference in self.tools.datapath.diff().await {
+                        warn!(%difference, "the kernel was changed by somebody else; it is set right");
+                    }
+                    last = None;
+                }
             }
         }
     }

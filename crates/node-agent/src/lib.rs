@@ -14,7 +14,7 @@ mod saved;
 mod session;
 mod task;
 
-pub use agent::{Agent, AgentConfig, LocalTask};
+pub use agent::{Agent, AgentConfig, Diagnosis, LocalTask};
 pub use description::describe;
 pub use task::container_id;
 // The API's half of the house reaches the parts of a node through its agent.

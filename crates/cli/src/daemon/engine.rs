@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, sync::Arc};
 use bytes::Bytes;
 use futures_util::{FutureExt, StreamExt, future::BoxFuture};
 use shoal_engine_api::engine::{
-    ActiveSwarm, BoxReader, BoxStream, ContainerInfo, EngineError, ImageDescriptor,
+    ActiveSwarm, BoxReader, BoxStream, ContainerInfo, Diagnosis, EngineError, ImageDescriptor,
     ImageDetails, ImageInfo, ImportRequest, InitRequest, LocalEngine, LogRecord, LogRequest,
     NodeInfo, OutputStream, ProgressSink, Removed, Result, SwarmState, Tokens,
 };
@@ -103,6 +103,14 @@ impl Engine {
 impl LocalEngine for Engine {
     fn info(&self) -> BoxFuture<'_, Result<NodeInfo>> {
         std::future::ready(Ok(self.machine.info())).boxed()
+    }
+
+    fn doctor(&self) -> BoxFuture<'_, Result<Diagnosis>> {
+        async {
+            let shoal_node_agent::Diagnosis { findings, warnings } = self.node.agent().doctor().await;
+            Ok(Diagnosis { findings, warnings })
+        }
+        .boxed()
     }
 
     fn swarm(&self) -> SwarmState {

@@ -9,7 +9,8 @@ use super::{
     LogOptions, ServiceUpdate,
 };
 use crate::wire::{
-    Config, ConfigSpec, ContainerInspect, ContainerSummary, Created, DeleteItem, DiskUsage,
+    Config, ConfigSpec, ContainerInspect, ContainerSummary, Created, DeleteItem, Diagnosis,
+    DiskUsage,
     Distribution, Event, History, ImageInspect, ImageSummary, Info, InitRequest, JoinRequest,
     NetworkCreate, NetworkCreated, NetworkInspect, Node, NodeSpec, Progress, Secret, SecretSpec,
     Service, ServiceCreated, ServiceSpec, ServiceUpdated, Swarm, SwarmSpec, Task, VersionInfo,
@@ -32,6 +33,11 @@ impl Client {
 
     pub async fn info(&self) -> Result<Info> {
         self.json(Call::get(&["info"])).await
+    }
+
+    /// What is wrong on the node.
+    pub async fn doctor(&self) -> Result<Diagnosis> {
+        self.json(Call::get(&["doctor"])).await
     }
 
     pub async fn disk_usage(&self) -> Result<DiskUsage> {

@@ -76,6 +76,9 @@ pub trait LocalEngine: Send + Sync + 'static {
     /// What does not change while the daemon runs, and what is cheap to look up.
     fn info(&self) -> BoxFuture<'_, Result<NodeInfo>>;
 
+    /// What differs between the kernel's state and the wanted one.
+    fn doctor(&self) -> BoxFuture<'_, Result<Diagnosis>>;
+
     /// The node's place in a swarm, now.
     fn swarm(&self) -> SwarmState;
     fn init(&self, request: InitRequest) -> BoxFuture<'_, Result<shoal_types::NodeId>>;
@@ -152,6 +155,15 @@ pub struct LocalEvent {
     pub id: String,
     /// Docker's attributes: `name`, `image`, `exitCode`, and the labels of a container.
     pub attributes: std::collections::BTreeMap<String, String>,
+}
+
+/// What is wrong on the node, each thing in a sentence.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Diagnosis {
+    /// Where the kernel is otherwise than the cluster wants it.
+    pub findings: Vec<String>,
+    /// What of the machine's own configuration is in the way.
+    pub warnings: Vec<String>,
 }
 
 /// The machine and the engine on it.

@@ -62,8 +62,8 @@ pub use self::{
         UnlockKey,
     },
     system::{
-        AddressPool, BuildCacheUsage, Commit, Component, DiskUsage, IndexInfo, Info, PlatformName,
-        Plugins, Registries, Runtime, VersionInfo,
+        AddressPool, BuildCacheUsage, Commit, Component, Diagnosis, DiskUsage, IndexInfo, Info,
+        PlatformName, Plugins, Registries, Runtime, VersionInfo,
     },
     task::{
         ContainerStatus, NetworkAttachment, PortStatus, SwarmIpam, SwarmIpamConfig, SwarmNetwork,

@@ -140,6 +140,12 @@ object! {
         build_cache: Option<Vec<BuildCacheUsage>> = "BuildCache";
     }
 
+    /// `GET /doctor`, which Docker does not have.
+    Diagnosis {
+        findings: Vec<String> = "Findings";
+        warnings: Vec<String> = "Warnings";
+    }
+
     BuildCacheUsage {
         id: String = "ID";
         size: i64 = "Size";

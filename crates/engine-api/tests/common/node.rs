@@ -13,7 +13,7 @@ use futures_util::{FutureExt, Stream, StreamExt, future::BoxFuture, stream};
 use rand::random;
 use shoal_engine_api::engine::{
     ActiveSwarm, BoxReader, BoxStream, ContainerInfo, ContainerNetwork, ContainerState, Control,
-    EngineError, ImageDescriptor, ImageDetails, ImageInfo, ImagePlatform, ImportRequest,
+    Diagnosis, EngineError, ImageDescriptor, ImageDetails, ImageInfo, ImagePlatform, ImportRequest,
     InitRequest, LocalEngine, LogRecord, LogRequest, NodeInfo, OutputStream, Progress,
     ProgressSink, Removed, Result, SwarmState, Tokens,
 };
@@ -155,6 +155,14 @@ impl LocalEngine for MemoryNode {
             })
         }
         .boxed()
+    }
+
+    fn doctor(&self) -> BoxFuture<'_, Result<Diagnosis>> {
+        let diagnosis = Diagnosis {
+            findings: vec!["network n: route to 10.0.1.0/24 is missing".into()],
+            warnings: Vec::new(),
+        };
+        std::future::ready(Ok(diagnosis)).boxed()
     }
 
     fn swarm(&self) -> SwarmState {

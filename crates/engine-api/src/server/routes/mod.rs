@@ -25,6 +25,7 @@ pub(super) fn all() -> Router<Engine> {
         .route("/_ping", get(system::ping))
         .route("/version", get(system::version))
         .route("/info", get(system::info))
+        .route("/doctor", get(system::doctor))
         .route("/system/df", get(system::disk_usage))
         .route("/events", get(events::events))
         .route("/swarm", get(swarm::inspect))

@@ -9,7 +9,7 @@ use http::{HeaderName, HeaderValue, header};
 use super::{containers, images};
 use crate::{
     convert,
-    engine::{ActiveSwarm, ContainerState, NodeInfo, SwarmState},
+    engine::{ActiveSwarm, ContainerState, Diagnosis, NodeInfo, SwarmState},
     server::{
         Engine,
         body::Json,
@@ -254,6 +254,12 @@ async fn active(swarm: ActiveSwarm, base: wire::SwarmInfo) -> wire::SwarmInfo {
         Err(error) => info.error = error.to_string(),
     }
     info
+}
+
+/// Not Docker's: `shoal doctor` asks it.
+pub(crate) async fn doctor(State(engine): State<Engine>) -> ApiResult<Json<wire::Diagnosis>> {
+    let Diagnosis { findings, warnings } = engine.local.doctor().await?;
+    Ok(Json(wire::Diagnosis { findings, warnings }))
 }
 
 pub(crate) async fn disk_usage(

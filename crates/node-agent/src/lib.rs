@@ -16,7 +16,7 @@ mod task;
 
 pub use agent::{Agent, AgentConfig, Diagnosis, LocalTask};
 pub use description::describe;
-pub use task::container_id;
+pub use task::{container_id, template::expanded};
 // The API's half of the house reaches the parts of a node through its agent.
 pub use {shoal_image as image, shoal_network as datapath, shoal_runtime as runtime};
 

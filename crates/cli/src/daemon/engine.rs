@@ -53,13 +53,14 @@ impl Engine {
         let phases: BTreeMap<String, Phase> =
             states.into_iter().map(|state| (state.id, state.phase)).collect();
         let networks = self.networks();
+        let node = self.node.agent().description();
         let tasks = self.node.agent().tasks();
         Ok(tasks
             .iter()
             .filter_map(|task| {
                 let phase = phases.get(container_id(&task.task.id).as_str())?;
                 let image = task.image.clone().or_else(|| self.image_of(task));
-                Some(translate::container(task, phase, image.as_deref(), &networks))
+                Some(translate::container(task, phase, image.as_deref(), &networks, &node))
             })
             .collect())
     }

@@ -8,13 +8,13 @@ use shoal_engine_api::engine::{
     InitRequest, Progress, ProgressSink, Removed, Result,
 };
 use shoal_node_agent::{
-    LocalTask, container_id,
+    LocalTask, container_id, expanded,
     image::{self, Image, Loaded, LookupError, PullError, RegistryAuth, RegistryError, ResolveError},
     runtime::Phase,
 };
 use shoal_types::{
     Timestamp,
-    object::Network,
+    object::{Network, NodeDescription},
     spec::{HealthCheck, MountKind, PublishMode},
 };
 
@@ -150,8 +150,10 @@ pub(crate) fn container(
     phase: &Phase,
     image: Option<&Image>,
     networks: &[Arc<Network>],
+    here: &NodeDescription,
 ) -> ContainerInfo {
     let task = &local.task;
+    let expanded = |text: &str| expanded(text, task, here);
     let spec = &task.spec.container;
     let id = container_id(&task.id);
     let config =
@@ -198,8 +200,11 @@ pub(crate) fn container(
         task: Some(task.id),
         service: Some(task.service),
         node,
-        hostname: if spec.hostname.is_empty() { id.short().to_owned() } else { spec.hostname.clone() },
-        env: default(config.env()).into_iter().chain(spec.env.iter().cloned()).collect(),
+        hostname: match expanded(&spec.hostname) {
+            none if none.is_empty() => id.short().to_owned(),
+            name => name,
+        },
+        env: environment(default(config.env()), spec.env.iter().map(|one| expanded(one))),
         working_dir: if spec.dir.is_empty() {
             config.working_dir().clone().unwrap_or_default()
         } else {
@@ -237,6 +242,22 @@ pub(crate) fn container(
         }
     }
     info
+}
+
+/// The image's variables, with those of the service in the place of equal names.
+fn environment(image: Vec<String>, service: impl Iterator<Item = String>) -> Vec<String> {
+    fn name(variable: &str) -> &str {
+        variable.split_once('=').map_or(variable, |(name, _)| name)
+    }
+    let mut all = image;
+    for variable in service {
+        all.retain(|other| name(other) != name(&variable));
+        // A name alone takes the image's variable away.
+        if variable.contains('=') {
+            all.push(variable);
+        }
+    }
+    all
 }
 
 fn container_networks(local: &LocalTask, networks: &[Arc<Network>]) -> Vec<ContainerNetwork> {

@@ -109,14 +109,16 @@ fn show(service: &Value, networks: &[String], now: Timestamp) -> String {
     if ports.peek().is_some() {
         page.line("Ports:");
     }
-    for port in ports {
+    while let Some(port) = ports.next() {
         page.line(format!(
             " PublishedPort = {}",
             number(port, "/PublishedPort")
         ));
         page.line(format!("  Protocol = {}", text(port, "/Protocol")));
         page.line(format!("  TargetPort = {}", number(port, "/TargetPort")));
-        page.line(format!("  PublishMode = {}", text(port, "/PublishMode")));
+        // Docker's template has a space behind the last.
+        let space = if ports.peek().is_some() { "" } else { " " };
+        page.line(format!("  PublishMode = {}{space}", text(port, "/PublishMode")));
     }
     health(&mut page, &task["ContainerSpec"]["Healthcheck"]);
     page.line("");
@@ -315,7 +317,7 @@ mod tests {
                     "ContainerSpec": {"Image": "nginx:1", "Args": ["a", "b"], "Init": false}}}});
         assert_eq!(
             show(&service, &["front".into()], Timestamp::UNIX_EPOCH),
-            "\nID:\t\ts1\nName:\t\tweb\nLabels:\n a=1\nService Mode:\tReplicated\n Replicas:\t2\nPlacement:\n Constraints:\t[node.role==worker]\nUpdateConfig:\n Parallelism:\t1\n On failure:\tpause\n Monitoring Period: 5s\n Max failure ratio: 0\n Update order:      stop-first\nContainerSpec:\n Image:\t\tnginx:1\n Args:\t\ta b \n Init:\t\tfalse\nResources:\n Limits:\n  CPU:\t\t0.5\n  Memory:\t64MiB\nNetworks: front \nEndpoint Mode:\tvip\nPorts:\n PublishedPort = 8080\n  Protocol = tcp\n  TargetPort = 80\n  PublishMode = ingress\n"
+            "\nID:\t\ts1\nName:\t\tweb\nLabels:\n a=1\nService Mode:\tReplicated\n Replicas:\t2\nPlacement:\n Constraints:\t[node.role==worker]\nUpdateConfig:\n Parallelism:\t1\n On failure:\tpause\n Monitoring Period: 5s\n Max failure ratio: 0\n Update order:      stop-first\nContainerSpec:\n Image:\t\tnginx:1\n Args:\t\ta b \n Init:\t\tfalse\nResources:\n Limits:\n  CPU:\t\t0.5\n  Memory:\t64MiB\nNetworks: front \nEndpoint Mode:\tvip\nPorts:\n PublishedPort = 8080\n  Protocol = tcp\n  TargetPort = 80\n  PublishMode = ingress \n"
         );
     }
 }

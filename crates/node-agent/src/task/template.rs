@@ -18,6 +18,12 @@ pub(crate) enum TemplateError {
     Unclosed { text: String },
 }
 
+/// `text` as the container of `task` sees it, for people to read: as it is when it cannot be filled in, since
+/// then there is no container.
+pub fn expanded(text: &str, task: &Task, node: &NodeDescription) -> String {
+    expand(text, task, node).unwrap_or_else(|_| text.to_owned())
+}
+
 /// `text` with every `{{…}}` replaced by what it names.
 pub(crate) fn expand(
     text: &str,

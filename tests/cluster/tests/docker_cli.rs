@@ -1,0 +1,603 @@
+//! The docker CLI against a real daemon: what it asks for happens, and what it prints is what `shoal`
+//! prints.
+
+use std::{process::Stdio, thread, time::Duration};
+
+use cluster_tests::{Host, Output, busybox_tar, docker_archive, wait_for};
+use serde_json::Value;
+
+/// Runs docker with the words of `line`; fails the test when it fails.
+#[track_caller]
+fn docker(host: &Host, line: &str) -> String {
+    host.docker(&line.split_whitespace().collect::<Vec<_>>())
+}
+
+fn try_docker(host: &Host, line: &str) -> Output {
+    host.try_docker(&line.split_whitespace().collect::<Vec<_>>())
+}
+
+#[track_caller]
+fn docker_json(host: &Host, line: &str) -> Value {
+    serde_json::from_str(&docker(host, line)).expect("JSON")
+}
+
+/// Docker and shoal print the same for `line`. Times are relative to now: the second may turn in between.
+#[track_caller]
+fn same(host: &Host, line: &str) {
+    let words: Vec<&str> = line.split_whitespace().collect();
+    wait_for(
+        &format!("docker and shoal to agree on {line:?}"),
+        || (host.docker(&words), host.shoal(&words)),
+        |(docker, shoal)| docker == shoal && !docker.is_empty(),
+    );
+}
+
+#[track_caller]
+fn contains_all(text: &str, wanted: &[&str]) {
+    for part in wanted {
+        assert!(text.contains(part), "{part:?} is not in:\n{text}");
+    }
+}
+
+#[track_caller]
+fn refused(output: &Output, message: &str) {
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    assert!(output.stderr.contains(message), "{}", output.stderr);
+}
+
+fn load_busybox(host: &Host) {
+    let tar = docker_archive(host.dir(), "busybox:1").unwrap();
+    let loaded = docker(host, &format!("load --input {}", tar.display()));
+    assert_eq!(loaded, "Loaded image: busybox:1\n");
+}
+
+/// Creates a service of busybox that runs `script`. It waits until the service has converged.
+#[track_caller]
+fn create(host: &Host, options: &str, script: &str) -> Output {
+    let mut words = vec!["service", "create", "--update-monitor", "100ms"];
+    words.extend(["--restart-delay", "0s", "--stop-grace-period", "1s"]);
+    words.extend(options.split_whitespace());
+    words.extend(["busybox:1", "sh", "-c", script]);
+    let output = host.try_docker(&words);
+    assert!(output.status.success(), "{output:?}");
+    output
+}
+
+#[test]
+fn a_swarm_begins_and_ends() {
+    let mut host = Host::new().unwrap();
+    host.start();
+    contains_all(
+        &docker(&host, "version"),
+        &[
+            "Server: Shoal",
+            "Version:          0.",
+            "1.51 (minimum version 1.24)",
+        ],
+    );
+    contains_all(
+        &docker(&host, "info"),
+        &[
+            " Swarm: inactive\n",
+            " Images: 1\n",
+            " Storage Driver: overlay2\n",
+            " Runtimes: shoal\n",
+            " Live Restore Enabled: true\n",
+        ],
+    );
+    refused(
+        &try_docker(&host, "service ls"),
+        "This node is not a swarm manager.",
+    );
+
+    let started = docker(&host, "swarm init");
+    let node = docker(&host, "info --format {{.Swarm.NodeID}}");
+    assert!(started.contains(&format!(
+        "Swarm initialized: current node ({}) is now a manager.",
+        node.trim()
+    )));
+    refused(
+        &try_docker(&host, "swarm init"),
+        "This node is already part of a swarm.",
+    );
+    contains_all(
+        &docker(&host, "info"),
+        &[
+            " Swarm: active\n",
+            "  Is Manager: true\n",
+            "  Managers: 1\n  Nodes: 1\n",
+        ],
+    );
+    refused(&try_docker(&host, "swarm leave"), "--force");
+    assert_eq!(
+        docker(&host, "swarm leave --force"),
+        "Node left the swarm.\n"
+    );
+    assert_eq!(
+        docker(&host, "info --format {{.Swarm.LocalNodeState}}"),
+        "inactive\n"
+    );
+}
+
+#[test]
+fn nodes_and_networks() {
+    let host = Host::local();
+    same(&host, "node ls");
+    let node = docker(&host, "node ls --quiet").trim().to_owned();
+    contains_all(
+        &docker(&host, "node inspect --pretty self"),
+        &[
+            &node,
+            " State:\t\t\tReady\n",
+            " Raft Status:\t\tReachable\n",
+            " Leader:\t\tYes\n",
+        ],
+    );
+    docker(
+        &host,
+        &format!("node update --label-add zone=a --availability pause {node}"),
+    );
+    let spec = docker_json(&host, "node inspect self --format {{json .Spec}}");
+    assert_eq!(spec["Labels"]["zone"], "a");
+    assert_eq!(spec["Availability"], "pause");
+    docker(
+        &host,
+        &format!("node update --label-rm zone --availability active {node}"),
+    );
+    let spec = docker_json(&host, "node inspect self --format {{json .Spec}}");
+    assert_eq!(spec["Labels"], serde_json::json!({}));
+    refused(
+        &try_docker(&host, "node inspect nobody"),
+        "node nobody not found",
+    );
+
+    let id = docker(
+        &host,
+        "network create -d overlay --attachable --subnet 10.77.0.0/24 --label k=v back",
+    );
+    let network = &docker_json(&host, "network inspect back")[0];
+    assert_eq!(network["Id"], id.trim());
+    assert_eq!(network["IPAM"]["Config"][0]["Subnet"], "10.77.0.0/24");
+    assert_eq!(network["Attachable"], true);
+    assert_eq!(network["Labels"]["k"], "v");
+    same(&host, "network ls");
+    same(&host, "network ls --filter name=back --no-trunc");
+    refused(
+        &try_docker(&host, "network create -d overlay back"),
+        "network with name back already exists",
+    );
+    refused(
+        &try_docker(
+            &host,
+            "network create -d overlay --subnet 10.77.0.0/25 other",
+        ),
+        "overlaps",
+    );
+    docker(
+        &host,
+        "service create --quiet -d --name web --network back shoal/hello",
+    );
+    host.wait_running("web", 1);
+    same(&host, "node ps");
+    let inside = docker_json(&host, "network inspect back --format {{json .Containers}}");
+    let inside: Vec<&Value> = inside.as_object().unwrap().values().collect();
+    assert!(inside.iter().any(|c| {
+        c["Name"].as_str().unwrap().starts_with("web.1.")
+            && c["IPv4Address"].as_str().unwrap().starts_with("10.77.0.")
+    }));
+    refused(
+        &try_docker(&host, "network rm back"),
+        "is in use by service web",
+    );
+    docker(&host, "service rm web");
+    assert_eq!(docker(&host, "network rm back"), "back\n");
+    refused(
+        &try_docker(&host, "network inspect back"),
+        "network back not found",
+    );
+}
+
+#[test]
+fn images_come_and_go() {
+    let host = Host::local();
+    load_busybox(&host);
+    let tar = busybox_tar(host.dir()).unwrap();
+    let imported = host.docker(&[
+        "import",
+        "--change",
+        "CMD [\"/bin/sh\"]",
+        "--message",
+        "by hand",
+        tar.to_str().unwrap(),
+        "imported:2",
+    ]);
+    docker(&host, "tag imported:2 team/other:3");
+    let image = &docker_json(&host, "image inspect team/other:3")[0];
+    assert_eq!(image["Id"], imported.trim());
+    assert_eq!(
+        image["RepoTags"],
+        serde_json::json!(["imported:2", "team/other:3"])
+    );
+    assert_eq!(image["Config"]["Cmd"], serde_json::json!(["/bin/sh"]));
+    contains_all(&docker(&host, "history imported:2"), &["by hand"]);
+    same(&host, "images");
+    same(&host, "images --digests --no-trunc");
+    same(&host, "image ls team/other");
+
+    let saved = host.path("saved.tar");
+    docker(&host, &format!("save --output {saved} team/other:3"));
+    assert_eq!(
+        docker(&host, "rmi team/other:3"),
+        "Untagged: team/other:3\n"
+    );
+    let removed = docker(&host, "rmi imported:2");
+    assert!(
+        removed.starts_with("Untagged: imported:2\nDeleted: sha256:"),
+        "{removed}"
+    );
+    refused(
+        &try_docker(&host, "image inspect imported:2"),
+        "No such image: imported:2",
+    );
+    assert_eq!(
+        docker(&host, &format!("load --quiet --input {saved}")),
+        "Loaded image: team/other:3\n"
+    );
+    assert_eq!(
+        docker(&host, "images --quiet --no-trunc team/other"),
+        imported,
+        "the same image comes back"
+    );
+    refused(
+        &try_docker(&host, "rmi nothing"),
+        "No such image: nothing:latest",
+    );
+
+    docker(
+        &host,
+        "service create --quiet -d --name web --replicas 2 shoal/hello",
+    );
+    host.wait_running("web", 2);
+    refused(
+        &try_docker(&host, "rmi shoal/hello"),
+        "is using its referenced image",
+    );
+    let usage = docker(&host, "system df");
+    let row = |kind: &str| {
+        let line = usage.lines().find(|line| line.starts_with(kind)).unwrap();
+        line[kind.len()..]
+            .split_whitespace()
+            .take(2)
+            .collect::<Vec<_>>()
+            .join(" ")
+    };
+    assert_eq!(row("Images"), "3 1", "{usage}");
+    assert_eq!(row("Containers"), "2 2", "{usage}");
+}
+
+#[test]
+fn a_service_is_all_that_was_asked_for() {
+    let host = Host::local();
+    load_busybox(&host);
+    docker(&host, "network create -d overlay back");
+    docker(&host, "node update --label-add zone=a self");
+    let bound = host.path("bound");
+    std::fs::create_dir(&bound).unwrap();
+    std::fs::write(format!("{bound}/here"), "from the host\n").unwrap();
+    let created = create(
+        &host,
+        &format!(
+            "--name full --replicas 2 --network back --publish 8080:80 --env A=1 --env B=two \
+             --label tier=front --container-label c=d --hostname box-{{{{.Task.Slot}}}} \
+             --env SLOT={{{{.Task.Slot}}}} --limit-memory 64m --limit-cpu 0.5 --limit-pids 50 \
+             --reserve-memory 16m --constraint node.role==manager \
+             --constraint node.labels.zone==a --mount type=tmpfs,dst=/scratch,tmpfs-size=1m \
+             --mount type=bind,src={bound},dst=/bound,readonly --update-parallelism 2 \
+             --update-order start-first --update-failure-action rollback"
+        ),
+        "echo $A $B $SLOT $(hostname) $(cat /bound/here); df -k /scratch; \
+         touch /bound/x || echo refused; mkdir /tmp/www; hostname >/tmp/www/index.html; \
+         httpd -p 80 -h /tmp/www; while :; do sleep 0.1; done",
+    );
+    let id = created.stdout.lines().next().unwrap().to_owned();
+    assert!(
+        created
+            .stdout
+            .ends_with(&format!("verify: Service {id} converged\n")),
+        "{created:?}"
+    );
+
+    let spec = docker_json(&host, "service inspect full --format {{json .Spec}}");
+    let task = &spec["TaskTemplate"];
+    assert_eq!(spec["Labels"]["tier"], "front");
+    assert_eq!(task["ContainerSpec"]["Labels"]["c"], "d");
+    assert_eq!(task["Resources"]["Limits"]["MemoryBytes"], 64 << 20);
+    assert_eq!(task["Resources"]["Limits"]["NanoCPUs"], 500_000_000);
+    assert_eq!(task["Resources"]["Limits"]["Pids"], 50);
+    assert_eq!(spec["UpdateConfig"]["Order"], "start-first");
+    same(&host, "service inspect --pretty full");
+    contains_all(
+        &docker(&host, "service inspect --pretty full"),
+        &[
+            &id,
+            " Constraints:\t[node.role==manager node.labels.zone==a]\n",
+            " Env:\t\tA=1 B=two SLOT={{.Task.Slot}} \n",
+            "  Memory:\t64MiB\n",
+            " PublishedPort = 8080\n",
+        ],
+    );
+    for list in [
+        "service ls",
+        "service ps full",
+        "service ps --no-trunc full",
+        "ps",
+        "ps -a",
+    ] {
+        same(&host, list);
+    }
+    contains_all(
+        &docker(&host, "service ls"),
+        &["2/2", "busybox:1", "*:8080->80/tcp"],
+    );
+
+    let logs = docker(&host, "service logs --raw full");
+    contains_all(
+        &logs,
+        &[
+            "1 two 1 box-1 from the host\n",
+            "1 two 2 box-2 from the host\n",
+            "refused\n",
+            " 1024 ",
+        ],
+    );
+    let names = (0..20).filter_map(|_| host.get("http://127.0.0.1:8080/").ok());
+    let names: std::collections::BTreeSet<String> = names.collect();
+    assert_eq!(names.len(), 2, "both answer: {names:?}");
+
+    let container = docker(&host, "ps --quiet --no-trunc --filter name=full.1");
+    let container = container.trim();
+    let inspected = &docker_json(&host, &format!("container inspect {container}"))[0];
+    assert_eq!(inspected["Id"], container);
+    assert_eq!(inspected["State"]["Status"], "running");
+    assert!(inspected["State"]["Pid"].as_u64().unwrap() > 0);
+    assert_eq!(inspected["Config"]["Hostname"], "box-1");
+    let env: Vec<&str> = inspected["Config"]["Env"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .filter_map(Value::as_str)
+        .collect();
+    assert!(
+        env.contains(&"SLOT=1") && env.contains(&"PATH=/bin"),
+        "{env:?}"
+    );
+    assert_eq!(inspected["HostConfig"]["Memory"], 64 << 20);
+    assert_eq!(
+        inspected["Config"]["Labels"]["com.docker.swarm.service.name"],
+        "full"
+    );
+    assert!(inspected["NetworkSettings"]["Networks"]["back"]["IPAddress"].is_string());
+    contains_all(
+        &docker(&host, &format!("logs {container}")),
+        &["1 two 1 box-1"],
+    );
+    assert_eq!(
+        docker_json(&host, "inspect full")[0]["ID"],
+        *id,
+        "inspect finds a service by its name"
+    );
+}
+
+#[test]
+fn a_service_is_scaled_updated_rolled_back_and_removed() {
+    let host = Host::local();
+    load_busybox(&host);
+    docker(&host, "tag busybox:1 busybox:2");
+    let created = create(
+        &host,
+        "--name web --replicas 2 --rollback-monitor 100ms --update-parallelism 0 \
+         --rollback-parallelism 0",
+        "echo version $VERSION; while :; do sleep 0.1; done",
+    );
+    contains_all(
+        &created.stderr,
+        &["image busybox:1 could not be accessed on a registry to record\nits digest."],
+    );
+    let env = |host: &Host| {
+        docker(
+            host,
+            "service inspect web --format {{.Spec.TaskTemplate.ContainerSpec.Env}}",
+        )
+    };
+    let state = |host: &Host| docker(host, "service inspect web --format {{.UpdateStatus.State}}");
+
+    let updated = docker(&host, "service update --env-add VERSION=2 web");
+    contains_all(
+        &updated,
+        &[
+            "overall progress: 2 out of 2 tasks",
+            "verify: Service web converged",
+        ],
+    );
+    assert_eq!(env(&host), "[VERSION=2]\n");
+    assert_eq!(state(&host), "completed\n");
+    let logs = docker(&host, "service logs --raw web");
+    assert_eq!(logs.matches("version 2\n").count(), 2, "{logs}");
+
+    contains_all(
+        &docker(&host, "service rollback web"),
+        &[
+            "rollback: manually requested rollback",
+            "verify: Service web converged",
+        ],
+    );
+    assert_eq!(env(&host), "[]\n");
+    assert_eq!(state(&host), "rollback_completed\n");
+
+    docker(&host, "service update --quiet --image busybox:2 web");
+    let images = docker(&host, "ps --format {{.Image}}");
+    assert_eq!(images, "busybox:2\nbusybox:2\n");
+    let before = host.wait_running("web", 2);
+    docker(&host, "service update --quiet --force web");
+    let after = host.wait_running("web", 2);
+    assert!(
+        before.iter().all(|pid| !after.contains(pid)),
+        "--force replaces every task"
+    );
+
+    contains_all(
+        &docker(&host, "service scale web=3"),
+        &["web scaled to 3\n"],
+    );
+    assert_eq!(host.wait_running("web", 3).len(), 3);
+    same(&host, "service ls");
+    same(&host, "service ps web");
+    same(
+        &host,
+        "service ps --filter desired-state=shutdown --format {{.ID}} web",
+    );
+
+    // A version that cannot start: the update stops and says why.
+    let failed = try_docker(&host, "service update --entrypoint /no/such/program web");
+    contains_all(
+        &failed.stdout,
+        &["service update paused: update paused due to failure"],
+    );
+    assert_eq!(state(&host), "paused\n");
+    contains_all(
+        &docker(&host, "service ps --no-trunc web"),
+        &["/no/such/program"],
+    );
+    contains_all(
+        &docker(&host, "service update --rollback web"),
+        &["verify: Service web converged"],
+    );
+    // And one that rolls itself back.
+    let failed = try_docker(
+        &host,
+        "service update --update-failure-action rollback --entrypoint /no/such/program web",
+    );
+    contains_all(
+        &failed.stdout,
+        &["rollback: update rolled back due to failure"],
+    );
+    assert_eq!(state(&host), "rollback_completed\n");
+    host.wait_running("web", 3);
+
+    assert_eq!(docker(&host, "service rm web"), "web\n");
+    refused(
+        &try_docker(&host, "service inspect web"),
+        "no such service: web",
+    );
+    wait_for(
+        "its containers to go",
+        || docker(&host, "ps --all --quiet"),
+        String::is_empty,
+    );
+}
+
+#[test]
+fn logs_are_followed_cut_and_dated() {
+    let host = Host::local();
+    load_busybox(&host);
+    create(
+        &host,
+        "--name talk --detach",
+        "i=0; while :; do i=$((i+1)); echo line $i; echo odd $i >&2; sleep 0.1; done",
+    );
+    wait_for(
+        "some lines",
+        || docker(&host, "service logs --raw talk"),
+        |log| log.contains("line 5\n"),
+    );
+    let tail = docker(&host, "service logs --tail 2 --timestamps talk");
+    for line in tail.lines() {
+        let (time, rest) = line.split_once(' ').unwrap();
+        assert!(
+            time.starts_with("20") && time.ends_with('Z') && time.len() == 30,
+            "{line}"
+        );
+        let (name, text) = rest.split_once("    | ").unwrap();
+        assert!(name.starts_with("talk.1.") && name.contains('@'), "{line}");
+        assert!(text.starts_with("line "), "standard output alone: {line}");
+    }
+    let both = host.try_docker(&["service", "logs", "--tail", "4", "--raw", "talk"]);
+    assert_eq!(
+        both.stdout.lines().count() + both.stderr.lines().count(),
+        4,
+        "{both:?}"
+    );
+    assert!(
+        both.stderr.lines().all(|line| line.starts_with("odd ")),
+        "{both:?}"
+    );
+
+    let date = host
+        .in_network("date")
+        .args(["-u", "+%Y-%m-%dT%H:%M:%S.%NZ"])
+        .output()
+        .unwrap();
+    let now = String::from_utf8(date.stdout).unwrap();
+    let late = wait_for(
+        "lines since now",
+        || docker(&host, &format!("service logs --raw --since {now} talk")),
+        |log| !log.is_empty(),
+    );
+    assert!(!late.contains("line 1\n"), "{late}");
+
+    let container = docker(&host, "ps --quiet").trim().to_owned();
+    for what in [vec!["service", "logs", "--raw"], vec!["logs"]] {
+        let name = if what[0] == "logs" {
+            container.as_str()
+        } else {
+            "talk"
+        };
+        let followed = host
+            .in_network("timeout")
+            .args(["1.5", "docker", "--host", &host.socket()])
+            .args(&what)
+            .args(["--follow", "--tail", "1", name])
+            .stdin(Stdio::null())
+            .output()
+            .unwrap();
+        let text = String::from_utf8_lossy(&followed.stdout);
+        assert_eq!(
+            followed.status.code(),
+            Some(124),
+            "it goes on until it is ended"
+        );
+        let numbers: Vec<u32> = text
+            .lines()
+            .map(|line| line.strip_prefix("line ").unwrap().parse().unwrap())
+            .collect();
+        assert!(numbers.len() >= 3, "{text}");
+        assert!(
+            numbers.windows(2).all(|pair| pair[1] == pair[0] + 1),
+            "{text}"
+        );
+    }
+}
+
+#[test]
+fn events_tell_what_happens() {
+    let host = Host::local();
+    thread::scope(|scope| {
+        let events = scope.spawn(|| docker(&host, "events --until 3s"));
+        // The client subscribes before it asks for anything else to happen; nothing tells when.
+        thread::sleep(Duration::from_millis(700));
+        docker(&host, "network create -d overlay net");
+        docker(&host, "service create -d --quiet --name web shoal/hello");
+        docker(&host, "service scale -d web=2");
+        docker(&host, "service rm web");
+        let events = events.join().unwrap();
+        for wanted in [
+            "network create",
+            "service create",
+            "service update",
+            "(name=web, replicas.new=2, replicas.old=1)",
+            "service remove",
+        ] {
+            assert!(events.contains(wanted), "{wanted:?} is not in:\n{events}");
+        }
+    });
+}

@@ -196,7 +196,7 @@ async fn bad_requests_are_answered_as_docker_does() {
             json,
             r#"{"Name":"ingress"}"#,
             409,
-            "rpc error: code = AlreadyExists desc = name conflicts with an existing object: network ingress already exists",
+            "network with name ingress already exists",
         ),
         (
             "POST",

@@ -314,6 +314,21 @@ async fn what_is_not_there_is_told_in_dockers_words() {
 }
 
 #[tokio::test]
+async fn a_registry_that_is_not_there_is_not_waited_for() {
+    let t = TestStore::new().await;
+    // Nobody listens on a port that was just given back.
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let host = port.local_addr().unwrap();
+    drop(port);
+    let started = std::time::Instant::now();
+    let error = pull(&t, &format!("{host}/app:1")).await.unwrap_err();
+    assert!(chain(&error).contains("refused"), "{error:?}");
+    // The first pause between two attempts is a quarter of a second, and there are four.
+    assert!(started.elapsed() < std::time::Duration::from_secs(1));
+    t.assert_clean();
+}
+
+#[tokio::test]
 async fn an_interrupted_download_is_resumed_where_it_stopped() {
     let registry = RealRegistry::start(false, false).await;
     let plain = layer("large", 3_000_000);

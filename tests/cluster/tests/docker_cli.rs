@@ -6,14 +6,24 @@ use std::{process::Stdio, thread, time::Duration};
 use cluster_tests::{Host, Output, busybox_tar, docker_archive, wait_for};
 use serde_json::Value;
 
+/// The words of `line`; a `{{template}}` is one.
+fn words(line: &str) -> Vec<&str> {
+    let mut depth = 0_i32;
+    let split = line.split(|c: char| {
+        depth += i32::from(c == '{') - i32::from(c == '}');
+        c.is_ascii_whitespace() && depth == 0
+    });
+    split.filter(|word| !word.is_empty()).collect()
+}
+
 /// Runs docker with the words of `line`; fails the test when it fails.
 #[track_caller]
 fn docker(host: &Host, line: &str) -> String {
-    host.docker(&line.split_whitespace().collect::<Vec<_>>())
+    host.docker(&words(line))
 }
 
 fn try_docker(host: &Host, line: &str) -> Output {
-    host.try_docker(&line.split_whitespace().collect::<Vec<_>>())
+    host.try_docker(&words(line))
 }
 
 #[track_caller]
@@ -24,7 +34,7 @@ fn docker_json(host: &Host, line: &str) -> Value {
 /// Docker and shoal print the same for `line`. Times are relative to now: the second may turn in between.
 #[track_caller]
 fn same(host: &Host, line: &str) {
-    let words: Vec<&str> = line.split_whitespace().collect();
+    let words = words(line);
     wait_for(
         &format!("docker and shoal to agree on {line:?}"),
         || (host.docker(&words), host.shoal(&words)),
@@ -54,9 +64,9 @@ fn load_busybox(host: &Host) {
 /// Creates a service of busybox that runs `script`. It waits until the service has converged.
 #[track_caller]
 fn create(host: &Host, options: &str, script: &str) -> Output {
-    let mut words = vec!["service", "create", "--update-monitor", "100ms"];
+    let mut words = vec!["service", "create", "--update-monitor", "600ms"];
     words.extend(["--restart-delay", "0s", "--stop-grace-period", "1s"]);
-    words.extend(options.split_whitespace());
+    words.extend(self::words(options));
     words.extend(["busybox:1", "sh", "-c", script]);
     let output = host.try_docker(&words);
     assert!(output.status.success(), "{output:?}");
@@ -190,7 +200,12 @@ fn nodes_and_networks() {
         "is in use by service web",
     );
     docker(&host, "service rm web");
-    assert_eq!(docker(&host, "network rm back"), "back\n");
+    // Not before its task is gone.
+    wait_for(
+        "the network to go",
+        || try_docker(&host, "network rm back").stdout,
+        |removed| removed == "back\n",
+    );
     refused(
         &try_docker(&host, "network inspect back"),
         "network back not found",
@@ -280,7 +295,8 @@ fn a_service_is_all_that_was_asked_for() {
     let host = Host::local();
     load_busybox(&host);
     docker(&host, "network create -d overlay back");
-    docker(&host, "node update --label-add zone=a self");
+    let node = docker(&host, "node ls --quiet");
+    docker(&host, &format!("node update --label-add zone=a {node}"));
     let bound = host.path("bound");
     std::fs::create_dir(&bound).unwrap();
     std::fs::write(format!("{bound}/here"), "from the host\n").unwrap();
@@ -395,7 +411,7 @@ fn a_service_is_scaled_updated_rolled_back_and_removed() {
     docker(&host, "tag busybox:1 busybox:2");
     let created = create(
         &host,
-        "--name web --replicas 2 --rollback-monitor 100ms --update-parallelism 0 \
+        "--name web --replicas 2 --rollback-monitor 600ms --update-parallelism 0 \
          --rollback-parallelism 0",
         "echo version $VERSION; while :; do sleep 0.1; done",
     );
@@ -459,10 +475,7 @@ fn a_service_is_scaled_updated_rolled_back_and_removed() {
 
     // A version that cannot start: the update stops and says why.
     let failed = try_docker(&host, "service update --entrypoint /no/such/program web");
-    contains_all(
-        &failed.stdout,
-        &["service update paused: update paused due to failure"],
-    );
+    refused(&failed, "service update paused: update paused due to failure");
     assert_eq!(state(&host), "paused\n");
     contains_all(
         &docker(&host, "service ps --no-trunc web"),
@@ -582,13 +595,16 @@ fn logs_are_followed_cut_and_dated() {
 fn events_tell_what_happens() {
     let host = Host::local();
     thread::scope(|scope| {
-        let events = scope.spawn(|| docker(&host, "events --until 3s"));
-        // The client subscribes before it asks for anything else to happen; nothing tells when.
+        let end = std::time::SystemTime::now() + Duration::from_secs(3);
+        let end = end.duration_since(std::time::UNIX_EPOCH).unwrap().as_secs();
+        let host = &host;
+        let events = scope.spawn(move || docker(host, &format!("events --until {end}")));
+        // Nothing tells when the client is being served.
         thread::sleep(Duration::from_millis(700));
-        docker(&host, "network create -d overlay net");
-        docker(&host, "service create -d --quiet --name web shoal/hello");
-        docker(&host, "service scale -d web=2");
-        docker(&host, "service rm web");
+        docker(host, "network create -d overlay net");
+        docker(host, "service create -d --quiet --name web shoal/hello");
+        docker(host, "service scale -d web=2");
+        docker(host, "service rm web");
         let events = events.join().unwrap();
         for wanted in [
             "network create",

@@ -12,7 +12,7 @@ use shoal_engine_api::engine::{
 use shoal_manager::InitOptions;
 use shoal_node_agent::{
     LocalTask, container_id,
-    image::{self, Image, ImageId, LookupError},
+    image::{self, Image, ImageId},
     runtime::{self, LogOptions, Phase},
 };
 use shoal_types::{ContainerId, NodeId, TaskId, object::Network};
@@ -179,7 +179,7 @@ impl LocalEngine for Engine {
     }
 
     fn image<'a>(&'a self, reference: &'a str) -> BoxFuture<'a, Result<ImageDetails>> {
-        let image = Engine::images(self).get(reference).map_err(|error| lookup(reference, error));
+        let image = Engine::images(self).get(reference).map_err(translate::lookup_error);
         std::future::ready(image.map(|image| translate::image_details(&image))).boxed()
     }
 
@@ -235,7 +235,7 @@ impl LocalEngine for Engine {
         async move {
             for reference in references {
                 let image = Engine::images(self).get(reference);
-                image.map_err(|error| lookup(reference, error))?;
+                image.map_err(translate::lookup_error)?;
             }
             let (reader, writer) = tokio::io::duplex(translate::PIPE_BYTES);
             let (images, names) = (Engine::images(self).clone(), references.to_vec());
@@ -314,10 +314,6 @@ impl LocalEngine for Engine {
         }
         .boxed()
     }
-}
-
-fn lookup(reference: &str, error: LookupError) -> EngineError {
-    translate::lookup_error(reference, error)
 }
 
 fn failed<E>(what: &'static str) -> impl FnOnce(E) -> EngineError

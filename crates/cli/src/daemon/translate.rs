@@ -318,11 +318,9 @@ pub(crate) fn advertised(request: &InitRequest) -> String {
     if host.is_empty() { "127.0.0.1".to_owned() } else { host.to_owned() }
 }
 
-pub(crate) fn lookup_error(reference: &str, error: LookupError) -> EngineError {
+pub(crate) fn lookup_error(error: LookupError) -> EngineError {
     match error {
-        LookupError::NotFound(_) => {
-            EngineError::NotFound { kind: "image", reference: reference.to_owned() }
-        }
+        LookupError::NotFound(reference) => EngineError::NotFound { kind: "image", reference },
         LookupError::Ambiguous(_) => EngineError::Invalid(error.to_string()),
     }
 }
@@ -354,7 +352,7 @@ fn registry_error(reference: &str, error: RegistryError) -> EngineError {
 
 pub(crate) fn tag_error(reference: &str, error: image::TagError) -> EngineError {
     match error {
-        image::TagError::Lookup(error) => lookup_error(reference, error),
+        image::TagError::Lookup(error) => lookup_error(error),
         image::TagError::Reference(error) => EngineError::Invalid(error.to_string()),
         image::TagError::Digest => EngineError::Invalid(error.to_string()),
         image::TagError::Index(_) => failed(format!("tag {reference}"), error),
@@ -363,7 +361,7 @@ pub(crate) fn tag_error(reference: &str, error: image::TagError) -> EngineError 
 
 pub(crate) fn remove_error(reference: &str, error: image::RemoveError) -> EngineError {
     match error {
-        image::RemoveError::Lookup(error) => lookup_error(reference, error),
+        image::RemoveError::Lookup(error) => lookup_error(error),
         image::RemoveError::Index(_) => failed(format!("remove {reference}"), error),
         conflict => EngineError::Conflict(conflict.to_string()),
     }

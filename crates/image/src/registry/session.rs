@@ -3,7 +3,10 @@
 use std::{
     fs::File,
     io::Write as _,
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, SystemTime},
 };
 
@@ -45,6 +48,9 @@ pub(crate) struct Session {
     authorization: Mutex<Option<HeaderValue>>,
     /// Nothing else can be tried when this one does not answer, so it is worth waiting for.
     is_last: bool,
+    /// It has answered: that it can't be reached now will pass. One that never did may well not exist, and
+    /// whoever asks wants to know soon.
+    has_answered: AtomicBool,
 }
 
 /// A manifest and where it came from.
@@ -72,6 +78,7 @@ impl Session {
             tokens,
             authorization: Mutex::new(authorization),
             is_last,
+            has_answered: AtomicBool::new(false),
         }
     }
 
@@ -310,7 +317,11 @@ impl Session {
             if let Some(value) = authorization {
                 request = request.header(header::AUTHORIZATION, value);
             }
-            match request.send().await {
+            let sent = request.send().await;
+            if sent.is_ok() {
+                self.has_answered.store(true, Ordering::Relaxed);
+            }
+            match sent {
                 Ok(response)
                     if response.status() == StatusCode::UNAUTHORIZED && !asked_for_token =>
                 {
@@ -327,7 +338,9 @@ impl Session {
                 Ok(response) => return Ok(response),
                 Err(source) => {
                     // A redirect that was refused, or a certificate, is the same next time.
-                    let final_answer = source.is_redirect() || source.is_builder();
+                    let final_answer = source.is_redirect()
+                        || source.is_builder()
+                        || source.is_connect() && !self.has_answered.load(Ordering::Relaxed);
                     if final_answer || !self.is_last || attempt + 1 >= ATTEMPTS {
                         return Err(RegistryError::Connection {
                             url: url.to_string(),

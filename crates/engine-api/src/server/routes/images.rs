@@ -42,29 +42,37 @@ pub(crate) async fn list(
     filters.without(&["before", "since", "until", "label!"])?;
     let dangling = filters.flag("dangling")?;
     let mut images = engine.local.images().await?;
-    images.retain(|image| {
+    images.retain_mut(|image| {
         dangling.is_none_or(|wanted| wanted == image.repo_tags.is_empty())
             && filters.labels("label", &image.labels)
-            && matches_reference(&filters, image)
+            && keep_references(&filters, image)
     });
     // Newest first, as Docker's client prints them.
     images.sort_by(|a, b| b.created.cmp(&a.created).then_with(|| a.id.cmp(&b.id)));
     Ok(Json(images.into_iter().map(summary).collect()))
 }
 
-/// `nginx`, `nginx:1.*`, `*/app:latest`: shell patterns on the familiar name, tag or not.
-fn matches_reference(filters: &Filters, image: &ImageInfo) -> bool {
-    filters.any("reference", |pattern| {
-        image.repo_tags.iter().any(|tag| {
-            let familiar = tag.strip_prefix("docker.io/library/").unwrap_or(tag);
-            let familiar = familiar.strip_prefix("docker.io/").unwrap_or(familiar);
-            let name = familiar
-                .rfind(':')
-                .map_or(familiar, |colon| &familiar[..colon]);
+/// Keeps the names that are asked for, by shell patterns on the familiar name with its tag or digest or without:
+/// `nginx`, `nginx:1.*`, `*/app:latest`. False when none is left.
+fn keep_references(filters: &Filters, image: &mut ImageInfo) -> bool {
+    let is_wanted = |reference: &String| {
+        filters.any("reference", |pattern| {
+            let familiar = reference
+                .strip_prefix("docker.io/library/")
+                .or_else(|| reference.strip_prefix("docker.io/"))
+                .unwrap_or(reference);
+            let end = familiar.find('@').or_else(|| familiar.rfind(':'));
+            let name = end.map_or(familiar, |end| &familiar[..end]);
             glob(pattern.as_bytes(), familiar.as_bytes())
                 || glob(pattern.as_bytes(), name.as_bytes())
         })
-    })
+    };
+    let had_none = image.repo_tags.is_empty() && image.repo_digests.is_empty();
+    image.repo_tags.retain(is_wanted);
+    image.repo_digests.retain(is_wanted);
+    let has_none = image.repo_tags.is_empty() && image.repo_digests.is_empty();
+    // An image without names is there when names are not asked for.
+    !has_none || had_none && filters.any("reference", |_| false)
 }
 
 /// `*` and `?`, neither of which matches a slash (Go's `path.Match`).

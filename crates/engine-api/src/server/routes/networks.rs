@@ -12,7 +12,7 @@ use shoal_types::{TaskState, object::Network};
 
 use crate::{
     convert,
-    engine::ContainerInfo,
+    engine::{ContainerInfo, ControlError},
     server::{
         Engine,
         body::Json,
@@ -155,7 +155,15 @@ pub(crate) async fn create(
 ) -> ApiResult<Response> {
     let spec = convert::network_spec(request)?;
     let manager = engine.manager()?;
-    let id = manager.control.create_network(spec).await?;
+    let created = manager.control.create_network(spec).await;
+    let id = created.map_err(|error| match error {
+        // Docker looks for the name itself before it asks the manager.
+        ControlError::NameConflict { name, .. } => ApiError::new(
+            StatusCode::CONFLICT,
+            format!("network with name {name} already exists"),
+        ),
+        other => other.into(),
+    })?;
     let created = wire::NetworkCreated {
         id: id.to_string(),
         warning: String::new(),

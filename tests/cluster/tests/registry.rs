@@ -1,0 +1,356 @@
+//! Images that come from a registry: Debian's `docker-registry`, on the loopback of the host under test.
+
+use std::{
+    fs,
+    process::{Child, Command, Stdio},
+};
+
+use cluster_tests::{Host, docker_archive, wait_for};
+use serde_json::{Value, json};
+
+const ADDRESS: &str = "127.0.0.1:5000";
+/// `diver:open sesame`, and bcrypt(3)'s hash of the password.
+const CREDENTIALS: &str = "diver:open sesame";
+const ENCODED: &str = "ZGl2ZXI6b3BlbiBzZXNhbWU=";
+const MANIFEST: &str = "Content-Type: application/vnd.oci.image.manifest.v1+json";
+const HTPASSWD: &str = "diver:$2b$05$abcdefghijklmnopqrstuupx2xBUC4954936wVIjyyPHmUBFu0wCW\n";
+
+/// A registry in a host's network; ended when dropped.
+struct Registry<'a> {
+    host: &'a Host,
+    child: Child,
+    auth: bool,
+}
+
+impl<'a> Registry<'a> {
+    fn start(host: &'a Host, auth: bool) -> Self {
+        let mut config = json!({
+            "version": "0.1",
+            "log": { "level": "error", "accesslog": { "disabled": true } },
+            "storage": { "filesystem": { "rootdirectory": host.path("registry") } },
+            "http": { "addr": ADDRESS },
+        });
+        if auth {
+            fs::write(host.path("htpasswd"), HTPASSWD).unwrap();
+            config["auth"] =
+                json!({ "htpasswd": { "realm": "reef", "path": host.path("htpasswd") } });
+        }
+        // YAML takes JSON.
+        fs::write(host.path("registry.yml"), config.to_string()).unwrap();
+        let mut command = host.in_network("docker-registry");
+        command
+            .args(["serve", &host.path("registry.yml")])
+            .stdin(Stdio::null());
+        let child = command
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        let registry = Self { host, child, auth };
+        wait_for(
+            "the registry to answer",
+            || {
+                registry
+                    .curl(&["--fail", &registry.url("")])
+                    .status
+                    .success()
+            },
+            |answers| *answers,
+        );
+        registry
+    }
+
+    fn url(&self, rest: &str) -> String {
+        format!("http://{ADDRESS}/v2/{rest}")
+    }
+
+    fn curl(&self, args: &[&str]) -> std::process::Output {
+        let mut command: Command = self.host.in_network("curl");
+        command.args(["-sS", "--max-time", "20"]);
+        if self.auth {
+            command.args(["--user", CREDENTIALS]);
+        }
+        command.args(args).output().unwrap()
+    }
+
+    #[track_caller]
+    fn send(&self, args: &[&str]) -> String {
+        let output = self.curl(args);
+        assert!(output.status.success(), "{output:?}");
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    /// Uploads a blob; its descriptor.
+    fn push_blob(&self, repository: &str, kind: &str, file: &str) -> Value {
+        let sum = Command::new("sha256sum").arg(file).output().unwrap();
+        let sum = String::from_utf8(sum.stdout).unwrap();
+        let digest = format!("sha256:{}", sum.split_whitespace().next().unwrap());
+        let begin = self.url(&format!("{repository}/blobs/uploads/"));
+        let location = self.send(&[
+            "--fail",
+            "-X",
+            "POST",
+            "-o",
+            "/dev/null",
+            "-w",
+            "%header{location}",
+            &begin,
+        ]);
+        let separator = if location.contains('?') { '&' } else { '?' };
+        let put = format!("{location}{separator}digest={digest}");
+        let kind_header = "Content-Type: application/octet-stream";
+        self.send(&[
+            "--fail",
+            "-X",
+            "PUT",
+            "-H",
+            kind_header,
+            "--data-binary",
+            &format!("@{file}"),
+            &put,
+        ]);
+        json!({ "mediaType": kind, "digest": digest, "size": fs::metadata(file).unwrap().len() })
+    }
+
+    /// Pushes a busybox whose `VERSION` is the tag; the digest of its manifest.
+    fn push(&self, repository: &str, tag: &str) -> String {
+        docker_archive(self.host.dir(), "made:here").unwrap();
+        let saved = |name: &str| self.host.path(&format!("save/{name}"));
+        let mut config: Value =
+            serde_json::from_slice(&fs::read(saved("config.json")).unwrap()).unwrap();
+        config["config"]["Env"] = json!(["PATH=/bin", format!("VERSION={tag}")]);
+        fs::write(saved("config.json"), config.to_string()).unwrap();
+        let kind = |of: &str| format!("application/vnd.oci.image.{of}");
+        let manifest = json!({
+            "schemaVersion": 2,
+            "mediaType": kind("manifest.v1+json"),
+            "config": self.push_blob(repository, &kind("config.v1+json"), &saved("config.json")),
+            "layers": [self.push_blob(repository, &kind("layer.v1.tar"), &saved("layer.tar"))],
+        });
+        fs::write(saved("pushed.json"), manifest.to_string()).unwrap();
+        self.put_manifest(repository, tag)
+    }
+
+    /// Gives the image that was pushed last the name `tag`; the digest of its manifest.
+    fn put_manifest(&self, repository: &str, tag: &str) -> String {
+        let body = format!("@{}", self.host.path("save/pushed.json"));
+        let url = self.url(&format!("{repository}/manifests/{tag}"));
+        let format = "%header{docker-content-digest}";
+        let put = [
+            "--fail",
+            "-X",
+            "PUT",
+            "-H",
+            MANIFEST,
+            "--data-binary",
+            &body,
+            "-w",
+            format,
+        ];
+        self.send(&[&put[..], &[&url]].concat())
+    }
+}
+
+impl Drop for Registry<'_> {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+const SCRIPT: &str = "echo version $VERSION; while :; do sleep 0.1; done";
+
+/// The image that a service's spec names.
+fn spec_image(host: &Host, service: &str) -> String {
+    let format = "{{.Spec.TaskTemplate.ContainerSpec.Image}}";
+    host.docker(&["service", "inspect", service, "--format", format])
+        .trim()
+        .to_owned()
+}
+
+#[test]
+fn images_are_pulled_by_tag_and_by_digest() {
+    let host = Host::local();
+    let registry = Registry::start(&host, false);
+    let one = registry.push("team/app", "1");
+    let two = registry.push("team/app", "2");
+    assert_ne!(one, two);
+    let app = format!("{ADDRESS}/team/app");
+
+    let pulled = host.docker(&["pull", &format!("{app}:1")]);
+    for part in [
+        "1: Pulling from team/app\n".to_owned(),
+        format!("Digest: {one}\n"),
+        format!("Status: Downloaded newer image for {app}:1\n{app}:1\n"),
+    ] {
+        assert!(pulled.contains(&part), "{part:?} is not in:\n{pulled}");
+    }
+    let again = host.docker(&["pull", &format!("{app}:1")]);
+    assert!(
+        again.contains(&format!("Status: Image is up to date for {app}:1\n")),
+        "{again}"
+    );
+    let format = "{{json .RepoDigests}} {{json .Config.Env}}";
+    assert_eq!(
+        host.docker(&["image", "inspect", &format!("{app}:1"), "--format", format]),
+        format!("[\"{app}@{one}\"] [\"PATH=/bin\",\"VERSION=1\"]\n")
+    );
+
+    host.docker(&["pull", "--quiet", &format!("{app}@{two}")]);
+    let images = host.docker(&[
+        "images",
+        "--digests",
+        "--format",
+        "{{.Tag}} {{.Digest}}",
+        &app,
+    ]);
+    assert!(images.contains(&format!("1 {one}\n")), "{images}");
+    assert!(
+        images.contains(&format!("<none> {two}\n")),
+        "a digest gives no tag: {images}"
+    );
+    assert_eq!(
+        host.shoal(&["images", "--digests"]),
+        host.docker(&["images", "--digests"])
+    );
+
+    let missing = host.try_docker(&["pull", &format!("{app}:3")]);
+    assert_eq!(missing.status.code(), Some(1));
+    assert_eq!(
+        missing.stderr.trim(),
+        format!(
+            "Error response from daemon: manifest for {app}:3 not found: manifest unknown: \
+             manifest unknown"
+        )
+    );
+}
+
+#[test]
+fn a_service_s_tag_is_pinned_and_its_image_pulled_where_it_runs() {
+    let host = Host::local();
+    let registry = Registry::start(&host, false);
+    let one = registry.push("app", "latest");
+    let app = format!("{ADDRESS}/app");
+    let create = |name: &str, image: &str| {
+        host.try_docker(&[
+            "service",
+            "create",
+            "--detach",
+            "--name",
+            name,
+            "--stop-grace-period",
+            "1s",
+            "--restart-condition",
+            "none",
+            image,
+            "sh",
+            "-c",
+            SCRIPT,
+        ])
+    };
+    let created = create("pinned", &app);
+    assert!(
+        created.status.success() && created.stderr.is_empty(),
+        "{created:?}"
+    );
+    assert_eq!(spec_image(&host, "pinned"), format!("{app}:latest@{one}"));
+    host.wait_running("pinned", 1);
+    assert_eq!(
+        host.docker(&["service", "ps", "--format", "{{.Image}}", "pinned"]),
+        format!("{app}:latest\n")
+    );
+
+    // The tag moves on; the service stays with what it named until it is asked again.
+    registry.push("app", "moved");
+    registry.put_manifest("app", "latest");
+    host.docker(&["service", "update", "--detach", "--force", "pinned"]);
+    let logs = wait_for(
+        "the second task to write",
+        || host.docker(&["service", "logs", "--raw", "pinned"]),
+        |log| log.lines().count() == 2,
+    );
+    assert_eq!(logs, "version latest\nversion latest\n");
+    host.docker(&["service", "update", "--detach", "--image", &app, "pinned"]);
+    assert_ne!(spec_image(&host, "pinned"), format!("{app}:latest@{one}"));
+    wait_for(
+        "the new image to run",
+        || host.docker(&["service", "logs", "--raw", "pinned"]),
+        |log| log.contains("version moved\n"),
+    );
+
+    let missing = create("missing", &format!("{app}:none"));
+    assert!(missing.status.success(), "{missing:?}");
+    assert!(
+        missing.stderr.contains(&format!(
+            "image {app}:none could not be accessed on a registry"
+        )),
+        "{missing:?}"
+    );
+    let reason = wait_for(
+        "the task to be rejected",
+        || {
+            let format = "{{.CurrentState}}: {{.Error}}";
+            host.docker(&["service", "ps", "--no-trunc", "--format", format, "missing"])
+        },
+        |text| text.starts_with("Rejected"),
+    );
+    assert!(
+        reason.contains(&format!("No such image: {app}:none")),
+        "{reason}"
+    );
+}
+
+#[test]
+fn a_registry_that_wants_a_password_gets_the_one_of_whoever_created_the_service() {
+    let host = Host::local();
+    let registry = Registry::start(&host, true);
+    let digest = registry.push("secret/app", "1");
+    let app = format!("{ADDRESS}/secret/app:1");
+    let refused = host.try_docker(&["pull", &app]);
+    assert_eq!(refused.status.code(), Some(1));
+    assert!(
+        refused.stderr.contains("authentication required"),
+        "{}",
+        refused.stderr
+    );
+
+    fs::create_dir_all(host.path("docker-config")).unwrap();
+    let config = json!({ "auths": { ADDRESS: { "auth": ENCODED } } });
+    fs::write(host.path("docker-config/config.json"), config.to_string()).unwrap();
+    let create = |name: &str, options: &[&str]| {
+        let mut words = vec!["service", "create", "--detach", "--name", name];
+        words.extend(["--restart-condition", "none", "--stop-grace-period", "1s"]);
+        words.extend(options);
+        words.extend([app.as_str(), "sh", "-c", SCRIPT]);
+        host.docker(&words);
+    };
+    // The client may ask the registry, the node may not.
+    create("without", &[]);
+    assert_eq!(spec_image(&host, "without"), format!("{app}@{digest}"));
+    wait_for(
+        "the task to be rejected",
+        || {
+            host.docker(&[
+                "service",
+                "ps",
+                "--no-trunc",
+                "--format",
+                "{{.Error}}",
+                "without",
+            ])
+        },
+        |text| text.contains("No such image") && text.contains("authentication required"),
+    );
+    create("with", &["--with-registry-auth"]);
+    host.wait_running("with", 1);
+    wait_for(
+        "its output",
+        || host.docker(&["service", "logs", "--raw", "with"]),
+        |log| log == "version 1\n",
+    );
+    let shown = host.docker(&["service", "inspect", "with"]);
+    assert!(
+        !shown.contains(ENCODED) && !shown.contains("sesame"),
+        "nobody is told the password"
+    );
+}

@@ -47,5 +47,16 @@ extract() {
 extract docker docker-cli docker.io
 extract docker-registry docker-registry
 
+# Docker's Python SDK in an environment of its own. Without it, or without a way to PyPI, its test is left out.
+python=${XDG_CACHE_HOME:-$HOME/.cache}/shoal-tests/python
+if ! "$python/bin/python" -c 'import docker' 2>/dev/null; then
+    rm -rf "$python"
+    /usr/bin/python3 -m venv "$python" 2>/dev/null &&
+        "$python/bin/pip" install --quiet --disable-pip-version-check --retries 1 --timeout 10 docker==7.2.0 || {
+        echo "tests/run.sh: no Docker SDK for Python: its test is left out" >&2
+        rm -rf "$python"
+    }
+fi
+
 [ "${1:-}" != --prepare ] || exit 0
 exec cargo xtask test "$@"

@@ -5,9 +5,9 @@ use std::{collections::BTreeMap, sync::Arc};
 use bytes::Bytes;
 use futures_util::{FutureExt, StreamExt, future::BoxFuture};
 use shoal_engine_api::engine::{
-    ActiveSwarm, BoxReader, BoxStream, ContainerInfo, EngineError, ImageDescriptor,
-    ImageDetails, ImageInfo, ImportRequest, InitRequest, LocalEngine, LogRecord, LogRequest,
-    NodeInfo, OutputStream, ProgressSink, Removed, Result, SwarmState, Tokens,
+    ActiveSwarm, BoxReader, BoxStream, ContainerInfo, EngineError, ImageDescriptor, ImageDetails,
+    ImageInfo, ImportRequest, InitRequest, LocalEngine, LogRecord, LogRequest, NodeInfo,
+    OutputStream, ProgressSink, Removed, Result, SwarmState, Tokens,
 };
 use shoal_manager::InitOptions;
 use shoal_node_agent::{
@@ -41,7 +41,11 @@ impl Engine {
             let used = task.image.clone().or_else(|| self.image_of(task));
             task.status.container.is_some() && used.is_some_and(|used| used.id == *image)
         };
-        tasks.iter().filter(made_from).map(|t| container_id(&t.task.id).to_string()).collect()
+        tasks
+            .iter()
+            .filter(made_from)
+            .map(|t| container_id(&t.task.id).to_string())
+            .collect()
     }
 
     fn image_of(&self, task: &LocalTask) -> Option<Arc<Image>> {
@@ -49,9 +53,17 @@ impl Engine {
     }
 
     async fn container_infos(&self) -> Result<Vec<ContainerInfo>> {
-        let states = self.node.agent().runtime().list().await.map_err(failed("list containers"))?;
-        let phases: BTreeMap<String, Phase> =
-            states.into_iter().map(|state| (state.id, state.phase)).collect();
+        let states = self
+            .node
+            .agent()
+            .runtime()
+            .list()
+            .await
+            .map_err(failed("list containers"))?;
+        let phases: BTreeMap<String, Phase> = states
+            .into_iter()
+            .map(|state| (state.id, state.phase))
+            .collect();
         let networks = self.networks();
         let tasks = self.node.agent().tasks();
         Ok(tasks
@@ -59,7 +71,12 @@ impl Engine {
             .filter_map(|task| {
                 let phase = phases.get(container_id(&task.task.id).as_str())?;
                 let image = task.image.clone().or_else(|| self.image_of(task));
-                Some(translate::container(task, phase, image.as_deref(), &networks))
+                Some(translate::container(
+                    task,
+                    phase,
+                    image.as_deref(),
+                    &networks,
+                ))
             })
             .collect())
     }
@@ -68,20 +85,24 @@ impl Engine {
     fn networks(&self) -> Vec<Arc<Network>> {
         let leading = self.node.leading();
         leading.map_or_else(Vec::new, |leading| {
-            leading.manager.control().local_state().networks().cloned().collect()
+            leading
+                .manager
+                .control()
+                .local_state()
+                .networks()
+                .cloned()
+                .collect()
         })
     }
 
-    fn logs(
-        &self,
-        container: &str,
-        request: LogRequest,
-    ) -> BoxStream<'static, Result<LogRecord>> {
+    fn logs(&self, container: &str, request: LogRequest) -> BoxStream<'static, Result<LogRecord>> {
         let options = LogOptions {
             follow: request.follow,
             since: request.since.map(translate::to_jiff),
             until: request.until.map(translate::to_jiff),
-            tail: request.tail.map(|lines| usize::try_from(lines).unwrap_or(usize::MAX)),
+            tail: request
+                .tail
+                .map(|lines| usize::try_from(lines).unwrap_or(usize::MAX)),
             stdout: request.stdout,
             stderr: request.stderr,
         };
@@ -106,12 +127,19 @@ impl LocalEngine for Engine {
     }
 
     fn swarm(&self) -> SwarmState {
-        let Some(leading) = self.node.leading() else { return SwarmState::Inactive };
+        let Some(leading) = self.node.leading() else {
+            return SwarmState::Inactive;
+        };
         let node = leading.membership.node;
         let state = leading.manager.control().local_state();
-        let addr = state.node(&node).map(|node| node.status.addr.clone()).unwrap_or_default();
+        let addr = state
+            .node(&node)
+            .map(|node| node.status.addr.clone())
+            .unwrap_or_default();
         let managers = state.nodes().filter(|node| node.is_manager());
-        let managers = managers.map(|node| (node.id, node.status.addr.clone())).collect();
+        let managers = managers
+            .map(|node| (node.id, node.status.addr.clone()))
+            .collect();
         SwarmState::Active(Box::new(ActiveSwarm {
             node,
             node_addr: addr,
@@ -126,7 +154,9 @@ impl LocalEngine for Engine {
     fn init(&self, request: InitRequest) -> BoxFuture<'_, Result<NodeId>> {
         async move {
             if request.force_new_cluster {
-                return Err(EngineError::NotSupported("swarm init --force-new-cluster".to_owned()));
+                return Err(EngineError::NotSupported(
+                    "swarm init --force-new-cluster".to_owned(),
+                ));
             }
             let options = InitOptions {
                 addr: translate::advertised(&request),
@@ -139,13 +169,19 @@ impl LocalEngine for Engine {
             let options = if request.address_pools.is_empty() {
                 options
             } else {
-                InitOptions { address_pools: request.address_pools, ..options }
+                InitOptions {
+                    address_pools: request.address_pools,
+                    ..options
+                }
             };
             let id = NodeId::from_random(rand::random());
-            self.node.init(id, options).await.map_err(|error| match error {
-                InitError::AlreadyMember => EngineError::Unavailable(error.to_string()),
-                other => failed("initialise the swarm")(other),
-            })
+            self.node
+                .init(id, options)
+                .await
+                .map_err(|error| match error {
+                    InitError::AlreadyMember => EngineError::Unavailable(error.to_string()),
+                    other => failed("initialise the swarm")(other),
+                })
         }
         .boxed()
     }
@@ -165,12 +201,16 @@ impl LocalEngine for Engine {
     fn images(&self) -> BoxFuture<'_, Result<Vec<ImageInfo>>> {
         let count = |image: &Image| i64::try_from(self.users_of(&image.id).len()).unwrap_or(-1);
         let images = Engine::images(self).list();
-        let infos = images.iter().map(|image| translate::image_info(image, count(image)));
+        let infos = images
+            .iter()
+            .map(|image| translate::image_info(image, count(image)));
         std::future::ready(Ok(infos.collect())).boxed()
     }
 
     fn image<'a>(&'a self, reference: &'a str) -> BoxFuture<'a, Result<ImageDetails>> {
-        let image = Engine::images(self).get(reference).map_err(|error| lookup(reference, error));
+        let image = Engine::images(self)
+            .get(reference)
+            .map_err(|error| lookup(reference, error));
         std::future::ready(image.map(|image| translate::image_details(&image))).boxed()
     }
 
@@ -186,7 +226,9 @@ impl LocalEngine for Engine {
             let auth = translate::auth(auth)?;
             let sink = translate::sink(progress);
             let pulled = Engine::images(self).pull(reference, auth, sink).await;
-            pulled.map(|_| ()).map_err(|error| translate::pull_error(reference, error))
+            pulled
+                .map(|_| ())
+                .map_err(|error| translate::pull_error(reference, error))
         }
         .boxed()
     }
@@ -197,7 +239,9 @@ impl LocalEngine for Engine {
         progress: ProgressSink,
     ) -> BoxFuture<'_, Result<Vec<String>>> {
         async move {
-            let loaded = Engine::images(self).load(archive, translate::sink(progress)).await;
+            let loaded = Engine::images(self)
+                .load(archive, translate::sink(progress))
+                .await;
             let loaded = loaded.map_err(|error| EngineError::Invalid(translate::chain(&error)))?;
             Ok(loaded.iter().map(translate::loaded).collect())
         }
@@ -211,7 +255,11 @@ impl LocalEngine for Engine {
         _progress: ProgressSink,
     ) -> BoxFuture<'_, Result<String>> {
         async move {
-            translate::check_platform(Some(&request.platform).filter(|p| !p.is_empty()).map(String::as_str))?;
+            translate::check_platform(
+                Some(&request.platform)
+                    .filter(|p| !p.is_empty())
+                    .map(String::as_str),
+            )?;
             let reference = Some(request.reference.as_str()).filter(|name| !name.is_empty());
             let imported = Engine::images(self)
                 .import(archive, reference, &request.message, &request.changes)
@@ -272,7 +320,9 @@ impl LocalEngine for Engine {
         async move {
             let auth = translate::auth(auth)?;
             let found = Engine::images(self).resolve_digest(reference, auth).await;
-            found.map(translate::descriptor).map_err(|error| translate::resolve_error(reference, error))
+            found
+                .map(translate::descriptor)
+                .map_err(|error| translate::resolve_error(reference, error))
         }
         .boxed()
     }
@@ -298,10 +348,12 @@ impl LocalEngine for Engine {
             let container = container_id(&task);
             let known = self.node.agent().runtime().state(container.as_str()).await;
             // A task without a container has written nothing.
-            Ok(match known.map_err(failed("look for the task's container"))? {
-                Some(_) => self.logs(container.as_str(), request),
-                None => Box::pin(futures_util::stream::empty()),
-            })
+            Ok(
+                match known.map_err(failed("look for the task's container"))? {
+                    Some(_) => self.logs(container.as_str(), request),
+                    None => Box::pin(futures_util::stream::empty()),
+                },
+            )
         }
         .boxed()
     }
@@ -315,5 +367,8 @@ fn failed<E>(what: &'static str) -> impl FnOnce(E) -> EngineError
 where
     E: std::error::Error + Send + Sync + 'static,
 {
-    move |source| EngineError::Failed { what: what.to_owned(), source: Box::new(source) }
+    move |source| EngineError::Failed {
+        what: what.to_owned(),
+        source: Box::new(source),
+    }
 }

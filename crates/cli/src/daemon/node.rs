@@ -75,9 +75,15 @@ impl Node {
             }
         };
         let swarm = RwLock::new(leading);
-        Ok(Self { inner: Arc::new(Inner { home, agent, swarm, changing: Mutex::default() }) })
+        Ok(Self {
+            inner: Arc::new(Inner {
+                home,
+                agent,
+                swarm,
+                changing: Mutex::default(),
+            }),
+        })
     }
-
 
     pub(crate) fn agent(&self) -> &Agent {
         &self.inner.agent
@@ -85,11 +91,19 @@ impl Node {
 
     /// The manager, when this node is one.
     pub(crate) fn leading(&self) -> Option<Arc<Leading>> {
-        self.inner.swarm.read().unwrap_or_else(PoisonError::into_inner).clone()
+        self.inner
+            .swarm
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
     }
 
     fn set_leading(&self, leading: Option<Arc<Leading>>) {
-        *self.inner.swarm.write().unwrap_or_else(PoisonError::into_inner) = leading;
+        *self
+            .inner
+            .swarm
+            .write()
+            .unwrap_or_else(PoisonError::into_inner) = leading;
     }
 
     /// Makes a new swarm with this node as its manager.
@@ -105,7 +119,10 @@ impl Node {
         let home = &self.inner.home;
         // What an init that failed half-way left is not part of a new swarm.
         home.forget_swarm()?;
-        let membership = Membership { node, raft: Some(FIRST_RAFT) };
+        let membership = Membership {
+            node,
+            raft: Some(FIRST_RAFT),
+        };
         let manager = open_manager(home, &membership).await?;
         if let Err(error) = manager.init(options).await {
             manager.shutdown().await;
@@ -122,7 +139,9 @@ impl Node {
     /// Leaves the swarm: its tasks on this node are stopped and its state is erased.
     pub(crate) async fn leave(&self, force: bool) -> Result<(), LeaveError> {
         let _changing = self.inner.changing.lock().await;
-        let Some(leading) = self.leading() else { return Err(LeaveError::NotMember) };
+        let Some(leading) = self.leading() else {
+            return Err(LeaveError::NotMember);
+        };
         if !force {
             return Err(LeaveError::LastManager);
         }
@@ -176,5 +195,9 @@ fn start_sessions(manager: Manager, agent: &Agent, membership: Membership) -> Le
         .instrument(info_span!("dispatcher")),
     );
     agent.join(membership.node, dialer);
-    Leading { manager, membership, sessions }
+    Leading {
+        manager,
+        membership,
+        sessions,
+    }
 }

@@ -200,7 +200,7 @@ impl LocalEngine for Engine {
 
     fn images(&self) -> BoxFuture<'_, Result<Vec<ImageInfo>>> {
         let count = |image: &Image| i64::try_from(self.users_of(&image.id).len()).unwrap_or(-1);
-        let images = Engine::images(self).list();
+        let images = Self::images(self).list();
         let infos = images
             .iter()
             .map(|image| translate::image_info(image, count(image)));
@@ -208,7 +208,7 @@ impl LocalEngine for Engine {
     }
 
     fn image<'a>(&'a self, reference: &'a str) -> BoxFuture<'a, Result<ImageDetails>> {
-        let image = Engine::images(self)
+        let image = Self::images(self)
             .get(reference)
             .map_err(|error| lookup(reference, error));
         std::future::ready(image.map(|image| translate::image_details(&image))).boxed()
@@ -225,7 +225,7 @@ impl LocalEngine for Engine {
             translate::check_platform(platform)?;
             let auth = translate::auth(auth)?;
             let sink = translate::sink(progress);
-            let pulled = Engine::images(self).pull(reference, auth, sink).await;
+            let pulled = Self::images(self).pull(reference, auth, sink).await;
             pulled
                 .map(|_| ())
                 .map_err(|error| translate::pull_error(reference, error))
@@ -239,7 +239,7 @@ impl LocalEngine for Engine {
         progress: ProgressSink,
     ) -> BoxFuture<'_, Result<Vec<String>>> {
         async move {
-            let loaded = Engine::images(self)
+            let loaded = Self::images(self)
                 .load(archive, translate::sink(progress))
                 .await;
             let loaded = loaded.map_err(|error| EngineError::Invalid(translate::chain(&error)))?;
@@ -261,7 +261,7 @@ impl LocalEngine for Engine {
                     .map(String::as_str),
             )?;
             let reference = Some(request.reference.as_str()).filter(|name| !name.is_empty());
-            let imported = Engine::images(self)
+            let imported = Self::images(self)
                 .import(archive, reference, &request.message, &request.changes)
                 .await;
             let image = imported.map_err(|error| EngineError::Invalid(translate::chain(&error)))?;
@@ -273,11 +273,11 @@ impl LocalEngine for Engine {
     fn save_images<'a>(&'a self, references: &'a [String]) -> BoxFuture<'a, Result<BoxReader>> {
         async move {
             for reference in references {
-                let image = Engine::images(self).get(reference);
+                let image = Self::images(self).get(reference);
                 image.map_err(|error| lookup(reference, error))?;
             }
             let (reader, writer) = tokio::io::duplex(translate::PIPE_BYTES);
-            let (images, names) = (Engine::images(self).clone(), references.to_vec());
+            let (images, names) = (Self::images(self).clone(), references.to_vec());
             tokio::spawn(async move {
                 // A client that went away, or sees a cut archive, is all there is to do about it.
                 if let Err(error) = images.save(&names, writer).await {
@@ -292,7 +292,7 @@ impl LocalEngine for Engine {
 
     fn tag_image<'a>(&'a self, reference: &'a str, target: &'a str) -> BoxFuture<'a, Result<()>> {
         async move {
-            let tagged = Engine::images(self).tag(reference, target).await;
+            let tagged = Self::images(self).tag(reference, target).await;
             tagged.map_err(|error| translate::tag_error(reference, error))
         }
         .boxed()
@@ -305,7 +305,7 @@ impl LocalEngine for Engine {
     ) -> BoxFuture<'a, Result<Vec<Removed>>> {
         async move {
             let users = |image: &ImageId| self.users_of(image);
-            let removed = Engine::images(self).remove(reference, force, &users).await;
+            let removed = Self::images(self).remove(reference, force, &users).await;
             let removed = removed.map_err(|error| translate::remove_error(reference, error))?;
             Ok(removed.into_iter().map(translate::removed).collect())
         }
@@ -319,7 +319,7 @@ impl LocalEngine for Engine {
     ) -> BoxFuture<'a, Result<ImageDescriptor>> {
         async move {
             let auth = translate::auth(auth)?;
-            let found = Engine::images(self).resolve_digest(reference, auth).await;
+            let found = Self::images(self).resolve_digest(reference, auth).await;
             found
                 .map(translate::descriptor)
                 .map_err(|error| translate::resolve_error(reference, error))

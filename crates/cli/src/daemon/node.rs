@@ -67,12 +67,11 @@ impl Node {
     /// Takes up what the home remembers: in a swarm the manager is opened and the agent joins it; in
     /// none, whatever an earlier membership left running is taken away.
     pub(crate) async fn open(home: Home, agent: Agent) -> Result<Self, InitError> {
-        let leading = match home.membership()? {
-            Some(membership) => Some(Arc::new(lead(&home, &agent, membership).await?)),
-            None => {
-                agent.leave().await;
-                None
-            }
+        let leading = if let Some(membership) = home.membership()? {
+            Some(Arc::new(lead(&home, &agent, membership).await?))
+        } else {
+            agent.leave().await;
+            None
         };
         let swarm = RwLock::new(leading);
         Ok(Self {

@@ -39,7 +39,7 @@ impl Engine {
         let tasks = self.node.agent().tasks();
         let made_from = |task: &&LocalTask| {
             let used = task.image.clone().or_else(|| self.image_of(task));
-            task.status.container.is_some() && used.is_some_and(|used| used.id == *image)
+            !task.status.state.is_terminal() && used.is_some_and(|used| used.id == *image)
         };
         tasks
             .iter()
@@ -175,20 +175,25 @@ impl LocalEngine for Engine {
                 }
             };
             let id = NodeId::from_random(rand::random());
-            self.node
-                .init(id, options)
-                .await
-                .map_err(|error| match error {
-                    InitError::AlreadyMember => EngineError::Unavailable(error.to_string()),
-                    other => failed("initialise the swarm")(other),
-                })
+            let node = self.node.clone();
+            // In a task of its own: a client that hangs up must not leave half a swarm.
+            let initialised = tokio::spawn(async move { node.init(id, options).await });
+            let initialised = initialised.await.map_err(failed("initialise the swarm"))?;
+            initialised.map_err(|error| match error {
+                InitError::AlreadyMember => EngineError::Unavailable(error.to_string()),
+                other => failed("initialise the swarm")(other),
+            })
         }
         .boxed()
     }
 
     fn leave(&self, force: bool) -> BoxFuture<'_, Result<()>> {
         async move {
-            self.node.leave(force).await.map_err(|error| match error {
+            let node = self.node.clone();
+            // In a task of its own: a client that hangs up must not leave half a swarm.
+            let left = tokio::spawn(async move { node.leave(force).await });
+            let left = left.await.map_err(failed("leave the swarm"))?;
+            left.map_err(|error| match error {
                 LeaveError::NotMember | LeaveError::LastManager => {
                     EngineError::Unavailable(error.to_string())
                 }

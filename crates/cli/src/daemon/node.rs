@@ -1,18 +1,24 @@
 //! One node, put together: its agent, and its manager when it is one.
 
-use std::sync::{Arc, PoisonError, RwLock};
+use std::{
+    sync::{Arc, PoisonError, RwLock},
+    time::Duration,
+};
 
 use shoal_manager::{InitOptions, Manager, ManagerConfig};
 use shoal_node_agent::Agent;
 use shoal_transport::dial;
 use shoal_types::NodeId;
-use tokio::{sync::Mutex, task::JoinHandle};
+use tokio::{sync::Mutex, task::JoinHandle, time};
 use tracing::{Instrument, info, info_span, warn};
 
 use super::home::{Home, HomeError, Membership};
 
 /// Raft identity of the first manager. Later ones get theirs from the leader.
 const FIRST_RAFT: u64 = 1;
+
+/// How long a daemon that is in no swarm waits, before it answers, for what an earlier one left to go.
+const LEFTOVERS: Duration = Duration::from_secs(15);
 
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum InitError {
@@ -70,7 +76,11 @@ impl Node {
         let leading = if let Some(membership) = home.membership()? {
             Some(Arc::new(lead(&home, &agent, membership).await?))
         } else {
-            agent.leave().await;
+            // What cannot be taken away now is tried again and again, and must not keep the
+            // daemon from answering.
+            if time::timeout(LEFTOVERS, agent.leave()).await.is_err() {
+                warn!("containers of an earlier swarm are still being removed");
+            }
             None
         };
         let swarm = RwLock::new(leading);

@@ -391,6 +391,12 @@ fn add_mount(oci: &mut Spec, mount: &Mount) -> Result<(), SpecError> {
                 bind.propagation.as_str()
             };
             let recursion = if bind.non_recursive { "bind" } else { "rbind" };
+            // As Docker since 25: what is mounted below is read-only, too.
+            let access = if mount.read_only && !bind.non_recursive {
+                "rro"
+            } else {
+                access
+            };
             let options = [recursion, propagation, access].map(str::to_owned).to_vec();
             MountBuilder::default()
                 .typ("bind")

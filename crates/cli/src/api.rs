@@ -189,7 +189,10 @@ impl Api {
             return Ok(response);
         }
         let body = http_body_util::Limited::new(response.into_body(), ERROR_LIMIT);
-        let body = body.collect().await.map(|body| body.to_bytes());
+        let body = body
+            .collect()
+            .await
+            .map(http_body_util::Collected::to_bytes);
         let body = body.unwrap_or_default();
         let message = serde_json::from_slice::<Value>(&body)
             .ok()

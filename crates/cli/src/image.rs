@@ -267,7 +267,7 @@ async fn pull(session: &Session, args: &PullArgs) -> Result {
         output::line("Using default tag: latest")?;
     }
     // A digest goes where the tag would be.
-    let tag = tagged.digest().or(tagged.tag()).unwrap_or("");
+    let tag = tagged.digest().or_else(|| tagged.tag()).unwrap_or("");
     let request = Request::post(&["images", "create"])
         .query("fromImage", tagged.name())
         .query("tag", tag)
@@ -556,7 +556,7 @@ fn row(image: &Value, [name, tag, digest]: [String; 3], truncate: bool, now: Tim
         (
             "Containers",
             containers
-                .map_or("N/A".into(), |count| count.to_string())
+                .map_or_else(|| "N/A".to_owned(), |count| count.to_string())
                 .into(),
         ),
         ("VirtualSize", human::size(all.max(0.0), 4).into()),

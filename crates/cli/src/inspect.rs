@@ -114,12 +114,11 @@ async fn find(
             continue;
         }
         if of_cluster {
-            let available = match *cluster {
-                Some(available) => available,
-                None => {
-                    let info = api.json(Request::get(&["info"])).await?;
-                    *cluster.insert(info["Swarm"]["ControlAvailable"] == true)
-                }
+            let available = if let Some(available) = *cluster {
+                available
+            } else {
+                let info = api.json(Request::get(&["info"])).await?;
+                *cluster.insert(info["Swarm"]["ControlAvailable"] == true)
             };
             if !available {
                 continue;

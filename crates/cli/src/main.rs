@@ -67,8 +67,9 @@ fn dispatch(cli: Cli) -> Result {
         TopCommand::Daemon(args) => {
             daemon::start(*args).map_err(|error| CliError::message(format!("{error:#}")))
         }
-        TopCommand::Purge(args) => daemon::start_purge(&args)
-            .map_err(|error| CliError::message(format!("{error:#}"))),
+        TopCommand::Purge(args) => {
+            daemon::start_purge(&args).map_err(|error| CliError::message(format!("{error:#}")))
+        }
         TopCommand::Completion { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut cli::command(), "shoal", &mut script);

@@ -357,12 +357,15 @@ fn pretty(node: &Value) -> String {
         all.map(|(k, v)| format!(" - {k}={}", v.as_str().unwrap_or("")))
             .collect()
     };
-    for (title, labels) in [("Labels:", &node["Spec"]["Labels"])] {
+    {
+        let (title, labels) = ("Labels:", &node["Spec"]["Labels"]);
         let labels = pairs(labels);
         if !labels.is_empty() {
             line(title, "");
         }
-        labels.iter().for_each(|label| line(label, ""));
+        for label in &labels {
+            line(label, "");
+        }
     }
     line("Hostname:", text(node, "/Description/Hostname"));
     let joined = human::go_time(&node["CreatedAt"], jiff::tz::TimeZone::UTC);
@@ -420,7 +423,9 @@ fn pretty(node: &Value) -> String {
     if !labels.is_empty() {
         line("Engine Labels:", "");
     }
-    labels.iter().for_each(|label| line(label, ""));
+    for label in &labels {
+        line(label, "");
+    }
     let tls = &description["TLSInfo"];
     if !text(tls, "/TrustRoot").is_empty() {
         line("TLS Info:", "");

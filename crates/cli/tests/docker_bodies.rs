@@ -160,7 +160,7 @@ fn answer(target: &str, service: &Value) -> (u16, Value) {
                 .collect();
             (200, items.into())
         }
-        ["distribution", "pinned", ..] | ["distribution", "pinned:1", ..] => (
+        ["distribution", "pinned" | "pinned:1", ..] => (
             200,
             json!({"Descriptor": {"mediaType": "m", "digest": format!("sha256:{}", "a".repeat(64)), "size": 1},
                    "Platforms": [{"architecture": "amd64", "os": "linux"}, {"architecture": "arm", "os": "linux"}]}),
@@ -289,7 +289,9 @@ fn normalized(mut posted: Posted) -> Posted {
         match value {
             Value::Object(map) => map.iter_mut().for_each(|(key, value)| walk(key, value)),
             Value::Array(items) => {
-                items.iter_mut().for_each(|item| walk("", item));
+                for item in items.iter_mut() {
+                    walk("", item);
+                }
                 if matches!(
                     key,
                     "Env" | "Secrets" | "Configs" | "Ports" | "Config" | "GenericResources"

@@ -1,5 +1,7 @@
 //! The server over a real socket: statuses, headers, messages, and streams that end.
 
+#![expect(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+
 mod common;
 
 use std::{sync::atomic::Ordering, time::Duration};

@@ -1,5 +1,7 @@
 //! The real docker command line against the server, unmodified.
 
+#![expect(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+
 mod common;
 
 use std::process::Output;

@@ -276,7 +276,6 @@ fn healthcheck(rest: &str) -> Result<Value, &'static str> {
 }
 
 #[cfg(test)]
-#[expect(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 mod tests {
     use super::*;
 

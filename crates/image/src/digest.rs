@@ -173,7 +173,6 @@ impl<W: io::Write> io::Write for HashingWriter<W> {
 }
 
 #[cfg(test)]
-#[expect(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 mod tests {
     use super::*;
 

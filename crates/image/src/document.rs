@@ -188,7 +188,6 @@ impl From<WireHealthcheck> for Healthcheck {
 }
 
 #[cfg(test)]
-#[expect(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 mod tests {
     use super::*;
 

@@ -48,10 +48,12 @@ pub(crate) async fn pull(
     }
     let made = store.blocking(ensure).await;
     made.map_err(|source| RegistryError::Builtin(Box::new(source)))?;
-    store.get(&name).map_err(|_| RegistryError::ManifestUnknown {
-        reference: name.clone(),
-        cause: "manifest unknown".to_owned(),
-    })
+    store
+        .get(&name)
+        .map_err(|_| RegistryError::ManifestUnknown {
+            reference: name.clone(),
+            cause: "manifest unknown".to_owned(),
+        })
 }
 
 /// What a registry would say of `reference`. There is no manifest: the description is that of the

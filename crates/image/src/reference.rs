@@ -259,7 +259,6 @@ fn check_tag(tag: &str) -> Result<(), ParseReferenceError> {
 }
 
 #[cfg(test)]
-#[expect(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 mod tests {
     use super::*;
     use proptest::prelude::*;

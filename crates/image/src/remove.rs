@@ -255,7 +255,6 @@ fn repository(key: &str) -> String {
 }
 
 #[cfg(test)]
-#[expect(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 mod tests {
     use super::*;
     use crate::{catalog::ImageRecord, digest::Digest, document::ImageDocument};

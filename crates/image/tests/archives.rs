@@ -499,14 +499,20 @@ async fn the_store_itself_is_the_registry_of_the_built_in_image() {
     assert_eq!(again, found);
 
     // Removed, it is made again for whoever pulls it.
-    t.store.remove(HELLO_REFERENCE, false, &nobody).await.unwrap();
+    t.store
+        .remove(HELLO_REFERENCE, false, &nobody)
+        .await
+        .unwrap();
     assert!(t.store.get(&pinned).is_err());
     let (sink, events) = recorder();
     let pulled = t.store.pull(&pinned, None, sink).await.unwrap();
     assert_eq!(pulled.id, image.id);
     let statuses = statuses(&events);
     let last = statuses.last().unwrap();
-    assert!(last.starts_with("Status: Image is up to date for shoal/hello"), "{last}");
+    assert!(
+        last.starts_with("Status: Image is up to date for shoal/hello"),
+        "{last}"
+    );
     assert_eq!(t.store.get(HELLO_REFERENCE).unwrap().id, image.id);
 
     let other = format!("shoal/hello@sha256:{}", "0".repeat(64));

@@ -20,6 +20,7 @@ use tokio::{
     task::{JoinHandle, JoinSet},
     time::{self, Instant, MissedTickBehavior},
 };
+use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, error, info_span, warn};
 
 use crate::{
@@ -27,8 +28,11 @@ use crate::{
     saved::Saved,
     session::{Outbox, Session},
     task::container_id,
-    task::worker::{End, Shown, Tools, Wanted, Worker},
+    task::worker::{Shown, Tools, Wanted, Worker},
 };
+
+/// Pause before networks that could not be brought up are tried again.
+const RETRY: Duration = Duration::from_millis(500);
 
 /// The kernel is compared with the desired networks this often, whatever else happens.
 const RESYNC: Duration = Duration::from_secs(15);
@@ -63,6 +67,8 @@ struct Inner {
     /// The desired networks of the last pass, and the generation they came from.
     applied: watch::Sender<Generation>,
     running: Mutex<Running>,
+    /// The agent goes down.
+    stopping: CancellationToken,
 }
 
 #[derive(Default)]
@@ -100,6 +106,7 @@ impl Agent {
             network_errors: Mutex::default(),
             applied: watch::Sender::new(Generation(0)),
             running: Mutex::default(),
+            stopping: CancellationToken::new(),
         });
         let reconcile = tokio::spawn(inner.clone().reconcile());
         inner.running().reconcile = Some(reconcile);
@@ -126,31 +133,39 @@ impl Agent {
     }
 
     /// Leaves the swarm: the session ends, every task is stopped, and nothing of them remains. Returns
-    /// when that is so.
+    /// when that is so, or when the agent goes down.
     pub async fn leave(&self) {
-        if let Some(session) = self.inner.running().session.take() {
+        let session = self.inner.running().session.take();
+        if let Some(session) = session {
             session.abort();
-        }
-        if let Err(error) = self.inner.saved.forget() {
-            warn!(%error, "saved assignments not removed");
+            // An abort is the expected end; a set that was being received is not taken after it.
+            let _ = session.await;
         }
         let mut changed = self.inner.changed.subscribe();
         let mut applied = self.inner.applied.subscribe();
         applied.mark_unchanged();
         self.inner.assignments.send_replace(Some(Arc::default()));
-        // An error of either watch says that the agent is going down.
-        if applied.changed().await.is_err() {
-            return;
-        }
-        while !self.inner.tasks().is_empty() {
-            if changed.changed().await.is_err() {
-                return;
+        let gone = async {
+            // Both watches live as long as the agent.
+            while applied.changed().await.is_ok() && *applied.borrow_and_update() != Generation(0) {
             }
+            while !self.inner.tasks().is_empty() && changed.changed().await.is_ok() {}
+        };
+        tokio::select! {
+            () = gone => {}
+            () = self.inner.stopping.cancelled() => return,
+        }
+        if let Err(error) = self.inner.saved.forget() {
+            warn!(
+                error = crate::error_chain(&error),
+                "saved assignments not removed"
+            );
         }
     }
 
     /// Ends the agent; containers and networks go on.
     pub async fn shutdown(&self) {
+        self.inner.stopping.cancel();
         let running = std::mem::take(&mut *self.inner.running());
         for part in [running.session, running.reconcile].into_iter().flatten() {
             part.abort();
@@ -233,7 +248,9 @@ impl Inner {
         let mut changed = self.changed.subscribe();
         let mut workers = JoinSet::new();
         let mut last: Option<Vec<NetworkState>> = None;
-        let mut saved = Generation(0);
+        // What an earlier agent saved may be older than what runs: nothing is swept away for it.
+        let loaded = assignments.borrow().clone();
+        let mut saved = loaded.as_ref().map_or(Generation(0), |set| set.generation);
         let mut swept = false;
         let mut resync = time::interval_at(Instant::now() + RESYNC, RESYNC);
         resync.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -246,6 +263,17 @@ impl Inner {
                 continue;
             };
             changed.mark_unchanged();
+            // Saved before anything of it begins, so that a restart knows of all that runs.
+            if set.generation != saved {
+                saved = set.generation;
+                if let Err(error) = self.saved.store(&set) {
+                    let error = crate::error_chain(&error);
+                    error!(
+                        error,
+                        "assignments not saved; a restart would go back to older ones"
+                    );
+                }
+            }
             let desired = network::desired(&set, &self.gone(&set));
             if last.as_ref() != Some(&desired) {
                 let errors = self.tools.datapath.apply(desired.clone()).await;
@@ -253,14 +281,11 @@ impl Inner {
                 self.note(errors);
             }
             self.hand_out(&set, &mut workers);
-            if !swept {
+            let is_loaded = loaded
+                .as_ref()
+                .is_some_and(|loaded| Arc::ptr_eq(loaded, &set));
+            if !swept && !is_loaded {
                 swept = self.sweep(&set).await;
-            }
-            if set.generation > saved {
-                saved = set.generation;
-                if let Err(error) = self.saved.store(&set) {
-                    error!(%error, "assignments not saved; a restart without a manager would stop the tasks");
-                }
             }
             self.applied.send_replace(set.generation);
             // A watch remembers what was seen, joining a worker again is harmless, and a full pass
@@ -269,6 +294,7 @@ impl Inner {
                 result = assignments.changed() => if result.is_err() { return },
                 result = changed.changed() => if result.is_err() { return },
                 Some(_ended) = workers.join_next() => {}
+                () = time::sleep(RETRY), if last.is_none() => {}
                 _ = resync.tick() => {
                     // Also makes the datapath doubt what it knows of the kernel.
                     for difference in self.tools.datapath.diff().await {
@@ -370,13 +396,15 @@ impl Inner {
                 self.changed.clone(),
             );
             let span = info_span!("task", task.id = %task.id, service.id = %task.service);
-            let (inner, id) = (self.clone(), task.id);
+            let remaining = Remaining {
+                inner: self.clone(),
+                id: task.id,
+            };
             workers.spawn(
                 async move {
-                    if worker.run().await == End::Gone {
-                        inner.tasks().remove(&id);
-                        inner.changed.send_modify(|count| *count += 1);
-                    }
+                    // Goes with the future, whether the worker ends, panics or is dropped.
+                    let _remaining = remaining;
+                    worker.run().await;
                 }
                 .instrument(span),
             );
@@ -404,6 +432,20 @@ impl Inner {
 
     fn running(&self) -> MutexGuard<'_, Running> {
         lock(&self.running)
+    }
+}
+
+/// A task's entry, which goes when its worker is done, or has panicked: the next pass then starts
+/// another worker, if the task is still wanted.
+struct Remaining {
+    inner: Arc<Inner>,
+    id: TaskId,
+}
+
+impl Drop for Remaining {
+    fn drop(&mut self) {
+        self.inner.tasks().remove(&self.id);
+        self.inner.changed.send_modify(|count| *count += 1);
     }
 }
 

@@ -263,12 +263,9 @@ mod tests {
         }
     }
 
-    fn start() -> (
-        Manager,
-        Arc<Outbox>,
-        watch::Receiver<Option<Arc<Assignments>>>,
-        tokio::task::JoinHandle<()>,
-    ) {
+    type Seen = watch::Receiver<Option<Arc<Assignments>>>;
+
+    fn start() -> (Manager, Arc<Outbox>, Seen, tokio::task::JoinHandle<()>) {
         let (dialer, listener) = dial::local();
         let outbox = Arc::new(Outbox::default());
         let (assignments, seen) = watch::channel(None);

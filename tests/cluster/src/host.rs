@@ -276,10 +276,10 @@ impl Host {
             || {
                 (
                     self.shoal(&["ps", "--all", "--quiet"]),
-                    self.get("http://127.0.0.1:8079/"),
+                    self.get("http://127.0.0.1:8079/").is_ok(),
                 )
             },
-            |(containers, answer)| containers.is_empty() && answer.is_err(),
+            |(containers, answered)| containers.is_empty() && !answered,
         );
     }
 

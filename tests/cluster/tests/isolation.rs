@@ -1,5 +1,7 @@
 //! What a container can see and do, from inside.
 
+#![expect(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+
 use cluster_tests::{Host, busybox_tar, wait_for};
 
 /// Runs `script` in a container of its own and returns what it printed.

@@ -1,5 +1,7 @@
 //! Parts that die at any moment: what runs goes on, and everything ends as desired.
 
+#![expect(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+
 use std::{net::SocketAddr, thread, time::Duration};
 
 use cluster_tests::{Host, Load, wait_for};

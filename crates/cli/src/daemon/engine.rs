@@ -39,9 +39,13 @@ impl Engine {
         let tasks = self.node.agent().tasks();
         let made_from = |task: &&LocalTask| {
             let used = task.image.clone().or_else(|| self.image_of(task));
-            task.status.container.is_some() && used.is_some_and(|used| used.id == *image)
+            !task.status.state.is_terminal() && used.is_some_and(|used| used.id == *image)
         };
-        tasks.iter().filter(made_from).map(|t| container_id(&t.task.id).to_string()).collect()
+        tasks
+            .iter()
+            .filter(made_from)
+            .map(|t| container_id(&t.task.id).to_string())
+            .collect()
     }
 
     fn image_of(&self, task: &LocalTask) -> Option<Arc<Image>> {
@@ -49,9 +53,17 @@ impl Engine {
     }
 
     async fn container_infos(&self) -> Result<Vec<ContainerInfo>> {
-        let states = self.node.agent().runtime().list().await.map_err(failed("list containers"))?;
-        let phases: BTreeMap<String, Phase> =
-            states.into_iter().map(|state| (state.id, state.phase)).collect();
+        let states = self
+            .node
+            .agent()
+            .runtime()
+            .list()
+            .await
+            .map_err(failed("list containers"))?;
+        let phases: BTreeMap<String, Phase> = states
+            .into_iter()
+            .map(|state| (state.id, state.phase))
+            .collect();
         let networks = self.networks();
         let node = self.node.agent().description();
         let tasks = self.node.agent().tasks();
@@ -60,7 +72,13 @@ impl Engine {
             .filter_map(|task| {
                 let phase = phases.get(container_id(&task.task.id).as_str())?;
                 let image = task.image.clone().or_else(|| self.image_of(task));
-                Some(translate::container(task, phase, image.as_deref(), &networks, &node))
+                Some(translate::container(
+                    task,
+                    phase,
+                    image.as_deref(),
+                    &networks,
+                    &node,
+                ))
             })
             .collect())
     }
@@ -69,20 +87,24 @@ impl Engine {
     fn networks(&self) -> Vec<Arc<Network>> {
         let leading = self.node.leading();
         leading.map_or_else(Vec::new, |leading| {
-            leading.manager.control().local_state().networks().cloned().collect()
+            leading
+                .manager
+                .control()
+                .local_state()
+                .networks()
+                .cloned()
+                .collect()
         })
     }
 
-    fn logs(
-        &self,
-        container: &str,
-        request: LogRequest,
-    ) -> BoxStream<'static, Result<LogRecord>> {
+    fn logs(&self, container: &str, request: LogRequest) -> BoxStream<'static, Result<LogRecord>> {
         let options = LogOptions {
             follow: request.follow,
             since: request.since.map(translate::to_jiff),
             until: request.until.map(translate::to_jiff),
-            tail: request.tail.map(|lines| usize::try_from(lines).unwrap_or(usize::MAX)),
+            tail: request
+                .tail
+                .map(|lines| usize::try_from(lines).unwrap_or(usize::MAX)),
             stdout: request.stdout,
             stderr: request.stderr,
         };
@@ -108,19 +130,27 @@ impl LocalEngine for Engine {
 
     fn doctor(&self) -> BoxFuture<'_, Result<Diagnosis>> {
         async {
-            let shoal_node_agent::Diagnosis { findings, warnings } = self.node.agent().doctor().await;
+            let shoal_node_agent::Diagnosis { findings, warnings } =
+                self.node.agent().doctor().await;
             Ok(Diagnosis { findings, warnings })
         }
         .boxed()
     }
 
     fn swarm(&self) -> SwarmState {
-        let Some(leading) = self.node.leading() else { return SwarmState::Inactive };
+        let Some(leading) = self.node.leading() else {
+            return SwarmState::Inactive;
+        };
         let node = leading.membership.node;
         let state = leading.manager.control().local_state();
-        let addr = state.node(&node).map(|node| node.status.addr.clone()).unwrap_or_default();
+        let addr = state
+            .node(&node)
+            .map(|node| node.status.addr.clone())
+            .unwrap_or_default();
         let managers = state.nodes().filter(|node| node.is_manager());
-        let managers = managers.map(|node| (node.id, node.status.addr.clone())).collect();
+        let managers = managers
+            .map(|node| (node.id, node.status.addr.clone()))
+            .collect();
         SwarmState::Active(Box::new(ActiveSwarm {
             node,
             node_addr: addr,
@@ -135,7 +165,9 @@ impl LocalEngine for Engine {
     fn init(&self, request: InitRequest) -> BoxFuture<'_, Result<NodeId>> {
         async move {
             if request.force_new_cluster {
-                return Err(EngineError::NotSupported("swarm init --force-new-cluster".to_owned()));
+                return Err(EngineError::NotSupported(
+                    "swarm init --force-new-cluster".to_owned(),
+                ));
             }
             let options = InitOptions {
                 addr: translate::advertised(&request),
@@ -148,10 +180,17 @@ impl LocalEngine for Engine {
             let options = if request.address_pools.is_empty() {
                 options
             } else {
-                InitOptions { address_pools: request.address_pools, ..options }
+                InitOptions {
+                    address_pools: request.address_pools,
+                    ..options
+                }
             };
             let id = NodeId::from_random(rand::random());
-            self.node.init(id, options).await.map_err(|error| match error {
+            let node = self.node.clone();
+            // In a task of its own: a client that hangs up must not leave half a swarm.
+            let initialised = tokio::spawn(async move { node.init(id, options).await });
+            let initialised = initialised.await.map_err(failed("initialise the swarm"))?;
+            initialised.map_err(|error| match error {
                 InitError::AlreadyMember => EngineError::Unavailable(error.to_string()),
                 other => failed("initialise the swarm")(other),
             })
@@ -161,7 +200,11 @@ impl LocalEngine for Engine {
 
     fn leave(&self, force: bool) -> BoxFuture<'_, Result<()>> {
         async move {
-            self.node.leave(force).await.map_err(|error| match error {
+            let node = self.node.clone();
+            // In a task of its own: a client that hangs up must not leave half a swarm.
+            let left = tokio::spawn(async move { node.leave(force).await });
+            let left = left.await.map_err(failed("leave the swarm"))?;
+            left.map_err(|error| match error {
                 LeaveError::NotMember | LeaveError::LastManager => {
                     EngineError::Unavailable(error.to_string())
                 }
@@ -173,13 +216,17 @@ impl LocalEngine for Engine {
 
     fn images(&self) -> BoxFuture<'_, Result<Vec<ImageInfo>>> {
         let count = |image: &Image| i64::try_from(self.users_of(&image.id).len()).unwrap_or(-1);
-        let images = Engine::images(self).list();
-        let infos = images.iter().map(|image| translate::image_info(image, count(image)));
+        let images = Self::images(self).list();
+        let infos = images
+            .iter()
+            .map(|image| translate::image_info(image, count(image)));
         std::future::ready(Ok(infos.collect())).boxed()
     }
 
     fn image<'a>(&'a self, reference: &'a str) -> BoxFuture<'a, Result<ImageDetails>> {
-        let image = Engine::images(self).get(reference).map_err(translate::lookup_error);
+        let image = Self::images(self)
+            .get(reference)
+            .map_err(translate::lookup_error);
         std::future::ready(image.map(|image| translate::image_details(&image))).boxed()
     }
 
@@ -194,8 +241,10 @@ impl LocalEngine for Engine {
             translate::check_platform(platform)?;
             let auth = translate::auth(auth)?;
             let sink = translate::sink(progress);
-            let pulled = Engine::images(self).pull(reference, auth, sink).await;
-            pulled.map(|_| ()).map_err(|error| translate::pull_error(reference, error))
+            let pulled = Self::images(self).pull(reference, auth, sink).await;
+            pulled
+                .map(|_| ())
+                .map_err(|error| translate::pull_error(reference, error))
         }
         .boxed()
     }
@@ -206,7 +255,9 @@ impl LocalEngine for Engine {
         progress: ProgressSink,
     ) -> BoxFuture<'_, Result<Vec<String>>> {
         async move {
-            let loaded = Engine::images(self).load(archive, translate::sink(progress)).await;
+            let loaded = Self::images(self)
+                .load(archive, translate::sink(progress))
+                .await;
             let loaded = loaded.map_err(|error| EngineError::Invalid(translate::chain(&error)))?;
             Ok(loaded.iter().map(translate::loaded).collect())
         }
@@ -220,9 +271,13 @@ impl LocalEngine for Engine {
         _progress: ProgressSink,
     ) -> BoxFuture<'_, Result<String>> {
         async move {
-            translate::check_platform(Some(&request.platform).filter(|p| !p.is_empty()).map(String::as_str))?;
+            translate::check_platform(
+                Some(&request.platform)
+                    .filter(|p| !p.is_empty())
+                    .map(String::as_str),
+            )?;
             let reference = Some(request.reference.as_str()).filter(|name| !name.is_empty());
-            let imported = Engine::images(self)
+            let imported = Self::images(self)
                 .import(archive, reference, &request.message, &request.changes)
                 .await;
             let image = imported.map_err(|error| EngineError::Invalid(translate::chain(&error)))?;
@@ -234,11 +289,11 @@ impl LocalEngine for Engine {
     fn save_images<'a>(&'a self, references: &'a [String]) -> BoxFuture<'a, Result<BoxReader>> {
         async move {
             for reference in references {
-                let image = Engine::images(self).get(reference);
+                let image = Self::images(self).get(reference);
                 image.map_err(translate::lookup_error)?;
             }
             let (reader, writer) = tokio::io::duplex(translate::PIPE_BYTES);
-            let (images, names) = (Engine::images(self).clone(), references.to_vec());
+            let (images, names) = (Self::images(self).clone(), references.to_vec());
             tokio::spawn(async move {
                 // A client that went away, or sees a cut archive, is all there is to do about it.
                 if let Err(error) = images.save(&names, writer).await {
@@ -253,7 +308,7 @@ impl LocalEngine for Engine {
 
     fn tag_image<'a>(&'a self, reference: &'a str, target: &'a str) -> BoxFuture<'a, Result<()>> {
         async move {
-            let tagged = Engine::images(self).tag(reference, target).await;
+            let tagged = Self::images(self).tag(reference, target).await;
             tagged.map_err(|error| translate::tag_error(reference, error))
         }
         .boxed()
@@ -266,7 +321,7 @@ impl LocalEngine for Engine {
     ) -> BoxFuture<'a, Result<Vec<Removed>>> {
         async move {
             let users = |image: &ImageId| self.users_of(image);
-            let removed = Engine::images(self).remove(reference, force, &users).await;
+            let removed = Self::images(self).remove(reference, force, &users).await;
             let removed = removed.map_err(|error| translate::remove_error(reference, error))?;
             Ok(removed.into_iter().map(translate::removed).collect())
         }
@@ -280,8 +335,10 @@ impl LocalEngine for Engine {
     ) -> BoxFuture<'a, Result<ImageDescriptor>> {
         async move {
             let auth = translate::auth(auth)?;
-            let found = Engine::images(self).resolve_digest(reference, auth).await;
-            found.map(translate::descriptor).map_err(|error| translate::resolve_error(reference, error))
+            let found = Self::images(self).resolve_digest(reference, auth).await;
+            found
+                .map(translate::descriptor)
+                .map_err(|error| translate::resolve_error(reference, error))
         }
         .boxed()
     }
@@ -307,10 +364,12 @@ impl LocalEngine for Engine {
             let container = container_id(&task);
             let known = self.node.agent().runtime().state(container.as_str()).await;
             // A task without a container has written nothing.
-            Ok(match known.map_err(failed("look for the task's container"))? {
-                Some(_) => self.logs(container.as_str(), request),
-                None => Box::pin(futures_util::stream::empty()),
-            })
+            Ok(
+                match known.map_err(failed("look for the task's container"))? {
+                    Some(_) => self.logs(container.as_str(), request),
+                    None => Box::pin(futures_util::stream::empty()),
+                },
+            )
         }
         .boxed()
     }
@@ -320,5 +379,8 @@ fn failed<E>(what: &'static str) -> impl FnOnce(E) -> EngineError
 where
     E: std::error::Error + Send + Sync + 'static,
 {
-    move |source| EngineError::Failed { what: what.to_owned(), source: Box::new(source) }
+    move |source| EngineError::Failed {
+        what: what.to_owned(),
+        source: Box::new(source),
+    }
 }

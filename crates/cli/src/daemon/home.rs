@@ -69,12 +69,21 @@ impl Home {
         }
         let lock = lock(&data.join("lock"))?;
         let instance = instance(&data.join("instance"))?;
-        Ok(Self { data: data.to_owned(), exec: exec.to_owned(), instance, _lock: lock })
+        Ok(Self {
+            data: data.to_owned(),
+            exec: exec.to_owned(),
+            instance,
+            _lock: lock,
+        })
     }
 
     /// Like [`Home::open`], for a data directory that exists; `None` when there is none.
     pub(crate) fn open_existing(data: &Path, exec: &Path) -> Result<Option<Self>, HomeError> {
-        if data.join("instance").exists() { Self::open(data, exec).map(Some) } else { Ok(None) }
+        if data.join("instance").exists() {
+            Self::open(data, exec).map(Some)
+        } else {
+            Ok(None)
+        }
     }
 
     pub(crate) fn cgroup_parent(&self) -> String {
@@ -99,7 +108,11 @@ impl Home {
                 .map(Some)
                 .map_err(|source| HomeError::Damaged { path, source }),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-            Err(source) => Err(HomeError::Io { action: "read", path, source }),
+            Err(source) => Err(HomeError::Io {
+                action: "read",
+                path,
+                source,
+            }),
         }
     }
 
@@ -109,16 +122,24 @@ impl Home {
         let directory = self.directory("swarm")?;
         let io = |action| {
             let path = path.clone();
-            move |source| HomeError::Io { action, path, source }
+            move |source| HomeError::Io {
+                action,
+                path,
+                source,
+            }
         };
-        let bytes = serde_json::to_vec_pretty(membership)
-            .map_err(|source| HomeError::Damaged { path: path.clone(), source })?;
+        let bytes = serde_json::to_vec_pretty(membership).map_err(|source| HomeError::Damaged {
+            path: path.clone(),
+            source,
+        })?;
         let temporary = path.with_extension("new");
         let mut file = File::create(&temporary).map_err(io("write"))?;
         file.write_all(&bytes).map_err(io("write"))?;
         file.sync_all().map_err(io("flush"))?;
         fs::rename(&temporary, &path).map_err(io("rename"))?;
-        File::open(&directory).and_then(|d| d.sync_all()).map_err(io("flush the directory of"))
+        File::open(&directory)
+            .and_then(|d| d.sync_all())
+            .map_err(io("flush the directory of"))
     }
 
     /// Forgets the swarm: its state on this node goes.
@@ -130,9 +151,11 @@ impl Home {
 /// Removes a directory and all below it; one that is not there is fine.
 pub(crate) fn remove_tree(path: &Path) -> Result<(), HomeError> {
     match fs::remove_dir_all(path) {
-        Err(source) if source.kind() != io::ErrorKind::NotFound => {
-            Err(HomeError::Io { action: "remove", path: path.to_owned(), source })
-        }
+        Err(source) if source.kind() != io::ErrorKind::NotFound => Err(HomeError::Io {
+            action: "remove",
+            path: path.to_owned(),
+            source,
+        }),
         _ => Ok(()),
     }
 }
@@ -143,11 +166,21 @@ fn private_directory(path: &Path) -> Result<(), HomeError> {
         .recursive(true)
         .mode(0o711)
         .create(path)
-        .map_err(|source| HomeError::Io { action: "make directory", path: path.to_owned(), source })
+        .map_err(|source| HomeError::Io {
+            action: "make directory",
+            path: path.to_owned(),
+            source,
+        })
 }
 
 fn lock(path: &Path) -> Result<Flock<File>, HomeError> {
-    let io = |action| move |source| HomeError::Io { action, path: path.to_owned(), source };
+    let io = |action| {
+        move |source| HomeError::Io {
+            action,
+            path: path.to_owned(),
+            source,
+        }
+    };
     let file = File::options()
         .read(true)
         .write(true)
@@ -174,7 +207,13 @@ fn lock(path: &Path) -> Result<Flock<File>, HomeError> {
 }
 
 fn instance(path: &Path) -> Result<String, HomeError> {
-    let io = |action| move |source| HomeError::Io { action, path: path.to_owned(), source };
+    let io = |action| {
+        move |source| HomeError::Io {
+            action,
+            path: path.to_owned(),
+            source,
+        }
+    };
     match fs::read_to_string(path) {
         Ok(name) if name.trim().len() == INSTANCE_LEN => return Ok(name.trim().to_owned()),
         Ok(_) => {}
@@ -198,7 +237,10 @@ mod tests {
         let (data, exec) = (dir.path().join("d"), dir.path().join("e"));
         let home = Home::open(&data, &exec).unwrap();
         let error = Home::open(&data, &exec).expect_err("in use");
-        assert!(error.to_string().contains(&std::process::id().to_string()), "{error}");
+        assert!(
+            error.to_string().contains(&std::process::id().to_string()),
+            "{error}"
+        );
         let instance = home.instance.clone();
         drop(home);
         assert_eq!(Home::open(&data, &exec).unwrap().instance, instance);
@@ -209,7 +251,10 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let home = Home::open(&dir.path().join("d"), &dir.path().join("e")).unwrap();
         assert_eq!(home.membership().unwrap(), None);
-        let membership = Membership { node: NodeId::from_random([1; 17]), raft: Some(7) };
+        let membership = Membership {
+            node: NodeId::from_random([1; 17]),
+            raft: Some(7),
+        };
         home.remember(&membership).unwrap();
         assert_eq!(home.membership().unwrap(), Some(membership));
         fs::write(home.membership_path(), "{").unwrap();

@@ -38,7 +38,10 @@ impl Address {
             return Ok(Self::Unix(PathBuf::from(path)));
         }
         if let Some(address) = text.strip_prefix("tcp://") {
-            if address.rsplit_once(':').is_none_or(|(host, port)| host.is_empty() || port.parse::<u16>().is_err()) {
+            if address
+                .rsplit_once(':')
+                .is_none_or(|(host, port)| host.is_empty() || port.parse::<u16>().is_err())
+            {
                 bail!("invalid --host {text:?}: tcp:// needs HOST:PORT");
             }
             return Ok(Self::Tcp(address.to_owned()));
@@ -63,7 +66,10 @@ impl Address {
                 Ok(Bound::Unix(listener, path.clone()))
             }
             Self::Tcp(address) => {
-                warn!(address, "whoever reaches this address commands this machine as root");
+                warn!(
+                    address,
+                    "whoever reaches this address commands this machine as root"
+                );
                 let listener = TcpListener::bind(address)
                     .await
                     .with_context(|| format!("listen on {address}"))?;
@@ -124,9 +130,22 @@ mod tests {
 
     #[test]
     fn addresses_are_dockerds() {
-        assert_eq!(Address::parse("unix:///run/x").unwrap(), Address::Unix("/run/x".into()));
-        assert_eq!(Address::parse("tcp://127.0.0.1:1").unwrap(), Address::Tcp("127.0.0.1:1".into()));
-        for bad in ["", "unix://", "/run/x", "tcp://127.0.0.1", "tcp://:80", "fd://"] {
+        assert_eq!(
+            Address::parse("unix:///run/x").unwrap(),
+            Address::Unix("/run/x".into())
+        );
+        assert_eq!(
+            Address::parse("tcp://127.0.0.1:1").unwrap(),
+            Address::Tcp("127.0.0.1:1".into())
+        );
+        for bad in [
+            "",
+            "unix://",
+            "/run/x",
+            "tcp://127.0.0.1",
+            "tcp://:80",
+            "fd://",
+        ] {
             assert!(Address::parse(bad).is_err(), "{bad}");
         }
     }

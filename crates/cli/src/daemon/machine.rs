@@ -38,7 +38,11 @@ impl Machine {
             machine,
             cpus: description.resources.nano_cpus / 1_000_000_000,
             memory_bytes: description.resources.memory_bytes,
-            cgroup_version: if Path::new("/sys/fs/cgroup/cgroup.controllers").exists() { 2 } else { 1 },
+            cgroup_version: if Path::new("/sys/fs/cgroup/cgroup.controllers").exists() {
+                2
+            } else {
+                1
+            },
             cgroup_driver: "cgroupfs".to_owned(),
             data_root: data_root.to_string_lossy().into_owned(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -56,7 +60,10 @@ impl Machine {
 
     /// As it is now: forwarding may be switched by others.
     pub(crate) fn info(&self) -> NodeInfo {
-        NodeInfo { ipv4_forwarding: forwarding(), ..self.info.clone() }
+        NodeInfo {
+            ipv4_forwarding: forwarding(),
+            ..self.info.clone()
+        }
     }
 }
 
@@ -68,7 +75,12 @@ fn forwarding() -> bool {
 fn os_release(text: &str) -> BTreeMap<String, String> {
     let lines = text.lines().filter_map(|line| line.split_once('='));
     lines
-        .map(|(key, value)| (key.trim().to_owned(), value.trim().trim_matches('"').to_owned()))
+        .map(|(key, value)| {
+            (
+                key.trim().to_owned(),
+                value.trim().trim_matches('"').to_owned(),
+            )
+        })
         .collect()
 }
 

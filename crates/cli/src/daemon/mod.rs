@@ -61,13 +61,19 @@ pub(crate) fn start(args: DaemonArgs) -> Result<()> {
     if provider.install_default().is_err() {
         bail!("another TLS provider is in place already");
     }
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
-    runtime.context("start the async runtime")?.block_on(run(args))
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build();
+    runtime
+        .context("start the async runtime")?
+        .block_on(run(args))
 }
 
 /// Takes away everything the daemon of `args` made.
 pub(crate) fn start_purge(args: &PurgeArgs) -> Result<()> {
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build();
     let runtime = runtime.context("start the async runtime")?;
     runtime.block_on(purge::purge(&args.data_root, &args.exec_root))
 }
@@ -125,7 +131,10 @@ async fn run(mut args: DaemonArgs) -> Result<()> {
         init_local(&node, description).await?;
     }
 
-    let router = api::router(api::Engine::new(Engine { node: node.clone(), machine }));
+    let router = api::router(api::Engine::new(Engine {
+        node: node.clone(),
+        machine,
+    }));
     let mut serving = JoinSet::new();
     for listener in listeners {
         info!(address = %listener, "the API listens");
@@ -165,9 +174,10 @@ async fn start_agent(
     })
     .await
     .context("open the image store")?;
-    let runtime = Runtime::open(runtime_config(home)?).await.context("reach the supervisor")?;
-    let resolver =
-        resolver::parse(&fs::read_to_string("/etc/resolv.conf").unwrap_or_default());
+    let runtime = Runtime::open(runtime_config(home)?)
+        .await
+        .context("reach the supervisor")?;
+    let resolver = resolver::parse(&fs::read_to_string("/etc/resolv.conf").unwrap_or_default());
     let datapath = Datapath::open(network_config(home, resolver.servers))
         .await
         .context("open the datapath")?;
@@ -183,13 +193,21 @@ async fn start_agent(
 
 /// `key=value` words; the last of a key counts.
 fn labels(words: &[String]) -> BTreeMap<String, String> {
-    let pairs = words.iter().map(|word| word.split_once('=').unwrap_or((word, "")));
-    pairs.map(|(key, value)| (key.to_owned(), value.to_owned())).collect()
+    let pairs = words
+        .iter()
+        .map(|word| word.split_once('=').unwrap_or((word, "")));
+    pairs
+        .map(|(key, value)| (key.to_owned(), value.to_owned()))
+        .collect()
 }
 
 async fn init_local(node: &Node, description: NodeDescription) -> Result<()> {
-    let options = InitOptions { addr: "127.0.0.1".to_owned(), ..InitOptions::new(description) };
-    node.init(NodeId::from_random(rand::random()), options).await?;
+    let options = InitOptions {
+        addr: "127.0.0.1".to_owned(),
+        ..InitOptions::new(description)
+    };
+    node.init(NodeId::from_random(rand::random()), options)
+        .await?;
     Ok(())
 }
 
@@ -214,7 +232,9 @@ fn network_config(home: &Home, dns_upstreams: Vec<std::net::SocketAddr>) -> Netw
 /// One of the 64 networks of 16 bits in 100.64.0.0/10 (RFC 6598), by the instance's name, so that two
 /// daemons on a host seldom meet; nobody outside of the host ever sees these addresses.
 fn uplink_pool(instance: &str) -> Ipv4Net {
-    let sum = instance.bytes().fold(7u8, |sum, byte| sum.wrapping_mul(31).wrapping_add(byte));
+    let sum = instance
+        .bytes()
+        .fold(7u8, |sum, byte| sum.wrapping_mul(31).wrapping_add(byte));
     let addr = Ipv4Addr::new(100, 64 + sum % 64, 0, 0);
     Ipv4Net::containing(addr, 16).expect("16 is a prefix length")
 }

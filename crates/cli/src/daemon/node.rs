@@ -1,18 +1,24 @@
 //! One node, put together: its agent, and its manager when it is one.
 
-use std::sync::{Arc, PoisonError, RwLock};
+use std::{
+    sync::{Arc, PoisonError, RwLock},
+    time::Duration,
+};
 
 use shoal_manager::{InitOptions, Manager, ManagerConfig};
 use shoal_node_agent::Agent;
 use shoal_transport::dial;
 use shoal_types::NodeId;
-use tokio::{sync::Mutex, task::JoinHandle};
+use tokio::{sync::Mutex, task::JoinHandle, time};
 use tracing::{Instrument, info, info_span, warn};
 
 use super::home::{Home, HomeError, Membership};
 
 /// Raft identity of the first manager. Later ones get theirs from the leader.
 const FIRST_RAFT: u64 = 1;
+
+/// How long a daemon that is in no swarm waits, before it answers, for what an earlier one left to go.
+const LEFTOVERS: Duration = Duration::from_secs(15);
 
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum InitError {
@@ -67,17 +73,26 @@ impl Node {
     /// Takes up what the home remembers: in a swarm the manager is opened and the agent joins it; in
     /// none, whatever an earlier membership left running is taken away.
     pub(crate) async fn open(home: Home, agent: Agent) -> Result<Self, InitError> {
-        let leading = match home.membership()? {
-            Some(membership) => Some(Arc::new(lead(&home, &agent, membership).await?)),
-            None => {
-                agent.leave().await;
-                None
+        let leading = if let Some(membership) = home.membership()? {
+            Some(Arc::new(lead(&home, &agent, membership).await?))
+        } else {
+            // What cannot be taken away now is tried again and again, and must not keep the
+            // daemon from answering.
+            if time::timeout(LEFTOVERS, agent.leave()).await.is_err() {
+                warn!("containers of an earlier swarm are still being removed");
             }
+            None
         };
         let swarm = RwLock::new(leading);
-        Ok(Self { inner: Arc::new(Inner { home, agent, swarm, changing: Mutex::default() }) })
+        Ok(Self {
+            inner: Arc::new(Inner {
+                home,
+                agent,
+                swarm,
+                changing: Mutex::default(),
+            }),
+        })
     }
-
 
     pub(crate) fn agent(&self) -> &Agent {
         &self.inner.agent
@@ -85,11 +100,19 @@ impl Node {
 
     /// The manager, when this node is one.
     pub(crate) fn leading(&self) -> Option<Arc<Leading>> {
-        self.inner.swarm.read().unwrap_or_else(PoisonError::into_inner).clone()
+        self.inner
+            .swarm
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
     }
 
     fn set_leading(&self, leading: Option<Arc<Leading>>) {
-        *self.inner.swarm.write().unwrap_or_else(PoisonError::into_inner) = leading;
+        *self
+            .inner
+            .swarm
+            .write()
+            .unwrap_or_else(PoisonError::into_inner) = leading;
     }
 
     /// Makes a new swarm with this node as its manager.
@@ -105,7 +128,10 @@ impl Node {
         let home = &self.inner.home;
         // What an init that failed half-way left is not part of a new swarm.
         home.forget_swarm()?;
-        let membership = Membership { node, raft: Some(FIRST_RAFT) };
+        let membership = Membership {
+            node,
+            raft: Some(FIRST_RAFT),
+        };
         let manager = open_manager(home, &membership).await?;
         if let Err(error) = manager.init(options).await {
             manager.shutdown().await;
@@ -122,7 +148,9 @@ impl Node {
     /// Leaves the swarm: its tasks on this node are stopped and its state is erased.
     pub(crate) async fn leave(&self, force: bool) -> Result<(), LeaveError> {
         let _changing = self.inner.changing.lock().await;
-        let Some(leading) = self.leading() else { return Err(LeaveError::NotMember) };
+        let Some(leading) = self.leading() else {
+            return Err(LeaveError::NotMember);
+        };
         if !force {
             return Err(LeaveError::LastManager);
         }
@@ -176,5 +204,9 @@ fn start_sessions(manager: Manager, agent: &Agent, membership: Membership) -> Le
         .instrument(info_span!("dispatcher")),
     );
     agent.join(membership.node, dialer);
-    Leading { manager, membership, sessions }
+    Leading {
+        manager,
+        membership,
+        sessions,
+    }
 }

@@ -16,7 +16,10 @@ pub(crate) async fn purge(data: &Path, exec: &Path) -> Result<()> {
     let Some(home) = Home::open_existing(data, exec)? else {
         for directory in [data, exec] {
             if directory.exists() {
-                bail!("{} was not made by a daemon: nothing is removed", directory.display());
+                bail!(
+                    "{} was not made by a daemon: nothing is removed",
+                    directory.display()
+                );
             }
         }
         return Ok(());
@@ -36,11 +39,17 @@ pub(crate) async fn purge(data: &Path, exec: &Path) -> Result<()> {
         }
     }
     drop(home);
-    if errors.is_empty() { Ok(()) } else { bail!("not everything was removed:\n  {}", errors.join("\n  ")) }
+    if errors.is_empty() {
+        Ok(())
+    } else {
+        bail!("not everything was removed:\n  {}", errors.join("\n  "))
+    }
 }
 
 async fn remove_containers(home: &Home) -> Result<()> {
-    let runtime = Runtime::open(runtime_config(home)?).await.context("reach the supervisor")?;
+    let runtime = Runtime::open(runtime_config(home)?)
+        .await
+        .context("reach the supervisor")?;
     let containers = runtime.list().await.context("list the containers")?;
     let mut deleting = tokio::task::JoinSet::new();
     for container in containers {
@@ -59,5 +68,8 @@ async fn remove_containers(home: &Home) -> Result<()> {
     if !failed.is_empty() {
         bail!("{}", failed.join("; "));
     }
-    runtime.shutdown_supervisor().await.context("end the supervisor")
+    runtime
+        .shutdown_supervisor()
+        .await
+        .context("end the supervisor")
 }

@@ -20,7 +20,9 @@ pub(crate) fn parse(text: &str) -> Resolver {
         match words.next() {
             Some("nameserver") => {
                 let address = words.next().and_then(|word| word.parse::<IpAddr>().ok());
-                resolver.servers.extend(address.map(|address| SocketAddr::new(address, 53)));
+                resolver
+                    .servers
+                    .extend(address.map(|address| SocketAddr::new(address, 53)));
             }
             // The last one wins.
             Some("search" | "domain") => resolver.search = words.map(str::to_owned).collect(),
@@ -36,7 +38,8 @@ mod tests {
 
     #[test]
     fn servers_and_domains_are_read() {
-        let text = "# c\nnameserver 10.0.0.2\nsearch a b\nnameserver fe80::1%eth0\nsearch c.org ; x\n";
+        let text =
+            "# c\nnameserver 10.0.0.2\nsearch a b\nnameserver fe80::1%eth0\nsearch c.org ; x\n";
         let resolver = parse(text);
         assert_eq!(resolver.servers, ["10.0.0.2:53".parse().unwrap()]);
         assert_eq!(resolver.search, ["c.org"]);

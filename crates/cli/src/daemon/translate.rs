@@ -9,7 +9,9 @@ use shoal_engine_api::engine::{
 };
 use shoal_node_agent::{
     LocalTask, container_id, expanded,
-    image::{self, Image, Loaded, LookupError, PullError, RegistryAuth, RegistryError, ResolveError},
+    image::{
+        self, Image, Loaded, LookupError, PullError, RegistryAuth, RegistryError, ResolveError,
+    },
     runtime::Phase,
 };
 use shoal_types::{
@@ -42,8 +44,12 @@ pub(crate) fn check_platform(platform: Option<&str>) -> Result<()> {
 }
 
 pub(crate) fn auth(header: Option<&str>) -> Result<Option<RegistryAuth>> {
-    let auth = header.filter(|text| !text.is_empty()).map(RegistryAuth::from_header).transpose();
-    auth.map(Option::flatten).map_err(|error| EngineError::Invalid(chain(&error)))
+    let auth = header
+        .filter(|text| !text.is_empty())
+        .map(RegistryAuth::from_header)
+        .transpose();
+    auth.map(Option::flatten)
+        .map_err(|error| EngineError::Invalid(chain(&error)))
 }
 
 pub(crate) fn sink(progress: ProgressSink) -> image::ProgressSink {
@@ -93,7 +99,12 @@ pub(crate) fn image_info(image: &Image, containers: i64) -> ImageInfo {
         repo_digests: image.repo_digests.clone(),
         created: image.created.map_or(Timestamp::EPOCH, from_jiff),
         size: image.size,
-        labels: config.labels().clone().unwrap_or_default().into_iter().collect(),
+        labels: config
+            .labels()
+            .clone()
+            .unwrap_or_default()
+            .into_iter()
+            .collect(),
         containers,
     }
 }
@@ -156,8 +167,9 @@ pub(crate) fn container(
     let expanded = |text: &str| expanded(text, task, here);
     let spec = &task.spec.container;
     let id = container_id(&task.id);
-    let config =
-        image.and_then(|image| image.config.oci().config().clone()).unwrap_or_default();
+    let config = image
+        .and_then(|image| image.config.oci().config().clone())
+        .unwrap_or_default();
     let default = |list: &Option<Vec<String>>| list.clone().unwrap_or_default();
     let mut command = match (spec.command.is_empty(), spec.args.is_empty()) {
         (false, _) => spec.command.clone(),
@@ -170,13 +182,26 @@ pub(crate) fn container(
     }
 
     let node = task.node;
-    let mut labels: std::collections::BTreeMap<String, String> =
-        config.labels().clone().unwrap_or_default().into_iter().collect();
+    let mut labels: std::collections::BTreeMap<String, String> = config
+        .labels()
+        .clone()
+        .unwrap_or_default()
+        .into_iter()
+        .collect();
     labels.extend(spec.labels.clone());
     labels.extend([
-        ("com.docker.swarm.node.id".to_owned(), node.map(|n| n.to_string()).unwrap_or_default()),
-        ("com.docker.swarm.service.id".to_owned(), task.service.to_string()),
-        ("com.docker.swarm.service.name".to_owned(), task.service_name.clone()),
+        (
+            "com.docker.swarm.node.id".to_owned(),
+            node.map(|n| n.to_string()).unwrap_or_default(),
+        ),
+        (
+            "com.docker.swarm.service.id".to_owned(),
+            task.service.to_string(),
+        ),
+        (
+            "com.docker.swarm.service.name".to_owned(),
+            task.service_name.clone(),
+        ),
         ("com.docker.swarm.task".to_owned(), String::new()),
         ("com.docker.swarm.task.id".to_owned(), task.id.to_string()),
         ("com.docker.swarm.task.name".to_owned(), task.name()),
@@ -204,7 +229,10 @@ pub(crate) fn container(
             none if none.is_empty() => id.short().to_owned(),
             name => name,
         },
-        env: environment(default(config.env()), spec.env.iter().map(|one| expanded(one))),
+        env: environment(
+            default(config.env()),
+            spec.env.iter().map(|one| expanded(one)),
+        ),
         working_dir: if spec.dir.is_empty() {
             config.working_dir().clone().unwrap_or_default()
         } else {
@@ -264,9 +292,12 @@ fn container_networks(local: &LocalTask, networks: &[Arc<Network>]) -> Vec<Conta
     let attachments = local.task.attachments.iter();
     attachments
         .map(|attachment| {
-            let network = networks.iter().find(|network| network.id == attachment.network);
+            let network = networks
+                .iter()
+                .find(|network| network.id == attachment.network);
             ContainerNetwork {
-                name: network.map_or_else(|| attachment.network.to_string(), |n| n.spec.name.clone()),
+                name: network
+                    .map_or_else(|| attachment.network.to_string(), |n| n.spec.name.clone()),
                 id: attachment.network.to_string(),
                 addr: attachment.addr,
                 prefix: network.map_or(32, |n| n.subnet.prefix()),
@@ -314,13 +345,23 @@ fn container_mount(mount: &shoal_types::spec::Mount) -> ContainerMount {
 
 /// The address by which the node is known. In a cluster of one nobody but its user reads it.
 pub(crate) fn advertised(request: &InitRequest) -> String {
-    let host = request.advertise.rsplit_once(':').map_or(request.advertise.as_str(), |(host, _)| host);
-    if host.is_empty() { "127.0.0.1".to_owned() } else { host.to_owned() }
+    let host = request
+        .advertise
+        .rsplit_once(':')
+        .map_or(request.advertise.as_str(), |(host, _)| host);
+    if host.is_empty() {
+        "127.0.0.1".to_owned()
+    } else {
+        host.to_owned()
+    }
 }
 
 pub(crate) fn lookup_error(error: LookupError) -> EngineError {
     match error {
-        LookupError::NotFound(reference) => EngineError::NotFound { kind: "image", reference },
+        LookupError::NotFound(reference) => EngineError::NotFound {
+            kind: "image",
+            reference,
+        },
         LookupError::Ambiguous(_) => EngineError::Invalid(error.to_string()),
     }
 }
@@ -368,7 +409,10 @@ pub(crate) fn remove_error(reference: &str, error: image::RemoveError) -> Engine
 }
 
 fn failed(what: String, source: impl Error + Send + Sync + 'static) -> EngineError {
-    EngineError::Failed { what, source: Box::new(source) }
+    EngineError::Failed {
+        what,
+        source: Box::new(source),
+    }
 }
 
 pub(crate) fn from_jiff(at: jiff::Timestamp) -> Timestamp {

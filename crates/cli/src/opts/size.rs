@@ -80,20 +80,17 @@ impl FromStr for NanoCpus {
             let places = u32::try_from(fraction.len()).ok()?;
             Some((if negative { -value } else { value }, places))
         };
-        let (numerator, denominator) = match text.split_once('/') {
-            Some((above, below)) => {
-                let (above, 0) = number(above).ok_or_else(invalid)? else {
-                    return Err(invalid());
-                };
-                let (below, 0) = number(below).ok_or_else(invalid)? else {
-                    return Err(invalid());
-                };
-                (above, below)
-            }
-            None => {
-                let (value, places) = number(text).ok_or_else(invalid)?;
-                (value, 10_i128.pow(places))
-            }
+        let (numerator, denominator) = if let Some((above, below)) = text.split_once('/') {
+            let (above, 0) = number(above).ok_or_else(invalid)? else {
+                return Err(invalid());
+            };
+            let (below, 0) = number(below).ok_or_else(invalid)? else {
+                return Err(invalid());
+            };
+            (above, below)
+        } else {
+            let (value, places) = number(text).ok_or_else(invalid)?;
+            (value, 10_i128.pow(places))
         };
         if denominator == 0 {
             return Err(invalid());

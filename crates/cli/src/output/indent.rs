@@ -34,15 +34,12 @@ pub(crate) fn indent(json: &str, prefix: &str) -> String {
             '{' | '[' => {
                 out.push(c);
                 while chars.next_if(char::is_ascii_whitespace).is_some() {}
-                match chars.peek() {
-                    Some(close @ ('}' | ']')) => {
-                        out.push(*close);
-                        chars.next();
-                    }
-                    _ => {
-                        depth += 1;
-                        newline(&mut out, depth);
-                    }
+                if let Some(close @ ('}' | ']')) = chars.peek() {
+                    out.push(*close);
+                    chars.next();
+                } else {
+                    depth += 1;
+                    newline(&mut out, depth);
                 }
             }
             '}' | ']' => {

@@ -146,7 +146,10 @@ pub(crate) struct Common {
 
 /// How tasks of an older spec are replaced.
 #[derive(Debug, Args, Default)]
-#[expect(clippy::struct_field_names, reason = "fields are named as the flags are")]
+#[expect(
+    clippy::struct_field_names,
+    reason = "fields are named as the flags are"
+)]
 pub(crate) struct UpdateFlags {
     /// Delay between updates (ns|us|ms|s|m|h)
     #[arg(long, value_name = "duration", allow_hyphen_values = true)]
@@ -170,7 +173,10 @@ pub(crate) struct UpdateFlags {
 
 /// How an update is taken back.
 #[derive(Debug, Args, Default)]
-#[expect(clippy::struct_field_names, reason = "fields are named as the flags are")]
+#[expect(
+    clippy::struct_field_names,
+    reason = "fields are named as the flags are"
+)]
 pub(crate) struct RollbackFlags {
     /// Delay between task rollbacks (ns|us|ms|s|m|h)
     #[arg(long, value_name = "duration", allow_hyphen_values = true)]

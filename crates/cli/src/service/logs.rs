@@ -139,13 +139,12 @@ impl TaskNames<'_> {
                 .ok_or_else(|| CliError::message(format!("missing {what} id in details: {rest}")))
         };
         let (node, service, task) = (take("node")?, take("service")?, take("task")?);
-        let name = match self.known.get(&task) {
-            Some(name) => name.clone(),
-            None => {
-                let name = self.name(&node, &service, &task).await?;
-                self.known.insert(task, name.clone());
-                name
-            }
+        let name = if let Some(name) = self.known.get(&task) {
+            name.clone()
+        } else {
+            let name = self.name(&node, &service, &task).await?;
+            self.known.insert(task, name.clone());
+            name
         };
         let mut out = String::new();
         if self.args.timestamps {

@@ -118,7 +118,10 @@ fn show(service: &Value, networks: &[String], now: Timestamp) -> String {
         page.line(format!("  TargetPort = {}", number(port, "/TargetPort")));
         // Docker's template has a space behind the last.
         let space = if ports.peek().is_some() { "" } else { " " };
-        page.line(format!("  PublishMode = {}{space}", text(port, "/PublishMode")));
+        page.line(format!(
+            "  PublishMode = {}{space}",
+            text(port, "/PublishMode")
+        ));
     }
     health(&mut page, &task["ContainerSpec"]["Healthcheck"]);
     page.line("");

@@ -596,13 +596,12 @@ async fn files(api: &Api, container: &mut Map<String, Value>, args: &UpdateArgs)
         let known = configs
             .iter()
             .find(|config| config["Runtime"].is_object() && text(config, "/ConfigName") == name);
-        let reference = match known {
-            Some(known) => known.clone(),
-            None => {
-                let reference = lookup::runtime_config(api, name).await?;
-                configs.push(reference.clone());
-                reference
-            }
+        let reference = if let Some(known) = known {
+            known.clone()
+        } else {
+            let reference = lookup::runtime_config(api, name).await?;
+            configs.push(reference.clone());
+            reference
         };
         text(&reference, "/ConfigID").clone_into(&mut config_id);
     }

@@ -66,7 +66,7 @@ pub(super) fn parse(tokens: &[Spanned]) -> Result<Vec<Node>, TemplateError> {
     let (nodes, end) = parser.nodes()?;
     match end {
         End::File => Ok(nodes),
-        End::End => Err(parser.error("unexpected {{end}}")),
+        End::Block => Err(parser.error("unexpected {{end}}")),
         End::Else(_) => Err(parser.error("unexpected {{else}}")),
     }
 }
@@ -74,7 +74,7 @@ pub(super) fn parse(tokens: &[Spanned]) -> Result<Vec<Node>, TemplateError> {
 /// What ended a list of nodes.
 enum End {
     File,
-    End,
+    Block,
     /// `{{else}}`, or `{{else if …}}` whose keyword is named; the parser stands behind the keyword.
     Else(Option<String>),
 }
@@ -156,7 +156,7 @@ impl Parser<'_> {
                 "end" => {
                     self.at += 1;
                     self.close()?;
-                    return Ok((nodes, End::End));
+                    return Ok((nodes, End::Block));
                 }
                 "else" => {
                     self.at += 1;
@@ -203,7 +203,7 @@ impl Parser<'_> {
         let (body, end) = self.nodes()?;
         self.loops -= usize::from(keyword == "range");
         let otherwise = match end {
-            End::End => Vec::new(),
+            End::Block => Vec::new(),
             End::Else(Some(_)) if keyword == "range" => {
                 return Err(self.error("unexpected {{else if}} in range"));
             }
@@ -212,7 +212,7 @@ impl Parser<'_> {
             End::Else(None) => {
                 let (nodes, end) = self.nodes()?;
                 match end {
-                    End::End => nodes,
+                    End::Block => nodes,
                     End::Else(_) => return Err(self.error("expected end; found {{else}}")),
                     End::File => return Err(self.error("unexpected EOF")),
                 }

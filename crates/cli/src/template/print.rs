@@ -170,7 +170,9 @@ fn one(verb: char, value: &Value, spec: &Spec) -> String {
         }
         ('t', Value::Bool(flag)) => flag.to_string(),
         ('T', _) => kind(value).to_owned(),
-        ('x', Value::String(text)) => text.bytes().map(|b| format!("{b:02x}")).collect(),
+        ('x', Value::String(text)) => text
+            .bytes()
+            .fold(String::new(), |hex, b| hex + &format!("{b:02x}")),
         ('d', _) => match int {
             Some(int) if spec.plus => format!("{int:+}"),
             Some(int) => int.to_string(),

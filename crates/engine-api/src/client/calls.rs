@@ -10,10 +10,10 @@ use super::{
 };
 use crate::wire::{
     Config, ConfigSpec, ContainerInspect, ContainerSummary, Created, DeleteItem, Diagnosis,
-    DiskUsage,
-    Distribution, Event, History, ImageInspect, ImageSummary, Info, InitRequest, JoinRequest,
-    NetworkCreate, NetworkCreated, NetworkInspect, Node, NodeSpec, Progress, Secret, SecretSpec,
-    Service, ServiceCreated, ServiceSpec, ServiceUpdated, Swarm, SwarmSpec, Task, VersionInfo,
+    DiskUsage, Distribution, Event, History, ImageInspect, ImageSummary, Info, InitRequest,
+    JoinRequest, NetworkCreate, NetworkCreated, NetworkInspect, Node, NodeSpec, Progress, Secret,
+    SecretSpec, Service, ServiceCreated, ServiceSpec, ServiceUpdated, Swarm, SwarmSpec, Task,
+    VersionInfo,
 };
 
 type Result<T, E = ClientError> = std::result::Result<T, E>;

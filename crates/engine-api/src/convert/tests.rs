@@ -331,7 +331,7 @@ fn container() -> impl Strategy<Value = ContainerSpec> {
                 .into_iter()
                 .enumerate()
                 .map(|(n, name)| FileReference {
-                    id: SecretId::from_random([n as u8; 17]),
+                    id: SecretId::from_random([u8::try_from(n).unwrap(); 17]),
                     name,
                     target: format!("t{n}"),
                     uid: "0".into(),

@@ -114,7 +114,7 @@ mod tests {
                 payload: Bytes::from_static(b"three"),
             },
         ];
-        let bytes: Vec<u8> = frames.iter().flat_map(|f| f.encode()).collect();
+        let bytes: Vec<u8> = frames.iter().flat_map(super::LogFrame::encode).collect();
         for size in 1..bytes.len() {
             let mut decoder = FrameDecoder::default();
             let mut out = Vec::new();

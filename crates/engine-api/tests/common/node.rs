@@ -117,9 +117,11 @@ impl MemoryNode {
             Err(_) => true,
         });
         let wanted: Vec<_> = wanted.collect();
-        let skip = request
-            .tail
-            .map_or(0, |n| wanted.len().saturating_sub(n as usize));
+        let skip = request.tail.map_or(0, |n| {
+            wanted
+                .len()
+                .saturating_sub(usize::try_from(n).unwrap_or(usize::MAX))
+        });
         let lines = stream::iter(wanted.into_iter().skip(skip));
         let lines: Box<dyn Stream<Item = _> + Send + Unpin> = if request.follow {
             Box::new(lines.chain(stream::pending()))

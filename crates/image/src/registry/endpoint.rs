@@ -379,7 +379,6 @@ impl ServerCertVerifier for Unchecked {
 }
 
 #[cfg(test)]
-#[expect(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 mod tests {
     use super::*;
 

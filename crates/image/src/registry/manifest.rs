@@ -215,7 +215,6 @@ pub(crate) fn config_descriptor(digest: Digest, size: u64) -> Descriptor {
 }
 
 #[cfg(test)]
-#[expect(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 mod tests {
     use super::*;
 

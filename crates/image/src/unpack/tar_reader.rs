@@ -552,7 +552,6 @@ fn check_extents(map: &[Extent], size: u64, stored: u64) -> Result<(), TarError>
 }
 
 #[cfg(test)]
-#[expect(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 mod tests {
     use super::*;
     use proptest::prelude::*;

@@ -114,7 +114,6 @@ fn entries(directory: &OwnedFd) -> Result<Vec<(std::ffi::CString, FileType)>, Er
 }
 
 #[cfg(test)]
-#[expect(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 mod tests {
     use super::*;
 

@@ -368,7 +368,7 @@ impl Scripted {
                         answer.body.len()
                     );
                     for (name, value) in answer.headers {
-                        out += &format!("{name}: {value}\r\n");
+                        out.extend([name.as_str(), ": ", value.as_str(), "\r\n"]);
                     }
                     out.push_str("\r\n");
                     let _ = write.write_all(out.as_bytes()).await;

@@ -5,6 +5,7 @@
 
 mod error;
 mod find;
+mod runnable;
 mod validate;
 
 use std::{collections::BTreeMap, net::Ipv4Addr, sync::Arc};
@@ -95,6 +96,7 @@ impl Control {
     pub async fn create_service(&self, spec: ServiceSpec) -> Result<ServiceId, ControlError> {
         let state = self.state().await?;
         validate::service(&state, None, &spec)?;
+        runnable::check(&spec.task.container)?;
         let id = ServiceId::from_random(rng().random());
         self.propose(Change::CreateService {
             id,
@@ -121,6 +123,7 @@ impl Control {
             });
         }
         validate::service(&state, Some(id), &spec)?;
+        runnable::check(&spec.task.container)?;
         self.propose(Change::UpdateServiceSpec {
             id,
             version,

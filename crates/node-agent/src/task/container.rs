@@ -91,10 +91,10 @@ pub(crate) fn request(
     if let Some(root) = oci.root_mut() {
         root.set_readonly(Some(spec.read_only));
     }
-    if let Some(linux) = oci.linux_mut() {
-        if !spec.sysctls.is_empty() {
-            linux.set_sysctl(Some(spec.sysctls.clone().into_iter().collect()));
-        }
+    if let Some(linux) = oci.linux_mut()
+        && !spec.sysctls.is_empty()
+    {
+        linux.set_sysctl(Some(spec.sysctls.clone().into_iter().collect()));
     }
     let seccomp = match &spec.privileges.seccomp {
         SeccompMode::Unconfined => None,
@@ -263,7 +263,13 @@ fn capability(name: &str) -> Result<Capability, SpecError> {
 
 /// Every capability, at the index of its number (linux/capability.h).
 fn all_capabilities() -> impl Iterator<Item = Capability> {
-    use Capability::*;
+    use Capability::{
+        AuditControl, AuditRead, AuditWrite, BlockSuspend, Bpf, CheckpointRestore, Chown,
+        DacOverride, DacReadSearch, Fowner, Fsetid, IpcLock, IpcOwner, Kill, Lease, LinuxImmutable,
+        MacAdmin, MacOverride, Mknod, NetAdmin, NetBindService, NetBroadcast, NetRaw, Perfmon,
+        Setfcap, Setgid, Setpcap, Setuid, SysAdmin, SysBoot, SysChroot, SysModule, SysNice,
+        SysPacct, SysPtrace, SysRawio, SysResource, SysTime, SysTtyConfig, Syslog, WakeAlarm,
+    };
     [
         Chown,
         DacOverride,
@@ -385,6 +391,12 @@ fn add_mount(oci: &mut Spec, mount: &Mount) -> Result<(), SpecError> {
                 bind.propagation.as_str()
             };
             let recursion = if bind.non_recursive { "bind" } else { "rbind" };
+            // As Docker since 25: what is mounted below is read-only, too.
+            let access = if mount.read_only && !bind.non_recursive {
+                "rro"
+            } else {
+                access
+            };
             let options = [recursion, propagation, access].map(str::to_owned).to_vec();
             MountBuilder::default()
                 .typ("bind")

@@ -31,6 +31,9 @@ const RETRY: Duration = Duration::from_millis(200);
 /// An effect that fails this often in a row fails the task.
 const ATTEMPTS: u32 = 8;
 
+/// Pause before the networks of a running container are taken over again.
+const ATTACH_AGAIN: Duration = Duration::from_secs(1);
+
 /// What every worker needs of its node.
 pub(crate) struct Tools {
     pub(crate) images: ImageStore,
@@ -55,13 +58,11 @@ impl Wanted {
     }
 }
 
-/// Why a worker ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum End {
-    /// Nothing of the task is left.
-    Gone,
-    /// The agent goes down; what runs goes on.
-    Detached,
+/// Whether a worker has more to do.
+enum Then {
+    GoOn,
+    /// Nothing of the task is left, or the agent goes down and what runs goes on.
+    End,
 }
 
 /// What a worker shows of its task.
@@ -113,7 +114,11 @@ pub(crate) struct Worker {
     changed: watch::Sender<u64>,
     /// Attached to its networks since this process started.
     attached: bool,
+    /// Its addresses were given up. They may be another task's by now: never done twice.
+    detached: bool,
     failures: u32,
+    /// When to try once more to take over the networks of a container that runs.
+    attach_again: Option<time::Instant>,
 }
 
 impl Worker {
@@ -125,6 +130,13 @@ impl Worker {
         changed: watch::Sender<u64>,
     ) -> Self {
         let container = container_id(&id);
+        // The addresses of a task that has ended went back to the cluster when it did.
+        let detached = shown
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .status
+            .state
+            .is_terminal();
         Self {
             tools,
             id,
@@ -133,20 +145,22 @@ impl Worker {
             shown,
             changed,
             attached: false,
+            detached,
             failures: 0,
+            attach_again: None,
         }
     }
 
     /// Runs until the task is forgotten and nothing of it is left, or the agent goes down.
-    pub(crate) async fn run(mut self) -> End {
+    pub(crate) async fn run(mut self) {
         loop {
             let wanted = self.wanted.borrow_and_update().clone();
             let error = match self.advance(&wanted).await {
-                Ok(None) => {
+                Ok(Then::GoOn) => {
                     self.failures = 0;
                     continue;
                 }
-                Ok(Some(end)) => return end,
+                Ok(Then::End) => return,
                 Err(StepError::Passing(error)) => {
                     self.failures += 1;
                     warn!(error, failures = self.failures, "a step of the task failed");
@@ -166,8 +180,8 @@ impl Worker {
         }
     }
 
-    /// Takes one step; gives the end when it was the last.
-    async fn advance(&mut self, wanted: &Wanted) -> Result<Option<End>, StepError> {
+    /// Takes one step.
+    async fn advance(&mut self, wanted: &Wanted) -> Result<Then, StepError> {
         let observed = self.observe().await?;
         let task = match wanted {
             Wanted::Task(task) => task.clone(),
@@ -177,15 +191,22 @@ impl Worker {
                 }
                 self.delete().await?;
                 self.tools.outbox.forget(&self.id);
-                return Ok(Some(End::Gone));
+                return Ok(Then::End);
             }
         };
         if !Arc::ptr_eq(&self.shown().task, &task) {
             self.show(|shown| shown.task = task.clone());
         }
-        // One that was left by an earlier agent: its name questions are answered here from now on.
-        if wanted.wants_run() && matches!(observed, Container::Created | Container::Running) {
-            self.attach(&task).await?;
+        // One that was left by an earlier agent: its name questions are answered here from now on. It
+        // runs and is reachable as it was, so trouble with this is no reason to end it.
+        if wanted.wants_run()
+            && !self.attached
+            && matches!(observed, Container::Created | Container::Running)
+            && let Err(StepError::Final(error) | StepError::Passing(error)) =
+                self.attach(&task).await
+        {
+            warn!(error, "the container's networks are not taken over yet");
+            self.attach_again = Some(time::Instant::now() + ATTACH_AGAIN);
         }
         let state = self.status().state;
         match machine::decide(task.desired, state, observed) {
@@ -200,22 +221,24 @@ impl Worker {
             Action::Delete => self.delete().await?,
             Action::Wait => {
                 if self.wanted.changed().await.is_err() {
-                    return Ok(Some(End::Detached));
+                    return Ok(Then::End);
                 }
             }
             Action::AwaitExit => {
                 let exit = self.tools.runtime.wait(self.container.as_str());
+                let again = self.attach_again.take();
                 tokio::select! {
                     // Waiting again for a container that has ended answers at once.
                     exit = exit => { exit.map_err(StepError::passing)?; }
+                    () = until(again) => {}
                     // What was seen is remembered by the watch.
                     changed = self.wanted.changed() => if changed.is_err() {
-                        return Ok(Some(End::Detached));
+                        return Ok(Then::End);
                     }
                 }
             }
         }
-        Ok(None)
+        Ok(Then::GoOn)
     }
 
     async fn observe(&self) -> Result<Container, StepError> {
@@ -238,7 +261,8 @@ impl Worker {
     async fn prepare(&mut self, task: &Task) -> Result<(), StepError> {
         let made = tokio::select! {
             made = self.make(task) => made,
-            () = unwanted(self.wanted.clone()) => return Ok(()),
+            // What was half made, and does not show yet, goes too.
+            () = unwanted(self.wanted.clone()) => return self.delete().await,
         };
         match made {
             Ok(image) => {
@@ -337,10 +361,11 @@ impl Worker {
             .await
             .map_err(StepError::passing)?;
         self.attached = true;
+        self.detached = false;
         Ok(())
     }
 
-    async fn start(&self) -> Result<(), StepError> {
+    async fn start(&mut self) -> Result<(), StepError> {
         match self.tools.runtime.start(self.container.as_str()).await {
             Ok(_started) => Ok(()),
             // The user's program can't be run, and that is the task's end.
@@ -399,7 +424,6 @@ impl Worker {
 
     async fn delete(&mut self) -> Result<(), StepError> {
         self.detach().await;
-        self.attached = false;
         self.tools
             .runtime
             .delete(self.container.as_str())
@@ -407,7 +431,12 @@ impl Worker {
             .map_err(StepError::passing)
     }
 
-    async fn detach(&self) {
+    /// Gives the task's addresses up, before anybody is told that it has ended.
+    async fn detach(&mut self) {
+        self.attached = false;
+        if std::mem::replace(&mut self.detached, true) {
+            return;
+        }
         let attachments = self.shown().task.attachments.clone();
         for attachment in attachments {
             let (network, addr) = (attachment.network, attachment.addr);
@@ -432,14 +461,19 @@ impl Worker {
     }
 
     /// Moves the observed state up and tells the manager.
-    async fn enter(&self, state: TaskState, message: &str, err: String) -> Result<(), StepError> {
+    async fn enter(
+        &mut self,
+        state: TaskState,
+        message: &str,
+        err: String,
+    ) -> Result<(), StepError> {
         let seen = self.tools.runtime.state(self.container.as_str()).await;
         let seen = seen.map_err(StepError::passing)?;
         let container = seen.map(|seen| self.container_status(&seen.phase));
-        self.report(state, message, err, container);
         if state.is_terminal() {
             self.detach().await;
         }
+        self.report(state, message, err, container);
         Ok(())
     }
 
@@ -490,6 +524,14 @@ impl Worker {
 
     fn status(&self) -> TaskStatus {
         self.shown().status.clone()
+    }
+}
+
+/// Ends at `when`, if there is such a time.
+async fn until(when: Option<time::Instant>) {
+    match when {
+        Some(when) => time::sleep_until(when).await,
+        None => std::future::pending().await,
     }
 }
 

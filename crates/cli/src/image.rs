@@ -291,8 +291,10 @@ async fn open(path: &Path) -> Result<tokio::fs::File> {
 
 async fn load(session: &Session, args: &LoadArgs) -> Result {
     use std::io::IsTerminal;
+    // Said in any case: without the word the daemon takes it for yes.
+    let is_quiet = args.quiet || !output::is_terminal();
     let request = Request::post(&["images", "load"])
-        .flag("quiet", args.quiet)
+        .query("quiet", if is_quiet { "1" } else { "0" })
         .query("platform", args.platform.as_str());
     let request = match &args.input {
         Some(path) => request.tar(open(path).await?),

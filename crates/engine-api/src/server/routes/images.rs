@@ -332,6 +332,12 @@ pub(crate) async fn load(
         return Err(ApiError::not_yet("loading one platform of an archive"));
     }
     let (sink, lines) = progress();
+    // As in Docker silence is the default, and lines that nobody wants go nowhere.
+    let lines = if query.has("quiet") && !query.flag("quiet") {
+        lines
+    } else {
+        progress().1
+    };
     let archive = reader(body);
     let work = async move {
         let loaded = engine.local.load_images(archive, sink).await?;

@@ -3,10 +3,29 @@
 mod support;
 
 use std::collections::BTreeSet;
+use std::os::fd::AsRawFd;
 
 use futures_util::StreamExt;
 use shoal_runtime::{LogOptions, Phase, Runtime, Signal};
 use support::{Node, alive, kill, wait_for, within};
+
+#[tokio::test]
+async fn a_supervisor_keeps_nothing_that_its_daemon_had_open() {
+    let (reader, writer) = std::io::pipe().expect("a pipe");
+    // As a shell or a test runner may hand it down: without close-on-exec.
+    let inherited = rustix::io::dup(&writer).expect("a descriptor");
+    let node = Node::start().await;
+    drop((writer, inherited));
+    node.run(node.shell("sleep 1000")).await;
+    let pipe = std::fs::read_link(format!("/proc/self/fd/{}", reader.as_raw_fd()));
+    let pipe = pipe.expect("a descriptor has a name");
+    let supervisor = node.runtime.supervisor_pid().await.expect("it runs");
+    let open = std::fs::read_dir(format!("/proc/{supervisor}/fd")).expect("its descriptors");
+    let open: Vec<_> = open
+        .filter_map(|entry| std::fs::read_link(entry.ok()?.path()).ok())
+        .collect();
+    assert!(!open.is_empty() && !open.contains(&pipe), "{open:?}");
+}
 
 #[tokio::test]
 async fn a_killed_supervisor_is_replaced_and_adopts_its_containers() {

@@ -55,7 +55,8 @@ enum StartError {
 
 /// Runs the supervisor: `args` are `["--exec-root", DIR, "--state-root", DIR, "--cgroup-parent", NAME]`.
 ///
-/// Must be called before the process has started any thread. Returns at once in the calling process, when the supervisor
+/// Must be called before the process has started any thread or opened any file: it closes every descriptor but the standard
+/// ones. Returns at once in the calling process, when the supervisor
 /// (a child in a session of its own) accepts connections: success, or failure with the reason on standard error.
 pub fn supervisor_main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     match daemonize(args) {
@@ -80,6 +81,9 @@ fn daemonize(args: impl IntoIterator<Item = OsString>) -> Result<(), StartError>
         return Ok(());
     }
     let (paths, cgroup_parent) = parse(args.clone())?;
+    // Whatever whoever started us left open: it would stay open for as long as the node runs, and somebody may wait for
+    // the other end of a pipe. A resumed supervisor's predecessor has done so, and its lock must stay open.
+    process::close_from(3).map_err(StartError::Daemonize)?;
     let (reader, writer) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)
         .map_err(|errno| StartError::Daemonize(errno.into()))?;
     if process::fork().map_err(StartError::Daemonize)?.is_some() {

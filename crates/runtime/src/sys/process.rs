@@ -60,9 +60,10 @@ pub(crate) fn exit_now(code: i32) -> ! {
     unsafe { libc::_exit(code) }
 }
 
-/// Closes every descriptor from `first` on.
+/// Closes every descriptor from `first` on, inherited ones too.
 pub(crate) fn close_from(first: u32) -> io::Result<()> {
-    // SAFETY: only called in a freshly cloned child that never returns, so no owner of a closed descriptor is dropped later.
+    // SAFETY: only called in a freshly cloned child that never returns, so no owner of a closed descriptor is dropped later,
+    // and by a supervisor that has not opened anything yet, so that none has an owner.
     check(unsafe { libc::syscall(libc::SYS_close_range, first, u32::MAX, 0) }).map(drop)
 }
 

@@ -8,9 +8,11 @@ use std::path::Path;
 use std::time::Duration;
 
 use rustix::fs::{CWD, FileType, Mode};
+use rustix::process::{Signal, WaitId, WaitIdOptions, pidfd_send_signal, waitid};
 
 use super::container::{self, Container, Record, Stage};
 use super::journal::Output;
+use super::{adopt, note};
 use crate::Stream;
 use crate::cgroup::{Cgroup, CgroupHost};
 use crate::child;
@@ -29,8 +31,10 @@ pub(super) fn make(
     cgroups: &mut CgroupHost,
 ) -> Result<Container, Failure> {
     let own = paths.container(&plan.id);
-    // Nobody knows this id: whatever is there is a remnant.
-    let _ = fs::remove_dir_all(&own.bundle);
+    // Nobody knows this id: whatever is there is a remnant, or could not be adopted.
+    if own.bundle.exists() {
+        adopt::discard(&plan.id, paths, cgroups);
+    }
     let made_state = match mkdir(&own.state, 0o710) {
         Ok(()) => true,
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => false,
@@ -91,6 +95,7 @@ fn make_in(
             .map_err(|errno| step("make", path)(errno.into()))?;
     }
     let mut record = Record {
+        version: container::RECORD_VERSION,
         id: plan.id.clone(),
         pid: 0,
         start_time: 0,
@@ -135,12 +140,28 @@ fn make_in(
         report: Some(report),
         reported: Vec::new(),
         lost_since: None,
+        retries: [None; 2],
+        log_noted: None,
         creating: Vec::new(),
         starting: Vec::new(),
         waiting: Vec::new(),
         deleting: Vec::new(),
     };
     Ok(container)
+}
+
+/// Kills a container just made, waits for its process and removes all that was made.
+pub(super) fn abandon(container: &Container) {
+    if let Some(pidfd) = &container.pidfd {
+        let _ = pidfd_send_signal(pidfd, Signal::KILL);
+        let _ = waitid(WaitId::PidFd(pidfd.as_fd()), WaitIdOptions::EXITED);
+    }
+    for error in remove(&container.paths, &container.cgroup) {
+        note(&error);
+    }
+    if container.record.made_state {
+        let _ = fs::remove_dir_all(&container.paths.state);
+    }
 }
 
 /// Removes the bundle and the cgroups of a container whose processes have ended; goes on after an error.

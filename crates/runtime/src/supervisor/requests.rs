@@ -8,9 +8,9 @@ use jiff::Timestamp;
 use rustix::process::{Signal, pidfd_send_signal};
 
 use super::container::{Asker, Stage};
-use super::create;
 use super::note;
 use super::server::Server;
+use super::{adopt, create};
 use crate::plan::Plan;
 use crate::protocol::{Failure, Reply, Request};
 
@@ -118,19 +118,19 @@ impl Server {
                 _ => self.reply_created(asker, key),
             };
         }
+        self.postponed.remove(&plan.id);
         let made = create::make(plan, &self.paths, &mut self.cgroups);
         match made {
             Err(failure) => self.answer(asker, Err(failure)),
             Ok(mut container) => {
                 container.creating.push(asker);
-                if let Err(error) = self.insert(container) {
+                if let Err(rejected) = self.insert(container) {
                     // Out of descriptors or memory: without events the container could not be followed.
+                    let error = &rejected.error;
                     note(&format!("follow {}: {error}", plan.id));
-                    let _ = self.cgroups.of(&plan.id).kill();
-                    self.answer(
-                        asker,
-                        Err(Failure::Step(format!("follow the container: {error}"))),
-                    );
+                    let failure = Failure::Step(format!("follow the container: {error}"));
+                    create::abandon(&rejected.container);
+                    self.answer(asker, Err(failure));
                 }
             }
         }
@@ -296,10 +296,25 @@ impl Server {
         }
     }
 
+    /// Kills and removes what could not be adopted.
+    fn delete_unadopted(&mut self, id: &str) -> Result<(), Failure> {
+        if !self.postponed.contains(id) {
+            return Ok(());
+        }
+        let errors = adopt::discard(id, &self.paths, &self.cgroups);
+        if errors.is_empty() {
+            self.postponed.remove(id);
+            Ok(())
+        } else {
+            Err(Failure::Step(errors.join("; ")))
+        }
+    }
+
     /// Kills what runs; the answer comes when all is removed. Unknown ids are deleted already.
     fn delete(&mut self, asker: Asker, id: &str) {
         let Ok(key) = self.key(id) else {
-            return self.answer(asker, Ok(()));
+            let result = self.delete_unadopted(id);
+            return self.answer(asker, result);
         };
         let container = self
             .containers

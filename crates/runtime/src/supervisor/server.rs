@@ -1,6 +1,6 @@
 //! The supervisor's event loop: connections, ended processes, output, reports.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::ffi::{CString, OsString};
 use std::fs;
 use std::io;
@@ -14,7 +14,7 @@ use rustix::event::epoll;
 use rustix::process::{WaitId, WaitIdOptions, waitid};
 
 use super::container::{Container, Stage};
-use super::journal::{Journal, Pumped, Unfinished};
+use super::journal::{Journal, PumpError, Pumped, Unfinished};
 use super::{adopt, create, note};
 use crate::cgroup::CgroupHost;
 use crate::child::{ChildFailure, READY};
@@ -28,6 +28,10 @@ use crate::{ExitStatus, Stream};
 const STATUS_PATIENCE: Duration = Duration::from_secs(5);
 /// How often that is asked, and adopted containers without a process are looked at.
 const STATUS_INTERVAL: Duration = Duration::from_millis(20);
+/// After how long what failed for want of something (descriptors, room) is tried again.
+const RETRY_INTERVAL: Duration = Duration::from_secs(1);
+/// How often a container's log may be said to be in trouble.
+const NOTE_INTERVAL: Duration = Duration::from_secs(60);
 /// The exit code of a container that nobody saw end.
 const UNKNOWN_CODE: i32 = 255;
 
@@ -82,6 +86,9 @@ pub(super) struct Server {
     connections: HashMap<u64, Connection>,
     pub(super) containers: BTreeMap<u64, Container>,
     pub(super) by_id: HashMap<String, u64>,
+    /// Containers of a dead supervisor that could not be adopted yet, and when that is tried again.
+    pub(super) postponed: BTreeSet<String>,
+    adopt_at: Instant,
     next_key: u64,
     journal: Journal,
     unfinished: Option<Unfinished>,
@@ -105,6 +112,8 @@ impl Server {
             connections: HashMap::new(),
             containers: BTreeMap::new(),
             by_id: HashMap::new(),
+            postponed: BTreeSet::new(),
+            adopt_at: Instant::now(),
             next_key: 1,
             journal,
             unfinished,
@@ -117,12 +126,14 @@ impl Server {
 
     /// Takes over the containers of a dead supervisor, its last batch of output first.
     pub(super) fn adopt(&mut self) -> io::Result<()> {
-        let (containers, errors) = adopt::adopt(&self.paths, &self.cgroups)?;
-        for error in errors {
+        let found = adopt::adopt(&self.paths, &self.cgroups)?;
+        for error in found.errors {
             note(&error);
         }
+        self.postponed = found.postponed;
+        self.adopt_at = Instant::now() + RETRY_INTERVAL;
         let mut unfinished = self.unfinished.take();
-        for mut container in containers {
+        for mut container in found.containers {
             if let Some(batch) = unfinished.take_if(|batch| batch.id() == container.record.id)
                 && let Err(error) = self.journal.finish(batch, &mut container.output)
             {
@@ -131,19 +142,50 @@ impl Server {
                     container.record.id
                 ));
             }
-            note(&format!(
-                "adopted {} ({:?})",
-                container.record.id, container.stage
-            ));
-            let restart = container.stage == Stage::Starting;
-            let key = self.insert(container)?;
-            if restart {
-                // Whether the starting byte was written is not known; a second one is never read.
-                self.release(key);
-            }
+            self.take_over(container);
         }
         self.journal.close();
         Ok(())
+    }
+
+    /// Goes on with a container where a dead supervisor left it.
+    fn take_over(&mut self, container: Container) {
+        let (id, stage) = (container.record.id.clone(), container.stage);
+        match self.insert(container) {
+            Ok(key) => {
+                note(&format!("adopted {id} ({stage:?})"));
+                if stage == Stage::Starting {
+                    // Whether the starting byte was written is not known; a second one is never read.
+                    self.release(key);
+                }
+            }
+            Err(rejected) => {
+                note(&format!("follow {id}: {}", rejected.error));
+                self.postponed.insert(id);
+            }
+        }
+    }
+
+    /// Tries to adopt again what could not be adopted before.
+    fn adopt_postponed(&mut self) {
+        if self.postponed.is_empty() || Instant::now() < self.adopt_at {
+            return;
+        }
+        self.adopt_at = Instant::now() + RETRY_INTERVAL;
+        for id in std::mem::take(&mut self.postponed) {
+            match adopt::adopt_one(&id, &self.paths, &self.cgroups) {
+                Ok(Some(container)) => self.take_over(container),
+                Ok(None) => {
+                    for error in adopt::discard(&id, &self.paths, &self.cgroups) {
+                        note(&error);
+                    }
+                }
+                // Was noted the first time.
+                Err(_) => {
+                    self.postponed.insert(id);
+                }
+            }
+        }
     }
 
     pub(super) fn listen(&mut self, listener: UnixListener) -> io::Result<()> {
@@ -163,13 +205,9 @@ impl Server {
         let mut events = Vec::with_capacity(128);
         while !(self.stopping && self.connections.values().all(|c| c.outgoing.is_empty())) {
             events.clear();
-            let lost = self
-                .containers
-                .values()
-                .any(|container| container.lost_since.is_some());
-            let timeout = lost.then(|| rustix::event::Timespec {
-                tv_sec: 0,
-                tv_nsec: i64::from(STATUS_INTERVAL.subsec_nanos()),
+            let timeout = self.patience().map(|patience| rustix::event::Timespec {
+                tv_sec: i64::try_from(patience.as_secs()).expect("it is a second at most"),
+                tv_nsec: i64::from(patience.subsec_nanos()),
             });
             match epoll::wait(
                 &self.epoll,
@@ -187,10 +225,23 @@ impl Server {
                 self.dispatch(Source::unpack(event.data.u64()), flags);
             }
             self.look_for_lost_statuses();
+            self.retry_outputs();
+            self.adopt_postponed();
             self.upgrade_if_asked();
         }
         let _ = fs::remove_file(self.paths.socket());
         self.cgroups.remove_parent();
+    }
+
+    /// How long to wait for events; `None`: for ever.
+    fn patience(&self) -> Option<Duration> {
+        let mut containers = self.containers.values();
+        if containers.any(|container| container.lost_since.is_some()) {
+            return Some(STATUS_INTERVAL);
+        }
+        let mut containers = self.containers.values();
+        let retrying = containers.any(|container| container.retries != [None; 2]);
+        (retrying || !self.postponed.is_empty()).then_some(RETRY_INTERVAL)
     }
 
     /// Executes the new executable, once nothing is half done: records and partial lines are on disk, the children stay
@@ -245,9 +296,19 @@ impl Server {
     }
 
     /// Registers a container's descriptors and gives it a key.
-    pub(super) fn insert(&mut self, container: Container) -> io::Result<u64> {
+    pub(super) fn insert(&mut self, container: Container) -> Result<u64, Rejected> {
         let key = self.next_key;
         self.next_key += 1;
+        if let Err(error) = self.watch(key, &container) {
+            let container = Box::new(container);
+            return Err(Rejected { container, error });
+        }
+        self.by_id.insert(container.record.id.clone(), key);
+        self.containers.insert(key, container);
+        Ok(key)
+    }
+
+    fn watch(&self, key: u64, container: &Container) -> io::Result<()> {
         let input = epoll::EventFlags::IN;
         let add = |fd: &OwnedFd, source| epoll::add(&self.epoll, fd, data(source), input);
         if let Some(pidfd) = &container.pidfd {
@@ -261,9 +322,7 @@ impl Server {
         if let Some(report) = &container.report {
             add(report, Source::Report(key))?;
         }
-        self.by_id.insert(container.record.id.clone(), key);
-        self.containers.insert(key, container);
-        Ok(key)
+        Ok(())
     }
 
     fn accept(&mut self) {
@@ -389,11 +448,45 @@ impl Server {
             .journal
             .pump(fifo.as_fd(), stream, &mut container.output)
         {
-            Ok(Pumped::Bytes | Pumped::Empty) => {}
+            Ok(Pumped::Bytes(_) | Pumped::Empty) => {}
             // All writers are gone though the process lives: a program that closed its output. The FIFO can be opened again
             // through nobody, so there is nothing more to come.
             Ok(Pumped::End) => self.close_output(key, stream),
-            Err(error) => note(&format!("log of {}: {error}", container.record.id)),
+            Err(PumpError::Log(_, error)) => {
+                log_trouble(&mut container.log_noted, &container.record.id, &error)
+            }
+            Err(PumpError::Stuck(error)) => {
+                // It stays readable: without a pause it would be tried again without end.
+                let _ = epoll::delete(&self.epoll, fifo);
+                container.retries[stream as usize] = Some(Instant::now() + RETRY_INTERVAL);
+                log_trouble(&mut container.log_noted, &container.record.id, &error);
+            }
+        }
+    }
+
+    /// Listens again to the streams whose pause is over.
+    fn retry_outputs(&mut self) {
+        let now = Instant::now();
+        for (key, container) in &mut self.containers {
+            for stream in Stream::BOTH {
+                let retry = &mut container.retries[stream as usize];
+                if retry.is_none_or(|at| now < at) {
+                    continue;
+                }
+                *retry = None;
+                if let Some(fifo) = &container.fifos[stream as usize] {
+                    let source = data(Source::Output(*key, stream));
+                    let added = epoll::add(&self.epoll, fifo, source, epoll::EventFlags::IN);
+                    if let Err(error) = added {
+                        *retry = Some(now + RETRY_INTERVAL);
+                        log_trouble(
+                            &mut container.log_noted,
+                            &container.record.id,
+                            &error.into(),
+                        );
+                    }
+                }
+            }
         }
     }
 
@@ -404,8 +497,9 @@ impl Server {
         if let Some(fifo) = container.fifos[stream as usize].take() {
             let _ = epoll::delete(&self.epoll, &fifo);
         }
+        container.retries[stream as usize] = None;
         if let Err(error) = self.journal.flush(stream, &mut container.output) {
-            note(&format!("log of {}: {error}", container.record.id));
+            log_trouble(&mut container.log_noted, &container.record.id, &error);
         }
     }
 
@@ -608,6 +702,7 @@ impl Server {
         self.delete_if_asked(key);
     }
 
+    /// Takes what an ended container has left in a FIFO: only that, since somebody else may hold it open and go on writing.
     fn drain(&mut self, key: u64, stream: Stream) {
         let Some(container) = self.containers.get_mut(&key) else {
             return;
@@ -615,18 +710,32 @@ impl Server {
         let Some(fifo) = &container.fifos[stream as usize] else {
             return;
         };
-        loop {
-            match self
-                .journal
-                .pump(fifo.as_fd(), stream, &mut container.output)
-            {
-                Ok(Pumped::Bytes) => {}
-                Ok(Pumped::Empty | Pumped::End) => return,
-                Err(error) => {
-                    note(&format!("log of {}: {error}", container.record.id));
-                    return;
-                }
+        let mut left = match rustix::io::ioctl_fionread(fifo) {
+            Ok(left) => usize::try_from(left).unwrap_or(usize::MAX),
+            Err(error) => {
+                return log_trouble(
+                    &mut container.log_noted,
+                    &container.record.id,
+                    &error.into(),
+                );
             }
+        };
+        while left > 0 {
+            let pumped = self
+                .journal
+                .pump(fifo.as_fd(), stream, &mut container.output);
+            let moved = match pumped {
+                Ok(Pumped::Bytes(moved)) => moved,
+                Ok(Pumped::Empty | Pumped::End) => return,
+                Err(PumpError::Log(moved, error)) => {
+                    log_trouble(&mut container.log_noted, &container.record.id, &error);
+                    moved
+                }
+                Err(PumpError::Stuck(error)) => {
+                    return log_trouble(&mut container.log_noted, &container.record.id, &error);
+                }
+            };
+            left = left.saturating_sub(moved);
         }
     }
 
@@ -666,6 +775,22 @@ impl Server {
             self.reply_all(askers, &Reply::Failed(Failure::Step(errors.join("; "))));
         }
     }
+}
+
+/// A container whose descriptors could not be registered, and why.
+pub(super) struct Rejected {
+    pub(super) container: Box<Container>,
+    pub(super) error: io::Error,
+}
+
+/// Notes what is wrong with a container's log, not more often than somebody would read it.
+fn log_trouble(noted: &mut Option<Instant>, id: &str, error: &io::Error) {
+    let recently = |at: Instant| at.elapsed() < NOTE_INTERVAL;
+    if noted.is_some_and(recently) {
+        return;
+    }
+    *noted = Some(Instant::now());
+    note(&format!("log of {id}: {error}"));
 }
 
 fn data(source: Source) -> epoll::EventData {

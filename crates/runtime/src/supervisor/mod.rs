@@ -10,6 +10,7 @@ mod container;
 mod create;
 mod journal;
 mod output;
+mod protect;
 mod requests;
 mod server;
 
@@ -47,6 +48,8 @@ enum StartError {
     },
     #[error("another supervisor holds {}", .0.display())]
     Locked(PathBuf),
+    #[error("run from an executable that containers cannot write")]
+    Protect(#[source] io::Error),
     #[error("become a daemon")]
     Daemonize(#[source] io::Error),
     #[error(transparent)]
@@ -75,6 +78,10 @@ fn daemonize(args: impl IntoIterator<Item = OsString>) -> Result<(), StartError>
     if args.first().is_some_and(|word| word == RESUME) {
         args.remove(0);
         let (paths, cgroup_parent) = parse(args.clone())?;
+        // The predecessor has done so; one that could not must not cost the containers their supervisor.
+        if let Err(error) = protect::ensure() {
+            note(&create::chain(&StartError::Protect(error)));
+        }
         let mut server = start(&paths, &cgroup_parent, true)?;
         server.arguments = args;
         server.run();
@@ -84,6 +91,7 @@ fn daemonize(args: impl IntoIterator<Item = OsString>) -> Result<(), StartError>
     // Whatever whoever started us left open: it would stay open for as long as the node runs, and somebody may wait for
     // the other end of a pipe. A resumed supervisor's predecessor has done so, and its lock must stay open.
     process::close_from(3).map_err(StartError::Daemonize)?;
+    protect::ensure().map_err(StartError::Protect)?;
     let (reader, writer) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)
         .map_err(|errno| StartError::Daemonize(errno.into()))?;
     if process::fork().map_err(StartError::Daemonize)?.is_some() {
@@ -147,6 +155,8 @@ fn start(paths: &Paths, cgroup_parent: &str, resumed: bool) -> Result<server::Se
         Err(errno) => return Err(StartError::Daemonize(errno.into())),
     }
     process::reset_signals();
+    process::ignore_sigpipe();
+    protect::restore_name();
     rustix::process::chdir("/").map_err(|errno| StartError::Daemonize(errno.into()))?;
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
     for directory in [

@@ -15,7 +15,7 @@ use rustix::process::{WaitId, WaitIdOptions, waitid};
 
 use super::container::{Container, Stage};
 use super::journal::{Journal, PumpError, Pumped, Unfinished};
-use super::{adopt, create, note};
+use super::{adopt, create, note, protect};
 use crate::cgroup::CgroupHost;
 use crate::child::{ChildFailure, READY};
 use crate::paths::Paths;
@@ -266,21 +266,13 @@ impl Server {
         ];
         let args: Option<Vec<CString>> =
             words.iter().chain(&self.arguments).map(c_string).collect();
-        let env: Vec<CString> = std::env::vars_os()
-            .filter_map(|(key, value)| {
-                let mut entry = key;
-                entry.push("=");
-                entry.push(value);
-                c_string(&entry)
-            })
-            .collect();
         if let Some(args) = args {
             note(&format!("going on as {}", exe.display()));
             // The lock belongs to the process, not to the program: nobody else shall get it in between.
             if let Some(lock) = &self.lock {
                 let _ = rustix::io::fcntl_setfd(lock, rustix::io::FdFlags::empty());
             }
-            let error = crate::sys::process::execve(&args[0], &args, &env);
+            let error = protect::execute(&exe, &args);
             note(&format!("execute {}: {error}", exe.display()));
         }
     }

@@ -297,6 +297,12 @@ pub(crate) fn reset_signals() {
     }
 }
 
+/// Has a write to a closed pipe or socket fail instead of ending this process.
+pub(crate) fn ignore_sigpipe() {
+    // SAFETY: SIG_IGN is a valid disposition of a signal that can be ignored.
+    unsafe { libc::signal(libc::SIGPIPE, libc::SIG_IGN) };
+}
+
 /// Blocks all signals, so that they can be taken with [`wait_signal`].
 pub(crate) fn block_signals() {
     // SAFETY: the set is initialised before it is used.
@@ -354,15 +360,31 @@ pub(crate) fn set_domainname(name: &str) -> io::Result<()> {
     .map(drop)
 }
 
+/// Pointers to strings, ended by NULL, as the exec family takes them.
+fn pointers(strings: &[CString]) -> Vec<*const libc::c_char> {
+    let pointers = strings.iter().map(|text| text.as_ptr());
+    pointers.chain([std::ptr::null()]).collect()
+}
+
+/// Executes an open file (execveat(2)). Returns only when it failed.
+pub(crate) fn execute(file: BorrowedFd<'_>, args: &[CString], env: &[CString]) -> io::Error {
+    let (args, env) = (pointers(args), pointers(env));
+    // SAFETY: both arrays are NULL-terminated and point to NUL-terminated strings that outlive the call.
+    unsafe {
+        libc::syscall(
+            libc::SYS_execveat,
+            file.as_raw_fd(),
+            c"".as_ptr(),
+            args.as_ptr(),
+            env.as_ptr(),
+            libc::AT_EMPTY_PATH,
+        )
+    };
+    io::Error::last_os_error()
+}
+
 /// execve(2). Returns only when it failed.
 pub(crate) fn execve(path: &CString, args: &[CString], env: &[CString]) -> io::Error {
-    let pointers = |strings: &[CString]| -> Vec<*const libc::c_char> {
-        strings
-            .iter()
-            .map(|text| text.as_ptr())
-            .chain([std::ptr::null()])
-            .collect()
-    };
     let (args, env) = (pointers(args), pointers(env));
     // SAFETY: both arrays are NULL-terminated and point to NUL-terminated strings that outlive the call.
     unsafe { libc::execve(path.as_ptr(), args.as_ptr(), env.as_ptr()) };

@@ -602,7 +602,8 @@ fn remove_state(state: &Path, log: &Path, aside: &Path, keep: Keep) -> Result<()
     if keep == Keep::default() {
         put_aside(state, &aside.join("state")).map_err(failed(state))?;
     } else {
-        for name in ["upper", "work"].iter().filter(|_| !keep.layer) {
+        let layer = ["upper", "work"].iter().filter(|_| !keep.layer);
+        for name in layer.chain(&["etc"]) {
             let path = state.join(name);
             put_aside(&path, &aside.join(name)).map_err(failed(&path))?;
         }

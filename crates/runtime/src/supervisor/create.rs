@@ -17,7 +17,7 @@ use crate::Stream;
 use crate::cgroup::{Cgroup, CgroupHost};
 use crate::child;
 use crate::paths::{ContainerPaths, Paths};
-use crate::plan::Plan;
+use crate::plan::{Plan, Rlimit};
 use crate::protocol::Failure;
 use crate::sys::process::{Cloned, clone_child};
 
@@ -29,6 +29,7 @@ pub(super) fn make(
     plan: &Plan,
     paths: &Paths,
     cgroups: &mut CgroupHost,
+    descriptors: &Rlimit,
 ) -> Result<Container, Failure> {
     let own = paths.container(&plan.id);
     // Nobody knows this id: whatever is there is a remnant, or could not be adopted.
@@ -40,7 +41,7 @@ pub(super) fn make(
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => false,
         Err(error) => return Err(step("make", &own.state)(error)),
     };
-    let result = make_in(plan, &own, cgroups, made_state);
+    let result = make_in(plan, &own, cgroups, descriptors, made_state);
     if result.is_err() {
         let groups = cgroups.of(&plan.id);
         let _ = groups.kill();
@@ -57,6 +58,7 @@ fn make_in(
     plan: &Plan,
     own: &ContainerPaths,
     cgroups: &mut CgroupHost,
+    descriptors: &Rlimit,
     made_state: bool,
 ) -> Result<Container, Failure> {
     if !plan.rootfs.layers_dir.is_dir() {
@@ -65,10 +67,17 @@ fn make_in(
             missing,
         ));
     }
-    for directory in [&own.bundle, &own.rootfs(), &own.bundle.join("etc")] {
+    for directory in [&own.bundle, &own.rootfs()] {
         mkdir(directory, 0o700).map_err(step("make", directory))?;
     }
-    for directory in [own.upper(), own.work()] {
+    // Those of an earlier container whose layer was kept may be as large, and of such a mode, as it has left them.
+    match fs::remove_dir_all(own.etc()) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            return Err(step("remove", &own.etc())(error));
+        }
+        _ => {}
+    }
+    for directory in [own.upper(), own.work(), own.etc()] {
         match mkdir(&directory, 0o755) {
             Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
                 return Err(step("make", &directory)(error));
@@ -81,7 +90,7 @@ fn make_in(
         ("hosts", &plan.etc.hosts),
         ("resolv.conf", &plan.etc.resolv_conf),
     ] {
-        let path = own.etc(name);
+        let path = own.etc().join(name);
         fs::write(&path, content).map_err(step("write", &path))?;
     }
     let fifos = [
@@ -124,7 +133,7 @@ fn make_in(
     )
     .map_err(|error| Failure::Step(format!("clone the container's process: {error}")))?;
     let Cloned::Parent { pid, pidfd } = cloned else {
-        child::run(plan, own, &group)
+        child::run(plan, own, &group, descriptors)
     };
     record.pid = pid;
     record.start_time = container::start_time(pid).unwrap_or(0);

@@ -25,6 +25,7 @@ use std::process::ExitCode;
 use nix::fcntl::{FcntlArg, fcntl};
 
 use crate::paths::Paths;
+use crate::plan::Rlimit;
 use crate::sys::process;
 
 /// The first argument of a supervisor that goes on in the process, session and log of its predecessor.
@@ -177,10 +178,10 @@ fn start(paths: &Paths, cgroup_parent: &str, resumed: bool) -> Result<server::Se
     redirect_stdio(&paths.supervisor_log())?;
     // Best effort: the kernel shall take anything before this process, but a daemon in a container may not ask for that.
     let _ = fs::write("/proc/self/oom_score_adj", "-999");
-    raise_descriptor_limit();
+    let descriptors = raise_descriptor_limit().map_err(StartError::Daemonize)?;
     let cgroups = crate::cgroup::CgroupHost::detect(cgroup_parent)?;
     let at = |what, path: PathBuf| move |source| StartError::Path { what, path, source };
-    let mut server = server::Server::new(paths.clone(), cgroups)
+    let mut server = server::Server::new(paths.clone(), cgroups, descriptors)
         .map_err(at("open the journal in", paths.exec_root.clone()))?;
     server
         .adopt()
@@ -264,12 +265,17 @@ fn redirect_stdio(log: &Path) -> Result<(), StartError> {
     rustix::stdio::dup2_stderr(&log_file).map_err(failed)
 }
 
-/// Each container takes five descriptors.
-fn raise_descriptor_limit() {
-    const RLIMIT_NOFILE: u32 = 7;
-    if let Ok(hard) = process::hard_limit(RLIMIT_NOFILE) {
-        let _ = process::set_rlimit(RLIMIT_NOFILE, hard, hard);
-    }
+/// Each container takes five descriptors. The limit there was is the containers'.
+fn raise_descriptor_limit() -> io::Result<Rlimit> {
+    let (soft, hard) = process::rlimit(process::RLIMIT_NOFILE)?;
+    let original = Rlimit {
+        resource: process::RLIMIT_NOFILE,
+        soft,
+        hard,
+    };
+    // What cannot be raised is still good for many.
+    let _ = process::set_rlimit(process::RLIMIT_NOFILE, hard, hard);
+    Ok(original)
 }
 
 /// Writes a line to the supervisor's own log.

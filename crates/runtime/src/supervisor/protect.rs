@@ -31,11 +31,11 @@ pub(super) fn ensure() -> io::Result<()> {
     let args: Vec<CString> = std::env::args_os()
         .map(c_string)
         .collect::<Result<_, _>>()?;
-    Err(execute(Path::new(OWN), &args))
+    Err(execute(Path::new(OWN), &args, || {}))
 }
 
-/// Executes a file from a protected clone, in our environment. Returns only when that failed.
-pub(super) fn execute(exe: &Path, args: &[CString]) -> io::Error {
+/// Executes a file from a protected clone, in our environment, after `last`. Returns only when that failed.
+pub(super) fn execute(exe: &Path, args: &[CString], last: impl FnOnce()) -> io::Error {
     let env = std::env::vars_os().map(|(key, value)| {
         let mut entry = key;
         entry.push("=");
@@ -44,7 +44,10 @@ pub(super) fn execute(exe: &Path, args: &[CString]) -> io::Error {
     });
     let prepared = env.collect::<Result<Vec<_>, _>>();
     match prepared.and_then(|env| Ok((env, clone(exe)?))) {
-        Ok((env, file)) => process::execute(file.as_fd(), args, &env),
+        Ok((env, file)) => {
+            last();
+            process::execute(file.as_fd(), args, &env)
+        }
         Err(error) => error,
     }
 }

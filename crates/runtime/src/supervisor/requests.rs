@@ -119,7 +119,7 @@ impl Server {
             };
         }
         self.postponed.remove(&plan.id);
-        let made = create::make(plan, &self.paths, &mut self.cgroups);
+        let made = create::make(plan, &self.paths, &mut self.cgroups, &self.descriptors);
         match made {
             Err(failure) => self.answer(asker, Err(failure)),
             Ok(mut container) => {

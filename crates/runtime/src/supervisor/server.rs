@@ -19,9 +19,10 @@ use super::{adopt, create, note, protect};
 use crate::cgroup::CgroupHost;
 use crate::child::{ChildFailure, READY};
 use crate::paths::Paths;
+use crate::plan::Rlimit;
 use crate::protocol::{Decoder, Failure, Reply, Request, encode};
 use crate::sys::fdpass;
-use crate::sys::process::pidfd_exit_status;
+use crate::sys::process::{self, pidfd_exit_status};
 use crate::{ExitStatus, Stream};
 
 /// How long an adopted process's status may take to become known: it must be reaped by whoever inherited it.
@@ -81,6 +82,8 @@ struct Connection {
 pub(super) struct Server {
     pub(super) paths: Paths,
     pub(super) cgroups: CgroupHost,
+    /// The limit of open files that we were started with, which containers get.
+    pub(super) descriptors: Rlimit,
     epoll: OwnedFd,
     listener: Option<UnixListener>,
     connections: HashMap<u64, Connection>,
@@ -102,11 +105,12 @@ pub(super) struct Server {
 }
 
 impl Server {
-    pub(super) fn new(paths: Paths, cgroups: CgroupHost) -> io::Result<Self> {
+    pub(super) fn new(paths: Paths, cgroups: CgroupHost, descriptors: Rlimit) -> io::Result<Self> {
         let (journal, unfinished) = Journal::open(&paths)?;
         Ok(Self {
             paths,
             cgroups,
+            descriptors,
             epoll: epoll::create(epoll::CreateFlags::CLOEXEC)?,
             listener: None,
             connections: HashMap::new(),
@@ -272,7 +276,15 @@ impl Server {
             if let Some(lock) = &self.lock {
                 let _ = rustix::io::fcntl_setfd(lock, rustix::io::FdFlags::empty());
             }
-            let error = protect::execute(&exe, &args);
+            // The next one raises it again, and must know what it was.
+            let own = process::rlimit(process::RLIMIT_NOFILE);
+            let error = protect::execute(&exe, &args, || {
+                let Rlimit { soft, hard, .. } = self.descriptors;
+                let _ = process::set_rlimit(process::RLIMIT_NOFILE, soft, hard);
+            });
+            if let Ok((soft, hard)) = own {
+                let _ = process::set_rlimit(process::RLIMIT_NOFILE, soft, hard);
+            }
             note(&format!("execute {}: {error}", exe.display()));
         }
     }

@@ -246,6 +246,9 @@ pub(crate) fn set_ids(uid: u32, gid: u32, groups: &[u32]) -> io::Result<()> {
     Ok(())
 }
 
+/// The limit of open files (`<sys/resource.h>`), of the type that limits have here whatever the C library.
+pub(crate) const RLIMIT_NOFILE: u32 = 7;
+
 /// Sets a resource limit of this process by its number in `<sys/resource.h>`.
 pub(crate) fn set_rlimit(resource: u32, soft: u64, hard: u64) -> io::Result<()> {
     let limit = libc::rlimit64 {
@@ -265,8 +268,8 @@ pub(crate) fn set_rlimit(resource: u32, soft: u64, hard: u64) -> io::Result<()> 
     .map(drop)
 }
 
-/// The hard limit of this process for a resource.
-pub(crate) fn hard_limit(resource: u32) -> io::Result<u64> {
+/// The soft and the hard limit of this process for a resource.
+pub(crate) fn rlimit(resource: u32) -> io::Result<(u64, u64)> {
     let mut limit = libc::rlimit64 {
         rlim_cur: 0,
         rlim_max: 0,
@@ -281,7 +284,7 @@ pub(crate) fn hard_limit(resource: u32) -> io::Result<u64> {
             &raw mut limit,
         )
     })?;
-    Ok(limit.rlim_max)
+    Ok((limit.rlim_cur, limit.rlim_max))
 }
 
 /// Puts every signal back to its default action and unblocks all of them: both survive execve(2) otherwise.

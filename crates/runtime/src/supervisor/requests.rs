@@ -11,8 +11,8 @@ use super::container::{Asker, Stage};
 use super::note;
 use super::server::Server;
 use super::{adopt, create};
-use crate::plan::Plan;
-use crate::protocol::{Failure, Reply, Request};
+use crate::plan::{Plan, check_id};
+use crate::protocol::{Failure, PROTOCOL, Reply, Request};
 
 impl Server {
     pub(super) fn request(&mut self, asker: Asker, request: Request) {
@@ -25,6 +25,8 @@ impl Server {
                     asker,
                     &Reply::Hello {
                         pid: std::process::id(),
+                        protocol: PROTOCOL,
+                        build: self.build.clone(),
                     },
                     Vec::new(),
                 );
@@ -58,6 +60,11 @@ impl Server {
                     .and_then(|key| self.containers[&key].state());
                 self.reply(asker, &Reply::State(state), Vec::new());
             }
+            Request::Remains => {
+                let remains = self.remains();
+                let result = remains.map(|ids| (Reply::Ids(ids), Vec::new()));
+                self.answer_with(asker, result);
+            }
             Request::Wait { id } => self.wait(asker, &id),
             Request::Hold { id } => {
                 let result = self.key(&id).and_then(|key| self.held(key));
@@ -86,6 +93,23 @@ impl Server {
                 self.answer(asker, result);
             }
         }
+    }
+
+    /// The ids of state directories that belong to no container.
+    fn remains(&self) -> Result<Vec<String>, Failure> {
+        let states = self.paths.states();
+        let failed = |error| Failure::Step(format!("read {}: {error}", states.display()));
+        let mut ids = Vec::new();
+        for entry in fs::read_dir(&states).map_err(failed)? {
+            let name = entry.map_err(failed)?.file_name();
+            let id = name.into_string().unwrap_or_default();
+            let known = self.by_id.contains_key(&id) || self.postponed.contains(&id);
+            if check_id(&id).is_ok() && !known {
+                ids.push(id);
+            }
+        }
+        ids.sort();
+        Ok(ids)
     }
 
     fn answer(&mut self, asker: Asker, result: Result<(), Failure>) {

@@ -6,7 +6,7 @@ use std::fs;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
@@ -20,7 +20,7 @@ use crate::cgroup::CgroupHost;
 use crate::child::{ChildFailure, READY};
 use crate::paths::Paths;
 use crate::plan::Rlimit;
-use crate::protocol::{Decoder, Failure, Reply, Request, encode};
+use crate::protocol::{Decoder, Failure, Reply, Request, build_of, encode};
 use crate::sys::fdpass;
 use crate::sys::process::{self, pidfd_exit_status};
 use crate::{ExitStatus, Stream};
@@ -100,6 +100,8 @@ pub(super) struct Server {
     pub(super) upgrade: Option<PathBuf>,
     /// Kept open while we are the supervisor; `None` when it was inherited over an upgrade.
     pub(super) lock: Option<fs::File>,
+    /// Which build we are; see [`crate::protocol::build_of`].
+    pub(super) build: String,
     /// Our own arguments, for that.
     pub(super) arguments: Vec<OsString>,
 }
@@ -124,6 +126,7 @@ impl Server {
             stopping: false,
             upgrade: None,
             lock: None,
+            build: build_of(Path::new("/proc/self/exe"))?,
             arguments: Vec::new(),
         })
     }
@@ -287,6 +290,11 @@ impl Server {
             }
             note(&format!("execute {}: {error}", exe.display()));
         }
+        // Who asked waits for the end of its connection.
+        let connections: Vec<u64> = self.connections.keys().copied().collect();
+        for key in connections {
+            self.disconnect(key);
+        }
     }
 
     fn dispatch(&mut self, source: Source, flags: epoll::EventFlags) {
@@ -368,14 +376,14 @@ impl Server {
         loop {
             match fdpass::receive(connection.stream.as_fd(), &mut buffer, &mut fds) {
                 Ok(0) => {
-                    self.connections.remove(&key);
+                    self.disconnect(key);
                     return;
                 }
                 Ok(count) => connection.decoder.bytes.extend_from_slice(&buffer[..count]),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(_) => {
-                    self.connections.remove(&key);
+                    self.disconnect(key);
                     return;
                 }
             }
@@ -386,9 +394,17 @@ impl Server {
                 Ok(None) => return,
                 Err(error) => {
                     note(&create::chain(&error));
-                    self.connections.remove(&key);
+                    self.disconnect(key);
                 }
             }
+        }
+    }
+
+    /// Forgets a connection, and who waits behind it. A deletion somebody asked for goes on all the same.
+    fn disconnect(&mut self, key: u64) {
+        self.connections.remove(&key);
+        for container in self.containers.values_mut() {
+            container.waiting.retain(|asker| asker.0 != key);
         }
     }
 
@@ -424,7 +440,7 @@ impl Server {
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
                 Err(_) => {
-                    self.connections.remove(&key);
+                    self.disconnect(key);
                     return;
                 }
             }

@@ -106,7 +106,7 @@ struct Inner {
 }
 
 /// What the supervisor last connected to said of itself.
-#[derive(Clone, Default)]
+#[derive(Clone, Default, PartialEq, Eq)]
 struct Peer {
     protocol: u32,
     build: String,
@@ -366,6 +366,7 @@ impl Runtime {
     /// Returns when the new one serves.
     pub async fn upgrade(&self, exe: &Path) -> Result<(), OperationError> {
         let old = self.inner.connect().await?;
+        let before = self.inner.peer();
         let request = Request::Upgrade {
             exe: exe.to_path_buf(),
         };
@@ -377,11 +378,11 @@ impl Runtime {
         }
         // Until the new one listens, connections are refused.
         self.list().await?;
+        let after = self.inner.peer();
         match build_of(exe) {
-            Ok(build) if build != self.inner.peer().build => Err(OperationError::Step(format!(
-                "the supervisor did not become {}",
-                exe.display()
-            ))),
+            Ok(build) if build != after.build && before == after => Err(OperationError::Step(
+                format!("the supervisor did not become {}", exe.display()),
+            )),
             _ => Ok(()),
         }
     }

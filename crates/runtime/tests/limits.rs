@@ -133,7 +133,7 @@ async fn containers_have_the_file_limit_that_the_supervisor_was_started_with() {
     let node = Node::start().await;
     for _ in 0..2 {
         let (_, text) = node.output(node.shell("ulimit -Sn; ulimit -Hn")).await;
-        let hard = maximum.map_or("unlimited".to_owned(), |limit| limit.to_string());
+        let hard = maximum.map_or_else(|| "unlimited".to_owned(), |limit| limit.to_string());
         assert_eq!(text, format!("{SOFT}\n{hard}\n"));
         node.runtime
             .upgrade(&node.config.supervisor_exe)

@@ -295,6 +295,41 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_batch_that_cannot_be_logged_is_taken_and_one_that_cannot_be_moved_is_left() {
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        let paths = Paths {
+            exec_root: directory.path().join("e"),
+            state_root: directory.path().join("s"),
+        };
+        let container = paths.container("c");
+        fs::create_dir_all(&container.bundle).expect("bundle");
+        // A directory where the log belongs: it cannot be opened.
+        fs::create_dir_all(container.log()).expect("state");
+        let (mut journal, _) = Journal::open(&paths).expect("opens");
+        let mut output = Output::adopt("c", &container, crate::LogConfig::default());
+        let (reader, writer) = rustix::pipe::pipe().expect("a pipe");
+        let mut writer = fs::File::from(writer);
+        writer.write_all(b"lost\n").expect("writes");
+        let pumped = journal.pump(reader.as_fd(), Stream::Stdout, &mut output);
+        assert!(matches!(pumped, Err(PumpError::Log(5, _))), "{pumped:?}");
+
+        fs::remove_dir(container.log()).expect("is removed");
+        writer.write_all(b"kept\n").expect("writes");
+        // What splice(2) refuses stands for a spool that is full.
+        journal.spool = fs::File::open(paths.spool()).expect("opens read-only");
+        let failed = journal.pump(reader.as_fd(), Stream::Stdout, &mut output);
+        assert!(matches!(failed, Err(PumpError::Stuck(_))), "{failed:?}");
+        (journal, _) = Journal::open(&paths).expect("opens again");
+        let pumped = journal.pump(reader.as_fd(), Stream::Stdout, &mut output);
+        assert_eq!(pumped.expect("pumps"), Pumped::Bytes(5));
+        assert!(
+            fs::read_to_string(container.log())
+                .expect("a log")
+                .contains("kept")
+        );
+    }
+
+    #[test]
     fn an_unfinished_batch_is_written_again_to_the_same_place() {
         let directory = tempfile::tempdir().expect("a temporary directory");
         let paths = Paths {

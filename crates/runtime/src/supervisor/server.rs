@@ -32,7 +32,7 @@ const STATUS_INTERVAL: Duration = Duration::from_millis(20);
 /// After how long what failed for want of something (descriptors, room) is tried again.
 const RETRY_INTERVAL: Duration = Duration::from_secs(1);
 /// How often a container's log may be said to be in trouble.
-const NOTE_INTERVAL: Duration = Duration::from_secs(60);
+const NOTE_INTERVAL: Duration = Duration::from_mins(1);
 /// The exit code of a container that nobody saw end.
 const UNKNOWN_CODE: i32 = 255;
 
@@ -473,7 +473,7 @@ impl Server {
             // through nobody, so there is nothing more to come.
             Ok(Pumped::End) => self.close_output(key, stream),
             Err(PumpError::Log(_, error)) => {
-                log_trouble(&mut container.log_noted, &container.record.id, &error)
+                log_trouble(&mut container.log_noted, &container.record.id, &error);
             }
             Err(PumpError::Stuck(error)) => {
                 // It stays readable: without a pause it would be tried again without end.

@@ -98,18 +98,30 @@ impl Datapath {
     }
 
     /// Forgets a container and stops its traffic in that network at once. Its interface goes with
-    /// its namespace.
-    pub async fn detach(&self, network: &str, addr: Ipv4Addr) -> Result<(), KernelError> {
-        let network = network.to_owned();
-        self.run(move |state| state.detach(&network, addr))
+    /// its namespace. Does nothing when the address has gone over to another container than
+    /// `owner`, as it may before the old one is cleaned up.
+    pub async fn detach(
+        &self,
+        network: &str,
+        addr: Ipv4Addr,
+        owner: &str,
+    ) -> Result<(), KernelError> {
+        let (network, owner) = (network.to_owned(), owner.to_owned());
+        self.run(move |state| state.detach(&network, addr, &owner))
             .await
             .unwrap_or(Ok(()))
     }
 
-    /// Takes a network away from a container that goes on running.
-    pub async fn disconnect(&self, network: &str, addr: Ipv4Addr) -> Result<(), KernelError> {
-        let network = network.to_owned();
-        self.run(move |state| state.disconnect(&network, addr))
+    /// Takes a network away from a container that goes on running; of another than `owner`, as
+    /// [`Datapath::detach`] does, nothing.
+    pub async fn disconnect(
+        &self,
+        network: &str,
+        addr: Ipv4Addr,
+        owner: &str,
+    ) -> Result<(), KernelError> {
+        let (network, owner) = (network.to_owned(), owner.to_owned());
+        self.run(move |state| state.disconnect(&network, addr, &owner))
             .await
             .unwrap_or(Ok(()))
     }

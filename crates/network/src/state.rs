@@ -29,8 +29,8 @@ pub(crate) struct State {
     pub(crate) mtu: u32,
     pub(crate) networks: BTreeMap<String, Network>,
     pub(crate) dns: Dns,
-    /// Containers that were attached through this datapath: network and address.
-    pub(crate) attached: BTreeSet<(String, Ipv4Addr)>,
+    /// Owners of the addresses that were attached through this datapath, by network and address.
+    pub(crate) attached: BTreeMap<(String, Ipv4Addr), String>,
     /// Transactions of networks that are gone.
     past_transactions: u64,
     /// Whether anything was ever applied: before that nothing is desired, and nothing differs.
@@ -55,7 +55,7 @@ impl State {
             mtu,
             networks: BTreeMap::new(),
             dns,
-            attached: BTreeSet::new(),
+            attached: BTreeMap::new(),
             past_transactions: 0,
             applied: false,
         })
@@ -287,7 +287,7 @@ impl State {
         };
         for (id, pin) in pins.into_iter().filter(|(id, _)| !keep(id)) {
             self.dns.stop(&id);
-            self.attached.retain(|(network, _)| *network != id);
+            self.attached.retain(|(network, _), _| *network != id);
             if let Some(network) = self.networks.remove(&id) {
                 self.past_transactions += network.transactions();
             }

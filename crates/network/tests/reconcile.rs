@@ -197,7 +197,7 @@ fn an_address_goes_over_to_its_next_container() {
         for _ in 0..5 {
             let container = world.attached(&datapath, &[("a", "10.0.1.6")]).await;
             assert!(peer.pings(ip("10.0.1.6")));
-            datapath.detach("a", ip("10.0.1.6")).await.unwrap();
+            datapath.detach("a", ip("10.0.1.6"), "").await.unwrap();
             assert!(
                 !peer.pings(ip("10.0.1.6")),
                 "stopped while the container lives"
@@ -205,8 +205,11 @@ fn an_address_goes_over_to_its_next_container() {
             container.attach(&datapath, &[("a", "10.0.1.6")]).await;
             assert!(peer.pings(ip("10.0.1.6")), "attached again");
         }
-        datapath.detach("a", ip("10.0.1.99")).await.unwrap();
-        datapath.detach("nowhere", ip("10.0.1.6")).await.unwrap();
+        datapath.detach("a", ip("10.0.1.99"), "").await.unwrap();
+        datapath
+            .detach("nowhere", ip("10.0.1.6"), "")
+            .await
+            .unwrap();
     });
 }
 

@@ -224,8 +224,14 @@ impl Host {
         Ok(self.known.as_ref().map(|(_, content)| content))
     }
 
-    pub(crate) fn apply_ports(&mut self, entries: &[Entry]) -> Result<(), KernelError> {
-        let wanted = tables::host::ports(entries);
+    /// Publishes `entries`, and leaves `kept` as long as no entry takes its port.
+    pub(crate) fn apply_ports(
+        &mut self,
+        entries: &[Entry],
+        kept: Content,
+    ) -> Result<(), KernelError> {
+        let mut wanted = tables::host::ports(entries);
+        tables::fill(&mut wanted, kept);
         let current = self.content()?.cloned();
         let mut transaction = Transaction::new(&self.table);
         if let Some(current) = &current {

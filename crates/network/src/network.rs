@@ -49,6 +49,8 @@ pub(crate) struct Network {
     pub(crate) route: Socket,
     nft: Socket,
     uplink: Option<Slot>,
+    /// Whether `uplink` says what the kernel has, or is still to be found out.
+    uplink_is_seen: bool,
     /// As it was last applied without an error.
     pub(crate) state: Option<NetworkState>,
     known: Option<Known>,
@@ -89,6 +91,7 @@ impl Network {
             route,
             nft,
             uplink: None,
+            uplink_is_seen: false,
             state: None,
             known: None,
             base_is_known: false,
@@ -110,6 +113,11 @@ impl Network {
         self.uplink
     }
 
+    /// Whether it was ever found out which uplink the network has.
+    pub(crate) fn uplink_is_seen(&self) -> bool {
+        self.uplink_is_seen
+    }
+
     /// Whether `state` needs no look at the uplink.
     pub(crate) fn uplink_is_known(&self, state: &NetworkState) -> bool {
         self.base_is_known && self.uplink.is_some() == state.has_uplink()
@@ -117,6 +125,7 @@ impl Network {
 
     /// The uplink was made, found or lost: what is known of routes and rules names the old one.
     pub(crate) fn set_uplink(&mut self, uplink: Option<Slot>) {
+        self.uplink_is_seen = true;
         if self.uplink != uplink {
             self.uplink = uplink;
             self.base_is_known = false;

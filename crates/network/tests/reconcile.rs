@@ -214,6 +214,63 @@ fn an_address_goes_over_to_its_next_container() {
 }
 
 #[test]
+fn a_network_that_fails_for_a_while_keeps_its_ports() {
+    in_world(|world| async move {
+        let datapath = world.open().await;
+        let desired = [rich("a", 1)];
+        apply(&datapath, &desired).await;
+        let container = world.attached(&datapath, &[("a", "10.0.1.11")]).await;
+        let _server = container.serve("me", 80);
+        let pin = world.config.exec_root.join("netns/a");
+        sh(&format!(
+            "nsenter --net={} ip addr add 10.0.1.9/32 dev lo",
+            pin.display()
+        ));
+        assert_ne!(datapath.diff().await, []);
+        // Seen by this test's mount namespace alone.
+        sh("mount -t tmpfs none /proc/sys");
+        let text = texts(&datapath.apply(desired.to_vec()).await);
+        sh("umount /proc/sys");
+        assert!(text.contains("network a: set up the namespace"), "{text}");
+        assert_eq!(world.client.tcp(HOST, 8001).unwrap().0, "me");
+        apply(&datapath, &desired).await;
+    });
+}
+
+#[test]
+fn a_network_that_fails_after_a_restart_keeps_its_uplink_and_ports() {
+    in_world(|world| async move {
+        let datapath = world.open().await;
+        let desired = [rich("a", 1), rich("b", 2)];
+        apply(&datapath, &[rich("a", 1), rich("b", 2), rich("c", 3)]).await;
+        let container = world.attached(&datapath, &[("a", "10.0.1.11")]).await;
+        let _server = container.serve("me", 80);
+        datapath.close().await;
+        // A socket cannot be opened as a file.
+        let socket = world.config.exec_root.join("socket");
+        let _listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+        let pin = world.config.exec_root.join("netns/a");
+        sh(&format!(
+            "mount --bind {} {}",
+            socket.display(),
+            pin.display()
+        ));
+        let again = world.open().await;
+        let text = texts(&again.apply(desired.to_vec()).await);
+        assert!(text.contains("network a: make the namespace"), "{text}");
+        assert_eq!(world.client.tcp(HOST, 8001).unwrap().0, "me");
+        sh(&format!("umount {}", pin.display()));
+        apply(&again, &desired).await;
+        assert_eq!(world.client.tcp(HOST, 8001).unwrap().0, "me");
+        // What nobody wanted was kept with it, and goes now.
+        assert!(!sh("nft list table ip shoal-test1").contains("tcp . 8003"));
+        wait_for("two uplinks", || {
+            sh("ip -br link | grep -c '^stest1u'").trim() == "2"
+        });
+    });
+}
+
+#[test]
 fn removing_all_leaves_nothing() {
     in_world(|world| async move {
         sh("nft add table ip foreign; ip link add foreign0 type veth peer name foreign1");

@@ -132,6 +132,13 @@ impl Datapath {
         self.run(State::diff).await.unwrap_or_default()
     }
 
+    /// Takes nothing as known any more, so that the next [`Datapath::apply`] compares the kernel
+    /// with the desired set even where that did not change, and repairs what others removed. Does
+    /// not read the kernel's tables again that say by themselves whether they changed.
+    pub async fn recheck(&self) {
+        self.run(State::recheck).await;
+    }
+
     /// What in the host's own configuration keeps published ports or the way out from working.
     /// The datapath does not touch the rules of others: a packet that any of them drops is
     /// dropped, and no rule of ours could accept it on their behalf.

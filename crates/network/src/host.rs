@@ -233,6 +233,8 @@ impl Host {
         let mut wanted = tables::host::ports(entries);
         tables::fill(&mut wanted, kept);
         let current = self.content()?.cloned();
+        // Without our table nothing is known, and the next look reads it again.
+        let before = self.known.as_ref().map(|(generation, _)| *generation);
         let mut transaction = Transaction::new(&self.table);
         if let Some(current) = &current {
             tables::change(&mut transaction, current, &wanted);
@@ -249,7 +251,10 @@ impl Host {
         }
         self.known = None;
         first(self.nft.transact(batch))?;
-        self.known = Some((nft::generation(&mut self.nft)?, wanted));
+        if let Some(before) = before {
+            let generation = nft::own_generation(&mut self.nft, before, true)?;
+            self.known = generation.map(|generation| (generation, wanted));
+        }
         Ok(())
     }
 

@@ -62,7 +62,8 @@ pub(crate) struct Network {
 /// What the table holds.
 #[derive(Debug)]
 struct Known {
-    /// The generation of the namespace's ruleset at which this was true.
+    /// The generation of the namespace's ruleset at which this was true. Everybody's changes
+    /// count, so as long as it stays nothing needs to be read.
     generation: u32,
     slots: Slots,
     /// In how many vips an address is a backend.
@@ -246,7 +247,7 @@ impl Network {
             Some(known) if known.generation == generation && same_rules => {
                 self.update_table(known, state, ports)
             }
-            _ => self.load_table(config, state, ports),
+            _ => self.load_table(generation, config, state, ports),
         }
     }
 
@@ -349,9 +350,9 @@ impl Network {
         }
         known.slots.extend(new);
         uses.retain(|_, n| *n > 0);
-        let generation = nft::generation(&mut self.nft)?;
         let counts = &known.counts | &missing;
-        self.known = Some(Known {
+        let generation = nft::own_generation(&mut self.nft, known.generation, true)?;
+        self.known = generation.map(|generation| Known {
             generation,
             uses,
             counts,
@@ -362,9 +363,11 @@ impl Network {
     }
 
     /// Nothing is known: reads the table, and changes what differs; makes it anew if its rules
-    /// are not ours. Connections are not the table's, so they go on either way.
+    /// are not ours. Connections are not the table's, so they go on either way. `before` is the
+    /// generation now.
     fn load_table(
         &mut self,
+        before: u32,
         config: &NetworkConfig,
         state: &NetworkState,
         ports: &[Entry],
@@ -384,14 +387,16 @@ impl Network {
                 tables::change(&mut transaction, &Content::new(), &wanted);
             }
         }
-        first(self.nft.transact(transaction.finish()))?;
+        let batch = transaction.finish();
+        let sends = !batch.is_empty();
+        first(self.nft.transact(batch))?;
         let mut uses = BTreeMap::new();
         slots
             .values()
             .flatten()
             .for_each(|addr| *uses.entry(*addr).or_insert(0) += 1);
-        let generation = nft::generation(&mut self.nft)?;
-        self.known = Some(Known {
+        let generation = nft::own_generation(&mut self.nft, before, sends)?;
+        self.known = generation.map(|generation| Known {
             generation,
             ports: tables::network::ports(ports, &slots),
             slots,

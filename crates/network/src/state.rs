@@ -374,6 +374,11 @@ impl State {
         pinned(&self.config)
     }
 
+    /// The next apply compares everything. Tables need no forgetting: their generation tells.
+    pub(crate) fn recheck(&mut self) {
+        self.networks.values_mut().for_each(Network::forget_base);
+    }
+
     pub(crate) fn diff(&mut self) -> Vec<Difference> {
         let mut found = Vec::new();
         if !self.applied {

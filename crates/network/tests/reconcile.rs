@@ -214,6 +214,52 @@ fn an_address_goes_over_to_its_next_container() {
 }
 
 #[test]
+fn what_others_remove_is_repaired_by_an_unchanged_set_after_a_recheck() {
+    in_world(|world| async move {
+        let datapath = world.open().await;
+        let desired = [rich("a", 1), rich("b", 2)];
+        apply(&datapath, &desired).await;
+        let container = world.attached(&datapath, &[("a", "10.0.1.11")]).await;
+        let _server = container.serve("me", 80);
+        let sent = datapath.transactions().await;
+        datapath.recheck().await;
+        assert!(datapath.apply(desired.to_vec()).await.is_empty());
+        assert_eq!(datapath.transactions().await, sent, "nothing was amiss");
+        let pin = world.config.exec_root.join("netns/a");
+        let inside = format!("nsenter --net={}", pin.display());
+        let uplink = "$(ip -br link | grep -o '^stest1u[0-9a-f]*' | head -1)";
+        for damage in [
+            format!("{inside} ip route del default"),
+            format!("{inside} ip addr del 10.0.1.1/32 dev lo"),
+            format!("{inside} ip link set uplink down"),
+            format!("{inside} sysctl -qw net.ipv4.ip_forward=0"),
+            format!("{inside} ip route del 10.0.1.11"),
+            format!("{inside} ip link set v0a00010b down"),
+            format!("{inside} ip neigh del 10.0.1.11 dev v0a00010b"),
+            format!("{inside} nft flush chain ip shoal pre"),
+            format!("ip link del {uplink}"),
+            format!("ip link set {uplink} down"),
+            format!("ip route flush dev {uplink}"),
+            format!("ip neigh flush dev {uplink} nud permanent"),
+            format!("sysctl -qw net.ipv4.conf.{uplink}.route_localnet=0"),
+            "sysctl -qw net.ipv4.ip_forward=0".to_owned(),
+            "nft delete table ip shoal-test1".to_owned(),
+        ] {
+            sh(&damage);
+            datapath.recheck().await;
+            let errors = datapath.apply(desired.to_vec()).await;
+            assert!(errors.is_empty(), "{damage}: {}", texts(&errors));
+            assert_eq!(datapath.diff().await, [], "after {damage}");
+            assert_eq!(
+                world.client.tcp(HOST, 8001).unwrap().0,
+                "me",
+                "after {damage}"
+            );
+        }
+    });
+}
+
+#[test]
 fn a_network_that_fails_for_a_while_keeps_its_ports() {
     in_world(|world| async move {
         let datapath = world.open().await;

@@ -224,6 +224,8 @@ impl Inner {
         let mut last: Option<Vec<NetworkState>> = None;
         let mut saved = Generation(0);
         let mut swept = false;
+        let mut resync = time::interval_at(time::Instant::now() + RESYNC, RESYNC);
+        resync.set_missed_tick_behavior(time::MissedTickBehavior::Delay);
         loop {
             let Some(set) = assignments.borrow_and_update().clone() else {
                 // Nobody has said yet what this node should run: what it runs goes on.
@@ -256,7 +258,10 @@ impl Inner {
                 result = assignments.changed() => if result.is_err() { return },
                 result = changed.changed() => if result.is_err() { return },
                 Some(_ended) = workers.join_next() => {}
-                () = time::sleep(RESYNC) => last = None,
+                _ = resync.tick() => {
+                    last = None;
+                    self.tools.datapath.recheck().await;
+                }
             }
         }
     }

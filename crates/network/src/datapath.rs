@@ -1,7 +1,13 @@
 //! The handle. Everything that talks to the kernel runs on one thread of the datapath's own, in
 //! the network namespace that [`Datapath::open`] was called in.
 
-use std::{io, net::Ipv4Addr, os::fd::OwnedFd, sync::mpsc, thread};
+use std::{
+    io,
+    net::{Ipv4Addr, SocketAddr},
+    os::fd::OwnedFd,
+    sync::mpsc,
+    thread,
+};
 
 use tokio::sync::oneshot;
 
@@ -133,10 +139,18 @@ impl Datapath {
     }
 
     /// Takes nothing as known any more, so that the next [`Datapath::apply`] compares the kernel
-    /// with the desired set even where that did not change, and repairs what others removed. Does
+    /// with the desired set even where that did not change, and repairs what others removed.
+    /// Interfaces made from here on have the MTU of the host's way out as it is now. Does
     /// not read the kernel's tables again that say by themselves whether they changed.
     pub async fn recheck(&self) {
         self.run(State::recheck).await;
+    }
+
+    /// Names that no network knows are asked for there from now on, in this order, instead of
+    /// where [`NetworkConfig::dns_upstreams`] said.
+    pub async fn set_upstreams(&self, upstreams: Vec<SocketAddr>) {
+        self.run(move |state| state.dns.set_upstreams(upstreams))
+            .await;
     }
 
     /// What in the host's own configuration keeps published ports or the way out from working.

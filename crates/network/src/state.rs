@@ -25,7 +25,7 @@ use crate::{
 pub(crate) struct State {
     pub(crate) config: NetworkConfig,
     pub(crate) host: Host,
-    /// Of every interface made: that of the host's way out, as it was when the datapath opened.
+    /// Of every interface made: that of the host's way out, as it was when last looked at.
     pub(crate) mtu: u32,
     pub(crate) networks: BTreeMap<String, Network>,
     pub(crate) dns: Dns,
@@ -155,6 +155,7 @@ impl State {
             }
         };
         if !self.networks.contains_key(id) {
+            self.refresh_mtu();
             let network = Network::open(&self.config.pins().join(id)).map_err(|error| {
                 failed("make the namespace")(KernelError::new("network namespace", &error))
             })?;
@@ -377,6 +378,12 @@ impl State {
     /// The next apply compares everything. Tables need no forgetting: their generation tells.
     pub(crate) fn recheck(&mut self) {
         self.networks.values_mut().for_each(Network::forget_base);
+        self.refresh_mtu();
+    }
+
+    /// What cannot be read stays as it was: any MTU is better than no interface.
+    fn refresh_mtu(&mut self) {
+        self.mtu = self.host.mtu().unwrap_or(self.mtu);
     }
 
     pub(crate) fn diff(&mut self) -> Vec<Difference> {

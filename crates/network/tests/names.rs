@@ -328,6 +328,12 @@ fn other_names_are_forwarded_from_the_host() {
         let refused = ask_udp(&kept, "example.com.", RecordType::A);
         assert_eq!(refused.metadata.response_code, ResponseCode::NXDomain);
 
+        // The host got another server.
+        let next = upstream(ip("127.0.0.1"), ip("192.0.2.9"));
+        datapath.set_upstreams(vec![next]).await;
+        let answer = ask_udp(&container, "example.com.", RecordType::A);
+        assert_eq!(addresses(&answer), [ip("192.0.2.9")]);
+
         // Servers of its own: the first is silent, the second is asked after 4 s.
         let own = Container::new();
         let other = upstream(ip("127.0.0.1"), ip("192.0.2.8"));

@@ -260,6 +260,30 @@ fn what_others_remove_is_repaired_by_an_unchanged_set_after_a_recheck() {
 }
 
 #[test]
+fn interfaces_are_made_with_the_mtu_the_host_has_now() {
+    in_world(|world| async move {
+        let datapath = world.open().await;
+        apply(&datapath, &[rich("a", 1)]).await;
+        let mtu = |container: &Container| {
+            container.run(|| sh("ip -o link show eth0 | grep -o 'mtu [0-9]*'"))
+        };
+        let before = world.attached(&datapath, &[("a", "10.0.1.5")]).await;
+        sh("ip link set eth0 mtu 1300");
+        datapath.recheck().await;
+        let after = world.attached(&datapath, &[("a", "10.0.1.6")]).await;
+        assert_eq!(mtu(&before), "mtu 1400\n");
+        assert_eq!(mtu(&after), "mtu 1300\n");
+        // A new network looks by itself.
+        sh("ip link set eth0 mtu 1280");
+        apply(&datapath, &[rich("a", 1), rich("b", 2)]).await;
+        let new = world.attached(&datapath, &[("b", "10.0.2.5")]).await;
+        assert_eq!(mtu(&new), "mtu 1280\n");
+        let uplinks = sh("ip -o link | grep stest1u | grep -o 'mtu [0-9]*' | sort");
+        assert_eq!(uplinks, "mtu 1280\nmtu 1400\n");
+    });
+}
+
+#[test]
 fn a_network_that_fails_for_a_while_keeps_its_ports() {
     in_world(|world| async move {
         let datapath = world.open().await;

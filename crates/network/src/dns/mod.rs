@@ -73,6 +73,11 @@ impl Dns {
         }
     }
 
+    /// Names that no network knows are asked for there from now on.
+    pub(crate) fn set_upstreams(&self, upstreams: Vec<SocketAddr>) {
+        self.shared.forwarder.set_upstreams(upstreams);
+    }
+
     /// Answers for the network's names from now on.
     pub(crate) fn serve(
         &mut self,

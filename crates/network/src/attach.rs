@@ -178,7 +178,7 @@ impl State {
             let is_default = has_uplink && !legs.iter().any(|leg| leg.is_default);
             let NetworkState {
                 subnet, gateway, ..
-            } = *state;
+            } = **state;
             legs.push(Leg {
                 endpoint,
                 subnet,

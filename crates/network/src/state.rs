@@ -6,6 +6,7 @@ use std::{
     fs, io,
     net::Ipv4Addr,
     path::PathBuf,
+    sync::Arc,
 };
 
 use crate::{
@@ -73,7 +74,7 @@ impl State {
             mut errors,
         } = check::check(desired, self.config.uplink_pool);
         self.applied = true;
-        if networks.values().any(NetworkState::has_uplink)
+        if networks.values().any(|state| state.has_uplink())
             && let Err(source) = self.host.enable_forwarding()
         {
             errors.push(ApplyError::Host {
@@ -81,13 +82,7 @@ impl State {
                 source,
             });
         }
-        let content = self
-            .host
-            .content()
-            .ok()
-            .flatten()
-            .cloned()
-            .unwrap_or_default();
+        let content = self.host.content().ok().flatten().unwrap_or_default();
         let mut entries = Vec::new();
         for (id, state) in &networks {
             match self.apply_network(id, state, &content, &mut errors) {
@@ -143,7 +138,7 @@ impl State {
     fn apply_network(
         &mut self,
         id: &str,
-        state: &NetworkState,
+        state: &Arc<NetworkState>,
         content: &Content,
         errors: &mut Vec<ApplyError>,
     ) -> Result<Ports, ApplyError> {
@@ -161,6 +156,9 @@ impl State {
             })?;
             self.networks.insert(id.to_owned(), network);
         }
+        // The same state again needs no more than this one comparison.
+        let last = self.networks[id].state.clone();
+        let state = &last.filter(|last| last == state).unwrap_or(state.clone());
         let was_known = self.networks[id].uplink_is_known(state);
         self.apply_uplink(id, state)?;
         let ports = self.ports(id, state, content, errors);
@@ -171,7 +169,6 @@ impl State {
         network
             .apply_table(&self.config, state, &ports.network)
             .map_err(failed("load the table"))?;
-        network.state = Some(state.clone());
         // The network is as desired; what fails from here on is told, and takes no ports away.
         if let Err(error) = self.dns.serve(id, state, network.namespace()) {
             // Connections work without names; the rest goes on.
@@ -306,7 +303,7 @@ impl State {
     /// Removes networks that are not desired, and what an unclean end left.
     fn remove_others(
         &mut self,
-        wanted: &BTreeMap<String, NetworkState>,
+        wanted: &BTreeMap<String, Arc<NetworkState>>,
         untouched: &BTreeSet<String>,
         errors: &mut Vec<ApplyError>,
     ) {
@@ -401,7 +398,7 @@ impl State {
     }
 
     fn diff_into(&mut self, found: &mut Vec<Difference>) -> Result<(), KernelError> {
-        let content = self.host.content()?.cloned().unwrap_or_default();
+        let content = self.host.content()?.unwrap_or_default();
         let mut entries = Vec::new();
         let mut slots = BTreeSet::new();
         for id in self.networks.keys().cloned().collect::<Vec<_>>() {

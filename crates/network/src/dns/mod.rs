@@ -82,12 +82,12 @@ impl Dns {
     pub(crate) fn serve(
         &mut self,
         id: &str,
-        state: &NetworkState,
+        state: &Arc<NetworkState>,
         namespace: BorrowedFd<'_>,
     ) -> io::Result<()> {
         let known = self.shared.zone(id);
         if known.is_none_or(|zone| !zone.is_of(state)) {
-            let zone = Arc::new(Zone::new(state));
+            let zone = Arc::new(Zone::new(state.clone()));
             let mut zones = self
                 .shared
                 .zones

@@ -172,8 +172,11 @@ impl Datapath {
     /// Stops answering name questions and ends the datapath, for all clones. The kernel's state
     /// stays.
     pub async fn close(self) {
-        // Waiting for an empty job makes sure that everything before it is done.
-        self.run(|state| state.dns.stop_all()).await;
+        // The answer comes when everything before this is done.
+        let servers = self.run(|state| state.dns.take_servers()).await;
+        for server in servers.into_iter().flatten() {
+            server.end().await;
+        }
         let _ = self.jobs.send(Message::Close);
     }
 

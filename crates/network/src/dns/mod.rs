@@ -50,8 +50,18 @@ struct Shared {
     forwarder: Forwarder,
 }
 
+/// Stops when this is dropped, at some time soon.
 #[derive(Debug)]
-struct Server(JoinHandle<()>);
+pub(crate) struct Server(JoinHandle<()>);
+
+impl Server {
+    /// Stops it. When this returns its address is free.
+    pub(crate) async fn end(mut self) {
+        self.0.abort();
+        // An abort is the expected end.
+        let _ = (&mut self.0).await;
+    }
+}
 
 impl Drop for Server {
     fn drop(&mut self) {
@@ -134,8 +144,9 @@ impl Dns {
         askers.retain(|(network, _), _| network != id);
     }
 
-    pub(crate) fn stop_all(&mut self) {
-        self.servers.clear();
+    /// The servers of all networks, to be ended.
+    pub(crate) fn take_servers(&mut self) -> Vec<Server> {
+        std::mem::take(&mut self.servers).into_values().collect()
     }
 
     /// The container asks from any of these addresses, and knows the names of all its networks.

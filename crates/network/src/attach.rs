@@ -69,6 +69,10 @@ impl State {
                 .expect("checked by legs");
             let link = ensure_pair(network, container, &mut inside, leg, mtu)
                 .map_err(failed("make its interface"))?;
+            // From here on the address leads to this container, whatever fails below.
+            let Endpoint { network: id, addr } = leg.endpoint;
+            self.attached
+                .insert((id.clone(), *addr), group.owner.clone());
             first(network.route.transact(outer(link.index, leg))).map_err(failed("route to it"))?;
             let (peer, _) = link.peer.expect("a pair has two ends");
             let batch = inner(peer, leg);
@@ -91,8 +95,6 @@ impl State {
                 .route
                 .settle(link.index)
                 .map_err(failed("bring its interface up"))?;
-            self.attached
-                .insert((leg.endpoint.network.clone(), leg.endpoint.addr));
         }
         self.dns.attach(group);
         Ok(())
@@ -100,21 +102,39 @@ impl State {
 
     /// Forgets the container and stops its traffic at once. The pair goes with the container's
     /// namespace.
-    pub(crate) fn detach(&mut self, network: &str, addr: Ipv4Addr) -> Result<(), KernelError> {
-        self.cut(network, addr, |batch, index| batch.link_up(index, false))
+    pub(crate) fn detach(
+        &mut self,
+        network: &str,
+        addr: Ipv4Addr,
+        owner: &str,
+    ) -> Result<(), KernelError> {
+        self.cut(network, addr, owner, |batch, index| {
+            batch.link_up(index, false);
+        })
     }
 
     /// Takes the network away from a container that lives on. Slow (about 30 ms).
-    pub(crate) fn disconnect(&mut self, network: &str, addr: Ipv4Addr) -> Result<(), KernelError> {
-        self.cut(network, addr, Batch::delete_link)
+    pub(crate) fn disconnect(
+        &mut self,
+        network: &str,
+        addr: Ipv4Addr,
+        owner: &str,
+    ) -> Result<(), KernelError> {
+        self.cut(network, addr, owner, Batch::delete_link)
     }
 
     fn cut(
         &mut self,
         network: &str,
         addr: Ipv4Addr,
+        owner: &str,
         by: impl FnOnce(&mut Batch, u32),
     ) -> Result<(), KernelError> {
+        // Of an address that was not attached since the daemon began, nobody knows better.
+        let now = self.attached.get(&(network.to_owned(), addr));
+        if now.is_some_and(|now| now != owner) {
+            return Ok(());
+        }
         self.forget(network, addr);
         let Some(network) = self.networks.get_mut(network) else {
             return Ok(());
@@ -158,7 +178,7 @@ impl State {
             let is_default = has_uplink && !legs.iter().any(|leg| leg.is_default);
             let NetworkState {
                 subnet, gateway, ..
-            } = *state;
+            } = **state;
             legs.push(Leg {
                 endpoint,
                 subnet,
@@ -178,7 +198,7 @@ impl State {
         let mut ours = self
             .attached
             .iter()
-            .filter(|(network, _)| network == id)
+            .filter(|((network, _), _)| network == id)
             .peekable();
         let Some(network) = self.networks.get_mut(id).filter(|_| ours.peek().is_some()) else {
             return Ok((batch, found));
@@ -194,7 +214,7 @@ impl State {
             .collect();
         let routes: BTreeSet<_> = network.route.routes()?.into_iter().collect();
         let neighbours: BTreeSet<_> = network.route.neighbours()?.into_iter().collect();
-        for (_, addr) in ours {
+        for ((_, addr), _) in ours {
             let before = found.len();
             let Some(link) = links.get(&interface_name(*addr)) else {
                 found.push(format!("container {addr} has no interface"));

@@ -4,6 +4,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::Ipv4Addr,
+    sync::Arc,
 };
 
 use shoal_types::spec::Ipv4Net;
@@ -13,7 +14,7 @@ use crate::model::{ApplyError, NetworkState, Published, PublishedTarget, Refusal
 /// A desired set of which every object is usable.
 #[derive(Debug, Default)]
 pub(crate) struct Checked {
-    pub(crate) networks: BTreeMap<String, NetworkState>,
+    pub(crate) networks: BTreeMap<String, Arc<NetworkState>>,
     /// Networks that were refused as a whole. What the kernel has of them stays as it is: bad
     /// input changes nothing.
     pub(crate) refused: BTreeSet<String>,
@@ -51,7 +52,7 @@ pub(crate) fn check(desired: Vec<NetworkState>, pool: Ipv4Net) -> Checked {
                 reason,
             }));
         checked.refused.remove(&state.id);
-        checked.networks.insert(state.id.clone(), state);
+        checked.networks.insert(state.id.clone(), Arc::new(state));
     }
     checked
 }
@@ -73,6 +74,13 @@ pub(crate) fn is_id(id: &str) -> bool {
 pub(crate) fn fold_names(
     names: BTreeMap<String, Vec<Ipv4Addr>>,
 ) -> BTreeMap<String, Vec<Ipv4Addr>> {
+    let is_folded = |(name, addrs): (&String, &Vec<Ipv4Addr>)| {
+        let odd = name.ends_with('.') || name.bytes().any(|byte| byte.is_ascii_uppercase());
+        !odd && addrs.is_sorted_by(|one, next| one < next)
+    };
+    if names.iter().all(is_folded) {
+        return names;
+    }
     let mut folded: BTreeMap<String, Vec<Ipv4Addr>> = BTreeMap::new();
     for (name, mut addrs) in names {
         let name = name.trim_end_matches('.').to_ascii_lowercase();
@@ -108,7 +116,9 @@ fn check_vips(state: &mut NetworkState, refusals: &mut Vec<Refusal>) {
     let NetworkState {
         subnet, gateway, ..
     } = *state;
-    let mut seen = BTreeSet::new();
+    // Stable, so of two vips of one address the first stays.
+    state.vips.sort_by_key(|vip| vip.addr);
+    let mut last = None;
     state.vips.retain(|Vip { addr, .. }| {
         if !is_host_address(subnet, *addr) || *addr == gateway {
             refusals.push(Refusal::VipAddress {
@@ -117,12 +127,13 @@ fn check_vips(state: &mut NetworkState, refusals: &mut Vec<Refusal>) {
             });
             return false;
         }
-        let new = seen.insert(*addr);
-        if !new {
+        let is_new = last.replace(*addr) != Some(*addr);
+        if !is_new {
             refusals.push(Refusal::DuplicateVip(*addr));
         }
-        new
+        is_new
     });
+    let vips: Vec<Ipv4Addr> = state.vips.iter().map(|vip| vip.addr).collect();
     for Vip {
         addr: vip,
         backends,
@@ -131,8 +142,9 @@ fn check_vips(state: &mut NetworkState, refusals: &mut Vec<Refusal>) {
         backends.sort_unstable();
         backends.dedup();
         backends.retain(|backend| {
-            let good =
-                is_host_address(subnet, *backend) && *backend != gateway && !seen.contains(backend);
+            let good = is_host_address(subnet, *backend)
+                && *backend != gateway
+                && vips.binary_search(backend).is_err();
             if !good {
                 refusals.push(Refusal::Backend {
                     vip: *vip,
@@ -143,7 +155,6 @@ fn check_vips(state: &mut NetworkState, refusals: &mut Vec<Refusal>) {
             good
         });
     }
-    state.vips.sort_unstable_by_key(|vip| vip.addr);
 }
 
 type PortKey = (crate::model::Protocol, Option<Ipv4Addr>, u16);

@@ -1,7 +1,13 @@
 //! The handle. Everything that talks to the kernel runs on one thread of the datapath's own, in
 //! the network namespace that [`Datapath::open`] was called in.
 
-use std::{io, net::Ipv4Addr, os::fd::OwnedFd, sync::mpsc, thread};
+use std::{
+    io,
+    net::{Ipv4Addr, SocketAddr},
+    os::fd::OwnedFd,
+    sync::mpsc,
+    thread,
+};
 
 use tokio::sync::oneshot;
 
@@ -98,18 +104,30 @@ impl Datapath {
     }
 
     /// Forgets a container and stops its traffic in that network at once. Its interface goes with
-    /// its namespace.
-    pub async fn detach(&self, network: &str, addr: Ipv4Addr) -> Result<(), KernelError> {
-        let network = network.to_owned();
-        self.run(move |state| state.detach(&network, addr))
+    /// its namespace. Does nothing when the address has gone over to another container than
+    /// `owner`, as it may before the old one is cleaned up.
+    pub async fn detach(
+        &self,
+        network: &str,
+        addr: Ipv4Addr,
+        owner: &str,
+    ) -> Result<(), KernelError> {
+        let (network, owner) = (network.to_owned(), owner.to_owned());
+        self.run(move |state| state.detach(&network, addr, &owner))
             .await
             .unwrap_or(Ok(()))
     }
 
-    /// Takes a network away from a container that goes on running.
-    pub async fn disconnect(&self, network: &str, addr: Ipv4Addr) -> Result<(), KernelError> {
-        let network = network.to_owned();
-        self.run(move |state| state.disconnect(&network, addr))
+    /// Takes a network away from a container that goes on running; of another than `owner`, as
+    /// [`Datapath::detach`] does, nothing.
+    pub async fn disconnect(
+        &self,
+        network: &str,
+        addr: Ipv4Addr,
+        owner: &str,
+    ) -> Result<(), KernelError> {
+        let (network, owner) = (network.to_owned(), owner.to_owned());
+        self.run(move |state| state.disconnect(&network, addr, &owner))
             .await
             .unwrap_or(Ok(()))
     }
@@ -118,6 +136,21 @@ impl Datapath {
     /// what this found.
     pub async fn diff(&self) -> Vec<Difference> {
         self.run(State::diff).await.unwrap_or_default()
+    }
+
+    /// Takes nothing as known any more, so that the next [`Datapath::apply`] compares the kernel
+    /// with the desired set even where that did not change, and repairs what others removed.
+    /// Interfaces made from here on have the MTU of the host's way out as it is now. Does
+    /// not read the kernel's tables again that say by themselves whether they changed.
+    pub async fn recheck(&self) {
+        self.run(State::recheck).await;
+    }
+
+    /// Names that no network knows are asked for there from now on, in this order, instead of
+    /// where [`NetworkConfig::dns_upstreams`] said.
+    pub async fn set_upstreams(&self, upstreams: Vec<SocketAddr>) {
+        self.run(move |state| state.dns.set_upstreams(upstreams))
+            .await;
     }
 
     /// What in the host's own configuration keeps published ports or the way out from working.
@@ -139,8 +172,11 @@ impl Datapath {
     /// Stops answering name questions and ends the datapath, for all clones. The kernel's state
     /// stays.
     pub async fn close(self) {
-        // Waiting for an empty job makes sure that everything before it is done.
-        self.run(|state| state.dns.stop_all()).await;
+        // The answer comes when everything before this is done.
+        let servers = self.run(|state| state.dns.take_servers()).await;
+        for server in servers.into_iter().flatten() {
+            server.end().await;
+        }
         let _ = self.jobs.send(Message::Close);
     }
 

@@ -5,6 +5,7 @@ use std::{
     fs, io,
     net::Ipv4Addr,
     os::fd::BorrowedFd,
+    sync::Arc,
 };
 
 use nix::errno::Errno;
@@ -33,7 +34,9 @@ pub(crate) struct Host {
     pub(crate) route: Socket,
     nft: Socket,
     /// What our table holds, and the generation at which that was true.
-    known: Option<(u32, Content)>,
+    known: Option<(u32, Arc<Content>)>,
+    /// The entries that `known` is made of; empty when it is not known which.
+    published: Vec<Entry>,
 }
 
 impl Host {
@@ -44,6 +47,7 @@ impl Host {
             route: Socket::route()?,
             nft: Socket::netfilter()?,
             known: None,
+            published: Vec::new(),
         })
     }
 
@@ -209,7 +213,7 @@ impl Host {
     }
 
     /// What our table holds now; `None` when there is no such table or its rules are not ours.
-    pub(crate) fn content(&mut self) -> Result<Option<&Content>, KernelError> {
+    pub(crate) fn content(&mut self) -> Result<Option<Arc<Content>>, KernelError> {
         let generation = nft::generation(&mut self.nft)?;
         if self
             .known
@@ -219,14 +223,29 @@ impl Host {
             let found = nft::dump(&mut self.nft, &self.table.name)?;
             self.known = found
                 .filter(|found| found.differences(&self.table).is_empty())
-                .map(|found| (generation, content_of(&self.table, &found)));
+                .map(|found| (generation, content_of(&self.table, &found).into()));
+            self.published.clear();
         }
-        Ok(self.known.as_ref().map(|(_, content)| content))
+        Ok(self.known.as_ref().map(|(_, content)| content.clone()))
     }
 
-    pub(crate) fn apply_ports(&mut self, entries: &[Entry]) -> Result<(), KernelError> {
-        let wanted = tables::host::ports(entries);
-        let current = self.content()?.cloned();
+    /// Publishes `entries`, and leaves `kept` as long as no entry takes its port.
+    pub(crate) fn apply_ports(
+        &mut self,
+        entries: &[Entry],
+        kept: Content,
+    ) -> Result<(), KernelError> {
+        let current = self.content()?;
+        let is_more_kept = kept.values().any(|elements| !elements.is_empty());
+        let is_same = !entries.is_empty() && self.published == entries;
+        if current.is_some() && is_same && !is_more_kept {
+            return Ok(());
+        }
+        let mut wanted = tables::host::ports(entries);
+        tables::fill(&mut wanted, kept);
+        self.published.clear();
+        // Without our table nothing is known, and the next look reads it again.
+        let before = self.known.as_ref().map(|(generation, _)| *generation);
         let mut transaction = Transaction::new(&self.table);
         if let Some(current) = &current {
             tables::change(&mut transaction, current, &wanted);
@@ -238,12 +257,17 @@ impl Host {
             tables::change(&mut transaction, &Content::new(), &wanted);
         }
         let batch = transaction.finish();
-        if batch.is_empty() {
-            return Ok(());
+        if !batch.is_empty() {
+            self.known = None;
+            first(self.nft.transact(batch))?;
+            if let Some(before) = before {
+                let generation = nft::own_generation(&mut self.nft, before, true)?;
+                self.known = generation.map(|generation| (generation, wanted.into()));
+            }
         }
-        self.known = None;
-        first(self.nft.transact(batch))?;
-        self.known = Some((nft::generation(&mut self.nft)?, wanted));
+        if self.known.is_some() && !is_more_kept {
+            self.published = entries.to_vec();
+        }
         Ok(())
     }
 

@@ -90,6 +90,9 @@ impl fmt::Display for Published {
 /// All networks a container is attached to.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ContainerEndpoints {
+    /// The container's own id. An address belongs to the container that was attached to it last;
+    /// another's [`detach`](crate::Datapath::detach) leaves it alone.
+    pub owner: String,
     /// In the order of the container's interfaces. The first of a network with an uplink gives
     /// the default route.
     pub endpoints: Vec<Endpoint>,

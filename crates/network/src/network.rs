@@ -6,12 +6,13 @@ use std::{
     net::Ipv4Addr,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
     path::Path,
+    sync::Arc,
 };
 
 use crate::{
     config::{NetworkConfig, Slot},
     host::{content_of, first, mac_of},
-    model::NetworkState,
+    model::{NetworkState, Vip},
     netlink::{
         Batch, KernelError, Socket, nft,
         nft::Transaction,
@@ -49,24 +50,28 @@ pub(crate) struct Network {
     pub(crate) route: Socket,
     nft: Socket,
     uplink: Option<Slot>,
+    /// Whether `uplink` says what the kernel has, or is still to be found out.
+    uplink_is_seen: bool,
     /// As it was last applied without an error.
-    pub(crate) state: Option<NetworkState>,
+    pub(crate) state: Option<Arc<NetworkState>>,
     known: Option<Known>,
     /// Links, addresses, routes and sysctls were compared with the kernel since the last change
     /// that was not ours.
     base_is_known: bool,
 }
 
-/// What the table holds.
+/// What the table holds: the vips of the network's state, and `ports`.
 #[derive(Debug)]
 struct Known {
-    /// The generation of the namespace's ruleset at which this was true.
+    /// The generation of the namespace's ruleset at which this was true. Everybody's changes
+    /// count, so as long as it stays nothing needs to be read.
     generation: u32,
     slots: Slots,
     /// In how many vips an address is a backend.
     uses: BTreeMap<Ipv4Addr, u32>,
     counts: BTreeSet<u32>,
-    ports: Content,
+    /// Sorted by protocol and port.
+    ports: Vec<Entry>,
 }
 
 impl Network {
@@ -89,6 +94,7 @@ impl Network {
             route,
             nft,
             uplink: None,
+            uplink_is_seen: false,
             state: None,
             known: None,
             base_is_known: false,
@@ -110,6 +116,11 @@ impl Network {
         self.uplink
     }
 
+    /// Whether it was ever found out which uplink the network has.
+    pub(crate) fn uplink_is_seen(&self) -> bool {
+        self.uplink_is_seen
+    }
+
     /// Whether `state` needs no look at the uplink.
     pub(crate) fn uplink_is_known(&self, state: &NetworkState) -> bool {
         self.base_is_known && self.uplink.is_some() == state.has_uplink()
@@ -117,6 +128,7 @@ impl Network {
 
     /// The uplink was made, found or lost: what is known of routes and rules names the old one.
     pub(crate) fn set_uplink(&mut self, uplink: Option<Slot>) {
+        self.uplink_is_seen = true;
         if self.uplink != uplink {
             self.uplink = uplink;
             self.base_is_known = false;
@@ -228,86 +240,87 @@ impl Network {
     pub(crate) fn apply_table(
         &mut self,
         config: &NetworkConfig,
-        state: &NetworkState,
+        state: &Arc<NetworkState>,
         ports: &[Entry],
     ) -> Result<(), KernelError> {
         let generation = nft::generation(&mut self.nft)?;
-        let same_rules = self.state.as_ref().is_some_and(|old| same_base(old, state));
-        match self.known.take() {
-            Some(known) if known.generation == generation && same_rules => {
-                self.update_table(known, state, ports)
+        let old = self.state.clone().filter(|old| same_base(old, state));
+        match (self.known.take(), old) {
+            (Some(known), Some(old)) if known.generation == generation => {
+                self.update_table(known, &old, state, ports)?;
             }
-            _ => self.load_table(config, state, ports),
+            _ => self.load_table(generation, config, state, ports)?,
         }
+        self.state = Some(state.clone());
+        Ok(())
     }
 
     /// The table's content is known: only what changed is sent.
     fn update_table(
         &mut self,
         mut known: Known,
+        old_state: &NetworkState,
         state: &NetworkState,
         ports: &[Entry],
     ) -> Result<(), KernelError> {
-        let mut old = Slots::new();
-        let mut new = Slots::new();
-        for vip in &state.vips {
-            match known.slots.get(&vip.addr) {
-                Some(current) if same_backends(current, &vip.backends) => {}
-                current => {
-                    let current = current.cloned();
-                    new.insert(
-                        vip.addr,
-                        slots::place(current.as_deref().unwrap_or_default(), &vip.backends),
-                    );
-                    old.extend(current.map(|current| (vip.addr, current)));
-                }
-            }
-        }
-        let is_wanted = |addr: &Ipv4Addr| {
-            state
-                .vips
-                .binary_search_by_key(addr, |vip| vip.addr)
-                .is_ok()
+        let (gone, come) = changed_vips(&old_state.vips, &state.vips);
+        let current = |vip: &Vip| known.slots.get(&vip.addr).map_or(&[][..], Vec::as_slice);
+        let old: Slots = gone
+            .iter()
+            .map(|vip| (vip.addr, current(vip).to_vec()))
+            .collect();
+        let new: Slots = come
+            .iter()
+            .map(|vip| (vip.addr, slots::place(current(vip), &vip.backends)))
+            .collect();
+        let ports = sorted(ports);
+        let is_touched = |vip: &Ipv4Addr| old.contains_key(vip) || new.contains_key(vip);
+        let differing = |entries: &[Entry], from: &[Entry]| -> Vec<Entry> {
+            let differs =
+                |entry: &&Entry| entry.vip().as_ref().is_some_and(is_touched) || !has(from, entry);
+            entries.iter().filter(differs).copied().collect()
         };
-        old.extend(
-            known
-                .slots
-                .iter()
-                .filter(|(addr, _)| !is_wanted(addr))
-                .map(|(a, b)| (*a, b.clone())),
-        );
-
-        let new_ports = {
-            let mut slots = Slots::new();
-            for addr in ports.iter().filter_map(Entry::vip) {
-                let placed = new.get(&addr).or_else(|| known.slots.get(&addr));
-                slots.extend(placed.map(|backends| (addr, backends.clone())));
-            }
-            tables::network::ports(ports, &slots)
-        };
-        if old.is_empty() && new.is_empty() && new_ports == known.ports {
+        let old_ports = differing(&known.ports, &ports);
+        let new_ports = differing(&ports, &known.ports);
+        if old.is_empty() && new.is_empty() && old_ports.is_empty() && new_ports.is_empty() {
             self.known = Some(known);
             return Ok(());
         }
-        let mut uses = known.uses.clone();
+        let new_port_slots = new_ports
+            .iter()
+            .filter_map(Entry::vip)
+            .filter_map(|addr| {
+                let placed = new.get(&addr).or_else(|| known.slots.get(&addr));
+                placed.map(|backends| (addr, backends.clone()))
+            })
+            .collect();
+        let (old_ports, new_ports) = (
+            tables::network::ports(&old_ports, &known.slots),
+            tables::network::ports(&new_ports, &new_port_slots),
+        );
         let before = old
             .values()
             .flatten()
             .chain(new.values().flatten())
             .copied()
             .collect::<BTreeSet<_>>();
-        old.values()
-            .flatten()
-            .for_each(|addr| *uses.entry(*addr).or_default() -= 1);
-        new.values()
-            .flatten()
-            .for_each(|addr| *uses.entry(*addr).or_default() += 1);
         let is_used = |uses: &BTreeMap<Ipv4Addr, u32>, addr: &Ipv4Addr| {
             uses.get(addr).is_some_and(|n| *n > 0)
         };
         let touched = |uses: &BTreeMap<_, _>| {
             tables::network::selves(before.iter().filter(|addr| is_used(uses, addr)))
         };
+        let (mut from, mut to) = (slots::elements(&old), slots::elements(&new));
+        from.insert("self", touched(&known.uses));
+        old.values()
+            .flatten()
+            .for_each(|addr| *known.uses.entry(*addr).or_default() -= 1);
+        new.values()
+            .flatten()
+            .for_each(|addr| *known.uses.entry(*addr).or_default() += 1);
+        to.insert("self", touched(&known.uses));
+        from.extend(old_ports);
+        to.extend(new_ports);
         let needed = tables::network::counts(new.values().map(Vec::len));
         let missing: BTreeSet<u32> = needed.difference(&known.counts).copied().collect();
 
@@ -327,11 +340,6 @@ impl Network {
                 &tables::network::picks(&all),
             );
         }
-        let (mut from, mut to) = (slots::elements(&old), slots::elements(&new));
-        from.insert("self", touched(&known.uses));
-        to.insert("self", touched(&uses));
-        from.extend(known.ports.clone());
-        to.extend(new_ports.clone());
         tables::change(&mut transaction, &from, &to);
         first(self.nft.transact(transaction.finish()))?;
 
@@ -339,23 +347,28 @@ impl Network {
             known.slots.remove(addr);
         }
         known.slots.extend(new);
-        uses.retain(|_, n| *n > 0);
-        let generation = nft::generation(&mut self.nft)?;
+        for addr in &before {
+            if known.uses.get(addr) == Some(&0) {
+                known.uses.remove(addr);
+            }
+        }
         let counts = &known.counts | &missing;
-        self.known = Some(Known {
+        let generation = nft::own_generation(&mut self.nft, known.generation, true)?;
+        self.known = generation.map(|generation| Known {
             generation,
-            uses,
             counts,
-            ports: new_ports,
+            ports,
             ..known
         });
         Ok(())
     }
 
     /// Nothing is known: reads the table, and changes what differs; makes it anew if its rules
-    /// are not ours. Connections are not the table's, so they go on either way.
+    /// are not ours. Connections are not the table's, so they go on either way. `before` is the
+    /// generation now.
     fn load_table(
         &mut self,
+        before: u32,
         config: &NetworkConfig,
         state: &NetworkState,
         ports: &[Entry],
@@ -375,16 +388,18 @@ impl Network {
                 tables::change(&mut transaction, &Content::new(), &wanted);
             }
         }
-        first(self.nft.transact(transaction.finish()))?;
+        let batch = transaction.finish();
+        let sends = !batch.is_empty();
+        first(self.nft.transact(batch))?;
         let mut uses = BTreeMap::new();
         slots
             .values()
             .flatten()
             .for_each(|addr| *uses.entry(*addr).or_insert(0) += 1);
-        let generation = nft::generation(&mut self.nft)?;
-        self.known = Some(Known {
+        let generation = nft::own_generation(&mut self.nft, before, sends)?;
+        self.known = generation.map(|generation| Known {
             generation,
-            ports: tables::network::ports(ports, &slots),
+            ports: sorted(ports),
             slots,
             uses,
             counts,
@@ -491,7 +506,73 @@ fn same_base(old: &NetworkState, new: &NetworkState) -> bool {
     (old.subnet, old.gateway, old.has_uplink()) == (new.subnet, new.gateway, new.has_uplink())
 }
 
-/// Whether `sorted` holds the same addresses as `slots`, in whatever order.
-fn same_backends(slots: &[Ipv4Addr], sorted: &[Ipv4Addr]) -> bool {
-    slots.len() == sorted.len() && slots.iter().all(|addr| sorted.binary_search(addr).is_ok())
+/// The vips of `old` and those of `new` that are not the same in the other; both are sorted by
+/// address.
+fn changed_vips<'a>(old: &'a [Vip], new: &'a [Vip]) -> (Vec<&'a Vip>, Vec<&'a Vip>) {
+    let (mut gone, mut come) = (Vec::new(), Vec::new());
+    if std::ptr::eq(old, new) {
+        return (gone, come);
+    }
+    let (mut old, mut new) = (old.iter().peekable(), new.iter().peekable());
+    loop {
+        match (old.peek(), new.peek()) {
+            (Some(one), Some(other)) if one == other => {
+                old.next();
+                new.next();
+            }
+            (Some(one), other) if other.is_none_or(|other| one.addr <= other.addr) => {
+                gone.extend(old.next());
+            }
+            (_, Some(_)) => come.extend(new.next()),
+            (_, None) => return (gone, come),
+        }
+    }
+}
+
+fn sorted(ports: &[Entry]) -> Vec<Entry> {
+    let mut ports = ports.to_vec();
+    ports.sort_unstable_by_key(Entry::key);
+    ports
+}
+
+/// Whether `sorted` holds this entry.
+fn has(sorted: &[Entry], entry: &Entry) -> bool {
+    sorted
+        .binary_search_by_key(&entry.key(), Entry::key)
+        .is_ok_and(|at| sorted[at] == *entry)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    type Backends = BTreeMap<u8, Vec<u8>>;
+
+    fn vips(of: &Backends) -> Vec<Vip> {
+        let addr = |n: u8| Ipv4Addr::new(10, 0, 0, n);
+        of.iter()
+            .map(|(vip, backends)| Vip {
+                addr: addr(*vip),
+                backends: backends.iter().map(|n| addr(*n)).collect(),
+            })
+            .collect()
+    }
+
+    fn any_backends() -> impl Strategy<Value = Backends> {
+        prop::collection::btree_map(0_u8..8, prop::collection::vec(0_u8..3, 0..2), 0..8)
+    }
+
+    proptest! {
+        #[test]
+        fn changed_vips_are_those_that_the_other_side_lacks(old in any_backends(), new in any_backends()) {
+            let (old, new) = (vips(&old), vips(&new));
+            let (gone, come) = changed_vips(&old, &new);
+            prop_assert_eq!(gone, old.iter().filter(|vip| !new.contains(vip)).collect::<Vec<_>>());
+            prop_assert_eq!(come, new.iter().filter(|vip| !old.contains(vip)).collect::<Vec<_>>());
+        }
+    }
 }

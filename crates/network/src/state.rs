@@ -6,6 +6,7 @@ use std::{
     fs, io,
     net::Ipv4Addr,
     path::PathBuf,
+    sync::Arc,
 };
 
 use crate::{
@@ -25,12 +26,12 @@ use crate::{
 pub(crate) struct State {
     pub(crate) config: NetworkConfig,
     pub(crate) host: Host,
-    /// Of every interface made: that of the host's way out, as it was when the datapath opened.
+    /// Of every interface made: that of the host's way out, as it was when last looked at.
     pub(crate) mtu: u32,
     pub(crate) networks: BTreeMap<String, Network>,
     pub(crate) dns: Dns,
-    /// Containers that were attached through this datapath: network and address.
-    pub(crate) attached: BTreeSet<(String, Ipv4Addr)>,
+    /// Owners of the addresses that were attached through this datapath, by network and address.
+    pub(crate) attached: BTreeMap<(String, Ipv4Addr), String>,
     /// Transactions of networks that are gone.
     past_transactions: u64,
     /// Whether anything was ever applied: before that nothing is desired, and nothing differs.
@@ -55,7 +56,7 @@ impl State {
             mtu,
             networks: BTreeMap::new(),
             dns,
-            attached: BTreeSet::new(),
+            attached: BTreeMap::new(),
             past_transactions: 0,
             applied: false,
         })
@@ -69,11 +70,11 @@ impl State {
     pub(crate) fn apply(&mut self, desired: Vec<NetworkState>) -> Vec<ApplyError> {
         let Checked {
             networks,
-            refused,
+            refused: mut untouched,
             mut errors,
         } = check::check(desired, self.config.uplink_pool);
         self.applied = true;
-        if networks.values().any(NetworkState::has_uplink)
+        if networks.values().any(|state| state.has_uplink())
             && let Err(source) = self.host.enable_forwarding()
         {
             errors.push(ApplyError::Host {
@@ -81,42 +82,63 @@ impl State {
                 source,
             });
         }
-        let content = self
-            .host
-            .content()
-            .ok()
-            .flatten()
-            .cloned()
-            .unwrap_or_default();
+        let content = self.host.content().ok().flatten().unwrap_or_default();
         let mut entries = Vec::new();
         for (id, state) in &networks {
             match self.apply_network(id, state, &content, &mut errors) {
                 Ok(ports) => entries.extend(ports.host),
-                Err(error) => errors.push(error),
+                Err(error) => {
+                    errors.push(error);
+                    // Whatever was done before the error is compared again.
+                    if let Some(network) = self.networks.get_mut(id) {
+                        network.forget_base();
+                    }
+                    untouched.insert(id.clone());
+                }
             }
         }
-        // A network that was refused keeps the ports it has.
-        for id in &refused {
-            if let Some(network) = self.networks.get(id)
-                && let Some(state) = network.state.clone()
-            {
-                entries.extend(self.ports(id, &state, &content, &mut Vec::new()).host);
-            }
-        }
-        if let Err(source) = self.host.apply_ports(&entries) {
+        let kept = self.kept_ports(&untouched, &content);
+        if let Err(source) = self.host.apply_ports(&entries, kept) {
             errors.push(ApplyError::Host {
                 doing: "publish ports",
                 source,
             });
         }
-        self.remove_others(&networks, &refused, &mut errors);
+        self.remove_others(&networks, &untouched, &mut errors);
         errors
+    }
+
+    /// The ports that networks have which were refused or failed, and keep: those of the state
+    /// they are in, and of networks that could not be looked at yet, what the kernel has.
+    fn kept_ports(&self, untouched: &BTreeSet<String>, content: &Content) -> Content {
+        let mut entries = Vec::new();
+        for id in untouched {
+            if let Some(state) = self.networks.get(id).and_then(|n| n.state.as_ref()) {
+                entries.extend(self.ports(id, state, content, &mut Vec::new()).host);
+            }
+        }
+        let mut kept = tables::host::ports(&entries);
+        if self.is_any_unseen(untouched) {
+            let seen = self.networks.values().filter_map(Network::uplink);
+            let seen = seen.map(|slot| self.config.uplink_addresses(slot).1);
+            let unseen = tables::host::leading_elsewhere(content, &seen.collect());
+            tables::fill(&mut kept, unseen);
+        }
+        kept
+    }
+
+    /// Whether any of these networks may have an uplink that this datapath has not seen yet.
+    fn is_any_unseen<'a>(&self, ids: impl IntoIterator<Item = &'a String>) -> bool {
+        ids.into_iter().any(|id| match self.networks.get(id) {
+            Some(network) => !network.uplink_is_seen(),
+            None => self.config.pins().join(id).exists(),
+        })
     }
 
     fn apply_network(
         &mut self,
         id: &str,
-        state: &NetworkState,
+        state: &Arc<NetworkState>,
         content: &Content,
         errors: &mut Vec<ApplyError>,
     ) -> Result<Ports, ApplyError> {
@@ -128,11 +150,15 @@ impl State {
             }
         };
         if !self.networks.contains_key(id) {
+            self.refresh_mtu();
             let network = Network::open(&self.config.pins().join(id)).map_err(|error| {
                 failed("make the namespace")(KernelError::new("network namespace", &error))
             })?;
             self.networks.insert(id.to_owned(), network);
         }
+        // The same state again needs no more than this one comparison.
+        let last = self.networks[id].state.clone();
+        let state = &last.filter(|last| last == state).unwrap_or(state.clone());
         let was_known = self.networks[id].uplink_is_known(state);
         self.apply_uplink(id, state)?;
         let ports = self.ports(id, state, content, errors);
@@ -143,20 +169,27 @@ impl State {
         network
             .apply_table(&self.config, state, &ports.network)
             .map_err(failed("load the table"))?;
-        if let Some(slot) = network.uplink().filter(|_| !was_known) {
-            self.host
-                .settle_uplink(slot)
-                .map_err(failed("set up the uplink"))?;
-        }
+        // The network is as desired; what fails from here on is told, and takes no ports away.
         if let Err(error) = self.dns.serve(id, state, network.namespace()) {
             // Connections work without names; the rest goes on.
             let source = KernelError::new("name server at 127.0.0.11", &error);
             errors.push(failed("serve names")(source));
         }
-        network.state = Some(state.clone());
         if !was_known {
-            self.repair_containers(id)
-                .map_err(failed("reach its containers"))?;
+            let uplink = self.networks[id].uplink();
+            let settled = uplink.map_or(Ok(()), |slot| self.host.settle_uplink(slot));
+            let reached = self.repair_containers(id);
+            let results = [
+                settled.map_err(failed("set up the uplink")),
+                reached.map_err(failed("reach its containers")),
+            ];
+            for error in results.into_iter().filter_map(Result::err) {
+                errors.push(error);
+                self.networks
+                    .get_mut(id)
+                    .expect("inserted above")
+                    .forget_base();
+            }
         }
         Ok(ports)
     }
@@ -173,6 +206,7 @@ impl State {
             return Ok(());
         }
         let mut slot = self.host.uplink_into(network.namespace()).map_err(failed)?;
+        network.set_uplink(slot);
         match slot {
             None if state.has_uplink() => {
                 let taken = self.host.uplinks().map_err(failed)?.into_keys().collect();
@@ -269,11 +303,11 @@ impl State {
     /// Removes networks that are not desired, and what an unclean end left.
     fn remove_others(
         &mut self,
-        wanted: &BTreeMap<String, NetworkState>,
-        refused: &BTreeSet<String>,
+        wanted: &BTreeMap<String, Arc<NetworkState>>,
+        untouched: &BTreeSet<String>,
         errors: &mut Vec<ApplyError>,
     ) {
-        let keep = |id: &String| wanted.contains_key(id) || refused.contains(id);
+        let keep = |id: &String| wanted.contains_key(id) || untouched.contains(id);
         let pins = match self.pinned() {
             Ok(pins) => pins,
             Err(error) => {
@@ -287,7 +321,7 @@ impl State {
         };
         for (id, pin) in pins.into_iter().filter(|(id, _)| !keep(id)) {
             self.dns.stop(&id);
-            self.attached.retain(|(network, _)| *network != id);
+            self.attached.retain(|(network, _), _| *network != id);
             if let Some(network) = self.networks.remove(&id) {
                 self.past_transactions += network.transactions();
             }
@@ -300,7 +334,7 @@ impl State {
                 });
             }
         }
-        match self.stray_uplinks(refused) {
+        match self.stray_uplinks(untouched) {
             Ok(links) => {
                 let failed = self.host.delete_uplinks(links);
                 errors.extend(failed.into_iter().map(|source| ApplyError::Host {
@@ -317,11 +351,11 @@ impl State {
 
     /// Our interfaces in the host that no known network has. While networks are kept that could
     /// not be looked at, nothing counts as stray.
-    fn stray_uplinks(&mut self, refused: &BTreeSet<String>) -> Result<Vec<u32>, KernelError> {
-        if refused
-            .iter()
-            .any(|id| !self.networks.contains_key(id) && self.config.pins().join(id).exists())
-        {
+    fn stray_uplinks<'a>(
+        &mut self,
+        kept: impl IntoIterator<Item = &'a String>,
+    ) -> Result<Vec<u32>, KernelError> {
+        if self.is_any_unseen(kept) || self.is_any_unseen(self.networks.keys()) {
             return Ok(Vec::new());
         }
         let used: BTreeSet<Slot> = self.networks.values().filter_map(Network::uplink).collect();
@@ -336,6 +370,17 @@ impl State {
     /// Files in the directory of pins, by the id of their network.
     fn pinned(&self) -> io::Result<Vec<(String, PathBuf)>> {
         pinned(&self.config)
+    }
+
+    /// The next apply compares everything. Tables need no forgetting: their generation tells.
+    pub(crate) fn recheck(&mut self) {
+        self.networks.values_mut().for_each(Network::forget_base);
+        self.refresh_mtu();
+    }
+
+    /// What cannot be read stays as it was: any MTU is better than no interface.
+    fn refresh_mtu(&mut self) {
+        self.mtu = self.host.mtu().unwrap_or(self.mtu);
     }
 
     pub(crate) fn diff(&mut self) -> Vec<Difference> {
@@ -353,7 +398,7 @@ impl State {
     }
 
     fn diff_into(&mut self, found: &mut Vec<Difference>) -> Result<(), KernelError> {
-        let content = self.host.content()?.cloned().unwrap_or_default();
+        let content = self.host.content()?.unwrap_or_default();
         let mut entries = Vec::new();
         let mut slots = BTreeSet::new();
         for id in self.networks.keys().cloned().collect::<Vec<_>>() {
@@ -397,7 +442,7 @@ impl State {
         }
         found.extend(uplinks.into_iter().map(host));
         found.extend(self.host.port_differences(&entries)?.into_iter().map(host));
-        let strays = self.stray_uplinks(&BTreeSet::new())?;
+        let strays = self.stray_uplinks([])?;
         found.extend(
             strays
                 .iter()

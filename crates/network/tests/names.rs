@@ -236,10 +236,40 @@ fn a_container_knows_the_names_of_its_networks_and_of_no_other() {
             "the first network answers"
         );
         assert_eq!(ask(&in_both, "only-a."), [ip("10.0.1.51")]);
-        datapath.disconnect("a", ip("10.0.1.6")).await.unwrap();
+        datapath.disconnect("a", ip("10.0.1.6"), "").await.unwrap();
         assert!(!in_both.run(|| sh("ip -br link")).contains("eth1"));
         assert_eq!(ask(&in_both, "only-a."), [] as [Ipv4Addr; 0]);
         assert_eq!(ask(&in_both, "only-b."), [ip("10.0.2.51")]);
+    });
+}
+
+#[test]
+fn a_late_detach_leaves_the_next_owner_of_the_address_alone() {
+    in_world(|world| async move {
+        let datapath = world.open().await;
+        apply(&datapath, &[network("a", "10.0.1.0/24")]).await;
+        let peer = world.attached(&datapath, &[("a", "10.0.1.5")]).await;
+        let (old, new) = (Container::new(), Container::new());
+        let addr = ip("10.0.1.6");
+        for (container, owner) in [(&old, "old"), (&new, "new")] {
+            let group = ContainerEndpoints {
+                owner: owner.to_owned(),
+                names: BTreeMap::from([(owner.to_owned(), vec![ip("10.0.1.77")])]),
+                ..group(&[("a", "10.0.1.6")])
+            };
+            let netns = container.ns.try_clone().unwrap();
+            datapath.attach(netns, group).await.unwrap();
+        }
+        let _server = new.serve("new", 80);
+        let mut open = peer.run(|| Connection::open(addr, 80).unwrap());
+        datapath.detach("a", addr, "old").await.unwrap();
+        datapath.disconnect("a", addr, "old").await.unwrap();
+        open.say().unwrap();
+        let own_name = ask_udp(&new, "new.", RecordType::A);
+        assert_eq!(addresses(&own_name), [ip("10.0.1.77")]);
+        assert_eq!(datapath.diff().await, []);
+        datapath.detach("a", addr, "new").await.unwrap();
+        assert!(!peer.pings(addr), "its own detach counts");
     });
 }
 
@@ -297,6 +327,12 @@ fn other_names_are_forwarded_from_the_host() {
         let kept = world.attached(&datapath, &[("i", "10.0.2.5")]).await;
         let refused = ask_udp(&kept, "example.com.", RecordType::A);
         assert_eq!(refused.metadata.response_code, ResponseCode::NXDomain);
+
+        // The host got another server.
+        let next = upstream(ip("127.0.0.1"), ip("192.0.2.9"));
+        datapath.set_upstreams(vec![next]).await;
+        let answer = ask_udp(&container, "example.com.", RecordType::A);
+        assert_eq!(addresses(&answer), [ip("192.0.2.9")]);
 
         // Servers of its own: the first is silent, the second is asked after 4 s.
         let own = Container::new();

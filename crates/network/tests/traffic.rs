@@ -409,7 +409,7 @@ fn clients_of_a_detached_backend_go_to_another() {
             .retain(|addr| addr.to_string() != first);
         apply(&datapath, &[state]).await;
         assert_eq!(ask(), first, "also while its backend is drained");
-        datapath.detach("a", ip(&first)).await.unwrap();
+        datapath.detach("a", ip(&first), "").await.unwrap();
         assert_ne!(ask(), first);
         let start = Instant::now();
         for connection in &mut open {

@@ -2,7 +2,8 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::Ipv4Addr,
+    io,
+    net::{Ipv4Addr, SocketAddr},
     path::PathBuf,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
@@ -46,6 +47,8 @@ pub struct AgentConfig {
     pub description: NodeDescription,
     /// `search` line of the node's resolv.conf, for containers.
     pub search: Vec<String>,
+    /// Reads the node's name servers, which may change while it runs; after an error they stay.
+    pub name_servers: fn() -> io::Result<Vec<SocketAddr>>,
 }
 
 /// The worker half of a node. Clones are handles to the same agent.
@@ -56,6 +59,7 @@ pub struct Agent {
 
 struct Inner {
     tools: Arc<Tools>,
+    name_servers: fn() -> io::Result<Vec<SocketAddr>>,
     saved: Saved,
     description: watch::Sender<NodeDescription>,
     assignments: watch::Sender<Option<Arc<Assignments>>>,
@@ -98,6 +102,7 @@ impl Agent {
         };
         let inner = Arc::new(Inner {
             tools: Arc::new(tools),
+            name_servers: config.name_servers,
             description,
             assignments: watch::Sender::new(saved.load()),
             saved,
@@ -301,6 +306,9 @@ impl Inner {
                         warn!(%difference, "the kernel was changed by somebody else; it is set right");
                     }
                     last = None;
+                    if let Ok(servers) = (self.name_servers)() {
+                        self.tools.datapath.set_upstreams(servers).await;
+                    }
                 }
             }
         }

@@ -90,8 +90,10 @@ impl ContainerPaths {
         self.bundle.join(format!("{}.partial", stream.name()))
     }
 
-    pub(crate) fn etc(&self, name: &str) -> PathBuf {
-        self.bundle.join("etc").join(name)
+    /// The container's own files of `/etc`. It may append to them, so they are where its layer is, and fill no tmpfs of the
+    /// host's.
+    pub(crate) fn etc(&self) -> PathBuf {
+        self.state.join("etc")
     }
 
     pub(crate) fn upper(&self) -> PathBuf {

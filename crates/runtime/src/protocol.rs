@@ -5,13 +5,34 @@
 //! Every request is idempotent, so a client whose connection broke just asks again.
 
 use std::collections::VecDeque;
+use std::fs;
+use std::io;
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::plan::Plan;
 use crate::{ContainerState, ExitStatus, Started};
+
+/// What both sides must agree on; raised with every change that the other side would misunderstand. [`Request::Hello`] and
+/// [`Request::Upgrade`] with their replies only ever get more fields, each with a default: they are how sides that disagree
+/// come to agree.
+pub(crate) const PROTOCOL: u32 = 1;
+
+/// Which build an executable is: the version of this code, and size and modification time of the file, which stay the same
+/// however it is run (a copy in memory has them too).
+pub(crate) fn build_of(exe: &Path) -> io::Result<String> {
+    let file = fs::metadata(exe)?;
+    let (seconds, nanoseconds) = (file.mtime(), file.mtime_nsec());
+    let version = env!("CARGO_PKG_VERSION");
+    Ok(format!(
+        "{version} {} {seconds}.{nanoseconds:09}",
+        file.len()
+    ))
+}
 
 /// The longest frame either side accepts; a plan with thousands of mounts is far below it.
 const MAX_FRAME: usize = 64 << 20;
@@ -46,6 +67,8 @@ pub(crate) enum Request {
         frozen: bool,
     },
     List,
+    /// Ids with state on disk and without a container.
+    Remains,
     State {
         id: String,
     },
@@ -74,6 +97,11 @@ pub(crate) enum Reply {
     Done,
     Hello {
         pid: u32,
+        #[serde(default)]
+        protocol: u32,
+        /// See [`build_of`].
+        #[serde(default)]
+        build: String,
     },
     /// With the pidfd, the two FIFOs and the network namespace.
     Created {
@@ -81,6 +109,7 @@ pub(crate) enum Reply {
     },
     Started(Started),
     States(Vec<ContainerState>),
+    Ids(Vec<String>),
     State(Option<ContainerState>),
     Exited(ExitStatus),
     /// With the descriptors asked for.

@@ -352,3 +352,70 @@ fn mount(request: &mut CreateRequest, typ: &str, source: &str, target: &str, opt
         .expect("mounts")
         .push(mount);
 }
+
+#[tokio::test]
+async fn nothing_can_be_written_through_the_supervisors_executable() {
+    use rustix::fs::{StatVfsMountFlags, statvfs};
+    let node = Node::start().await;
+    let mut request = node.shell(
+        "head -c 4 /proc/1/exe | tail -c 3; echo; \
+         (echo x >> /proc/1/exe) 2>&1; dd if=/bin/busybox of=/proc/1/exe 2>&1; sleep 1000",
+    );
+    request.init = true;
+    // As weak as can be: may trace, so that it sees init's executable, and has no filter.
+    request.seccomp = None;
+    let process = request.spec.process_mut().as_mut().expect("a process");
+    let mut capabilities = process.capabilities().clone().unwrap_or_default();
+    let all: oci_spec::runtime::Capabilities = [
+        oci_spec::runtime::Capability::SysPtrace,
+        oci_spec::runtime::Capability::SysAdmin,
+        oci_spec::runtime::Capability::DacOverride,
+    ]
+    .into_iter()
+    .collect();
+    capabilities.set_bounding(Some(all.clone()));
+    capabilities.set_effective(Some(all.clone()));
+    capabilities.set_permitted(Some(all));
+    process.set_capabilities(Some(capabilities));
+    let id = node.run(request).await;
+    node.wait_for_output(&id, "dd: ").await;
+    let text = node.text(&id).await;
+    assert!(text.starts_with("ELF\n"), "{text}");
+    let refused = ["Read-only file system", "Text file busy"];
+    for line in text.lines().skip(1) {
+        assert!(refused.iter().any(|reason| line.contains(reason)), "{text}");
+    }
+    let supervisor = node.runtime.supervisor_pid().await.expect("a supervisor");
+    for _ in 0..2 {
+        let exe = format!("/proc/{supervisor}/exe");
+        let status = statvfs(&exe).expect("its mount");
+        assert!(status.f_flag.contains(StatVfsMountFlags::RDONLY));
+        let opened = std::fs::OpenOptions::new().write(true).open(&exe);
+        assert!(opened.is_err());
+        let name = std::fs::read_to_string(format!("/proc/{supervisor}/comm")).expect("a name");
+        assert_eq!(name, "supervisor\n");
+        let words = std::fs::read(format!("/proc/{supervisor}/cmdline")).expect("its arguments");
+        let mut words = words.split(|byte| *byte == 0);
+        let first = words.next().expect("a first word");
+        assert_eq!(
+            first,
+            node.config.supervisor_exe.as_os_str().as_encoded_bytes()
+        );
+        assert_eq!(words.next(), Some(&b"supervisor"[..]));
+        node.runtime
+            .upgrade(&node.config.supervisor_exe)
+            .await
+            .expect("goes on");
+    }
+    node.finish().await;
+}
+
+#[tokio::test]
+async fn an_own_init_hides_its_executable() {
+    let node = Node::start().await;
+    let mut request = node.shell("(head -c 4 /proc/1/exe) 2>&1");
+    request.init = true;
+    let (_, text) = node.output(request).await;
+    assert!(text.contains("Permission denied"), "{text}");
+    node.finish().await;
+}

@@ -119,3 +119,46 @@ async fn sysctls_are_set_in_the_containers_namespaces_only() {
     );
     node.finish().await;
 }
+
+#[tokio::test]
+async fn containers_have_the_file_limit_that_the_supervisor_was_started_with() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    const SOFT: u64 = 4000;
+    let maximum = getrlimit(Resource::Nofile).maximum;
+    let limit = Rlimit {
+        current: Some(SOFT),
+        maximum,
+    };
+    setrlimit(Resource::Nofile, limit).expect("is lowered");
+    let node = Node::start().await;
+    for _ in 0..2 {
+        let (_, text) = node.output(node.shell("ulimit -Sn; ulimit -Hn")).await;
+        let hard = maximum.map_or_else(|| "unlimited".to_owned(), |limit| limit.to_string());
+        assert_eq!(text, format!("{SOFT}\n{hard}\n"));
+        node.runtime
+            .upgrade(&node.config.supervisor_exe)
+            .await
+            .expect("goes on");
+    }
+    node.finish().await;
+}
+
+#[tokio::test]
+async fn what_a_container_writes_to_its_etc_files_is_not_in_the_hosts_run() {
+    let node = Node::start().await;
+    let script = "for name in hosts hostname resolv.conf; do \
+        head -c 1000000 /dev/zero >> /etc/$name || echo $name; done; exec sleep 1000";
+    let mut request = node.shell(script);
+    request.etc.hosts = b"x".to_vec();
+    let id = node.run(request).await;
+    let etc = node.config.state_root.join("containers").join(&id);
+    let etc = etc.join("etc");
+    let length = |name: &str| std::fs::metadata(etc.join(name)).map_or(0, |data| data.len());
+    support::wait_for("the appended bytes", || length("resolv.conf") > 1_000_000).await;
+    assert_eq!(length("hosts"), 1_000_001);
+    let bundle = node.config.exec_root.join("containers").join(&id);
+    for entry in std::fs::read_dir(bundle).expect("a bundle").flatten() {
+        assert!(entry.metadata().expect("metadata").len() < 100_000);
+    }
+    node.finish().await;
+}

@@ -246,3 +246,30 @@ async fn long_lines_and_odd_bytes_arrive() {
     assert_eq!(lines[3].bytes, b"\"\\\t\n");
     node.finish().await;
 }
+
+#[tokio::test]
+async fn a_container_ends_though_somebody_else_writes_to_its_output_without_end() {
+    use std::io::Write;
+    let node = Node::start().await;
+    let id = node
+        .run(node.shell("while ! test -e /tmp/go; do usleep 1000; done; exit 3"))
+        .await;
+    let bundle = node.config.exec_root.join("containers").join(&id);
+    let fifo = std::fs::OpenOptions::new()
+        .write(true)
+        .open(bundle.join("stdout"));
+    let mut fifo = fifo.expect("can be opened");
+    let writer = std::thread::spawn(move || {
+        let lines = b"x\n".repeat(16 * 1024);
+        // Until nobody can read it any more.
+        while fifo.write_all(&lines).is_ok() {}
+    });
+    let state = node.runtime.state(&id).await.expect("an answer");
+    let shoal_runtime::Phase::Running(started) = state.expect("it exists").phase else {
+        panic!("it runs");
+    };
+    std::fs::write(format!("/proc/{}/root/tmp/go", started.pid), "").expect("the gate opens");
+    assert_eq!(within(node.runtime.wait(&id)).await.expect("ends").code, 3);
+    writer.join().expect("ends");
+    node.finish().await;
+}

@@ -379,3 +379,94 @@ async fn an_end_that_nobody_saw_is_said_to_be_unknown() {
     assert!(status.reason.expect("a reason").contains("no supervisor"));
     node.finish().await;
 }
+
+fn executed_as(pid: u32) -> std::path::PathBuf {
+    use std::os::unix::ffi::OsStrExt;
+    let words = std::fs::read(format!("/proc/{pid}/cmdline")).expect("its arguments");
+    let first = words.split(|byte| *byte == 0).next().expect("a word");
+    std::ffi::OsStr::from_bytes(first).into()
+}
+
+#[tokio::test]
+async fn a_daemon_of_another_build_upgrades_the_supervisor_it_finds() {
+    use std::os::unix::fs::PermissionsExt;
+    let node = Node::start().await;
+    let id = node
+        .run(node.shell("trap 'exit 12' TERM; echo ready; while :; do usleep 1000; done"))
+        .await;
+    node.wait_for_output(&id, "ready").await;
+    let pid = node.runtime.supervisor_pid().await.expect("a supervisor");
+    let directory = tempfile::tempdir().expect("a temporary directory");
+
+    let newer = directory.path().join("newer");
+    std::fs::copy(&node.config.supervisor_exe, &newer).expect("a copy");
+    let mut config = node.config.clone();
+    config.supervisor_exe.clone_from(&newer);
+    let daemon = Runtime::open(config.clone()).await.expect("connects");
+    assert_eq!(daemon.supervisor_pid().await, Some(pid));
+    assert_eq!(executed_as(pid), newer);
+    // The same build again is left as it is.
+    let link = directory.path().join("link");
+    std::fs::hard_link(&newer, &link).expect("a link");
+    config.supervisor_exe = link;
+    Runtime::open(config.clone()).await.expect("connects");
+    assert_eq!(executed_as(pid), newer);
+    // One that cannot be executed leaves everything as it was.
+    let broken = directory.path().join("broken");
+    std::fs::write(&broken, "neither a program nor a script").expect("a file");
+    let mode = std::fs::Permissions::from_mode(0o755);
+    std::fs::set_permissions(&broken, mode).expect("is executable");
+    config.supervisor_exe = broken;
+    let daemon = within(Runtime::open(config)).await.expect("connects");
+    assert_eq!(executed_as(pid), newer);
+
+    daemon.signal(&id, Signal::TERM).await.expect("is sent");
+    assert_eq!(within(node.runtime.wait(&id)).await.expect("ends").code, 12);
+    drop(daemon);
+    node.finish().await;
+}
+
+#[tokio::test]
+async fn what_is_left_of_containers_can_be_listed_read_and_deleted() {
+    let node = Node::start().await;
+    let living = node.run(node.shell("exec sleep 1000")).await;
+    let id = node.run(node.shell("echo words; printf more >&2")).await;
+    within(node.runtime.wait(&id)).await.expect("ends");
+    assert_eq!(
+        node.runtime.remains().await.expect("a list"),
+        Vec::<String>::new()
+    );
+    let all = shoal_runtime::Keep {
+        log: true,
+        layer: true,
+    };
+    node.runtime
+        .delete_keeping(&id, all)
+        .await
+        .expect("is deleted");
+    let left = node.runtime.remains().await.expect("a list");
+    assert_eq!(left, std::slice::from_ref(&id));
+    let follow = LogOptions {
+        follow: true,
+        stdout: true,
+        stderr: true,
+        ..LogOptions::default()
+    };
+    for options in [
+        follow,
+        LogOptions {
+            follow: false,
+            ..follow
+        },
+    ] {
+        let lines = node.lines(&id, options).await;
+        let text: Vec<_> = lines.into_iter().map(|line| line.bytes).collect();
+        assert!(text.contains(&b"words\n".to_vec()) && text.contains(&b"more".to_vec()));
+    }
+    node.runtime.delete(&id).await.expect("is deleted");
+    assert!(node.runtime.remains().await.expect("a list").is_empty());
+    let state = node.config.state_root.join("containers").join(&id);
+    assert!(!state.exists());
+    node.runtime.delete(&living).await.expect("is deleted");
+    node.finish().await;
+}

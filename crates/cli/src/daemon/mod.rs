@@ -177,7 +177,7 @@ async fn start_agent(
     let runtime = Runtime::open(runtime_config(home)?)
         .await
         .context("reach the supervisor")?;
-    let resolver = resolver::parse(&fs::read_to_string("/etc/resolv.conf").unwrap_or_default());
+    let resolver = resolver::read().unwrap_or_default();
     let datapath = Datapath::open(network_config(home, resolver.servers))
         .await
         .context("open the datapath")?;
@@ -188,6 +188,7 @@ async fn start_agent(
         datapath,
         description,
         search: resolver.search,
+        name_servers: || resolver::read().map(|resolver| resolver.servers),
     }))
 }
 

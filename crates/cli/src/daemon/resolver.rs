@@ -1,6 +1,9 @@
 //! The node's own name servers and search domains: resolv.conf(5).
 
-use std::net::{IpAddr, SocketAddr};
+use std::{
+    fs, io,
+    net::{IpAddr, SocketAddr},
+};
 
 /// What containers inherit.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -8,6 +11,11 @@ pub(crate) struct Resolver {
     /// In order of preference; asked for every name the cluster does not know.
     pub(crate) servers: Vec<SocketAddr>,
     pub(crate) search: Vec<String>,
+}
+
+/// The node's own, as they are now.
+pub(crate) fn read() -> io::Result<Resolver> {
+    fs::read_to_string("/etc/resolv.conf").map(|text| parse(&text))
 }
 
 /// Reads the text of a resolv.conf. Lines it does not know, and servers that are not addresses (with a

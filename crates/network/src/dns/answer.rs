@@ -168,7 +168,7 @@ mod tests {
     use crate::model::NetworkState;
 
     fn zone(internal: bool, names: &[(&str, &[[u8; 4]])]) -> Arc<Zone> {
-        Arc::new(Zone::new(&NetworkState {
+        Arc::new(Zone::new(Arc::new(NetworkState {
             id: "n".to_owned(),
             subnet: "10.0.1.0/24".parse().unwrap(),
             gateway: Ipv4Addr::new(10, 0, 1, 1),
@@ -185,7 +185,7 @@ mod tests {
                     )
                 })
                 .collect(),
-        }))
+        })))
     }
 
     fn ask(name: &str, kind: RecordType, zones: &[Arc<Zone>]) -> Option<Message> {

@@ -3,6 +3,7 @@
 use std::{
     io,
     net::{Ipv4Addr, SocketAddr},
+    sync::{Arc, PoisonError, RwLock},
     time::Duration,
 };
 
@@ -26,16 +27,29 @@ const REFUSED: u8 = 5;
 
 #[derive(Debug)]
 pub(super) struct Forwarder {
-    upstreams: Vec<SocketAddr>,
+    upstreams: RwLock<Arc<[SocketAddr]>>,
     permits: Semaphore,
 }
 
 impl Forwarder {
     pub(super) fn new(upstreams: Vec<SocketAddr>) -> Self {
         Self {
-            upstreams,
+            upstreams: RwLock::new(upstreams.into()),
             permits: Semaphore::new(CONCURRENCY),
         }
+    }
+
+    /// Questions from now on go to these.
+    pub(super) fn set_upstreams(&self, upstreams: Vec<SocketAddr>) {
+        *self
+            .upstreams
+            .write()
+            .unwrap_or_else(PoisonError::into_inner) = upstreams.into();
+    }
+
+    fn upstreams(&self) -> Arc<[SocketAddr]> {
+        let upstreams = self.upstreams.read();
+        upstreams.unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Asks the servers one after another; `None` when none of them has an answer.
@@ -46,7 +60,8 @@ impl Forwarder {
         over_tcp: bool,
     ) -> Option<Vec<u8>> {
         let _permit = self.permits.try_acquire().ok()?;
-        let servers = servers.unwrap_or(&self.upstreams);
+        let upstreams = self.upstreams();
+        let servers = servers.unwrap_or(&upstreams);
         let mut refused = None;
         for server in servers
             .iter()

@@ -50,8 +50,18 @@ struct Shared {
     forwarder: Forwarder,
 }
 
+/// Stops when this is dropped, at some time soon.
 #[derive(Debug)]
-struct Server(JoinHandle<()>);
+pub(crate) struct Server(JoinHandle<()>);
+
+impl Server {
+    /// Stops it. When this returns its address is free.
+    pub(crate) async fn end(mut self) {
+        self.0.abort();
+        // An abort is the expected end.
+        let _ = (&mut self.0).await;
+    }
+}
 
 impl Drop for Server {
     fn drop(&mut self) {
@@ -73,16 +83,21 @@ impl Dns {
         }
     }
 
+    /// Names that no network knows are asked for there from now on.
+    pub(crate) fn set_upstreams(&self, upstreams: Vec<SocketAddr>) {
+        self.shared.forwarder.set_upstreams(upstreams);
+    }
+
     /// Answers for the network's names from now on.
     pub(crate) fn serve(
         &mut self,
         id: &str,
-        state: &NetworkState,
+        state: &Arc<NetworkState>,
         namespace: BorrowedFd<'_>,
     ) -> io::Result<()> {
         let known = self.shared.zone(id);
         if known.is_none_or(|zone| !zone.is_of(state)) {
-            let zone = Arc::new(Zone::new(state));
+            let zone = Arc::new(Zone::new(state.clone()));
             let mut zones = self
                 .shared
                 .zones
@@ -129,8 +144,9 @@ impl Dns {
         askers.retain(|(network, _), _| network != id);
     }
 
-    pub(crate) fn stop_all(&mut self) {
-        self.servers.clear();
+    /// The servers of all networks, to be ended.
+    pub(crate) fn take_servers(&mut self) -> Vec<Server> {
+        std::mem::take(&mut self.servers).into_values().collect()
     }
 
     /// The container asks from any of these addresses, and knows the names of all its networks.

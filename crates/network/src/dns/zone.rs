@@ -3,18 +3,17 @@
 use std::{
     collections::{BTreeMap, HashMap},
     net::{Ipv4Addr, SocketAddr},
+    sync::{Arc, OnceLock},
 };
-
-use shoal_types::spec::Ipv4Net;
 
 use crate::model::NetworkState;
 
 /// Names of one network, in lower case and without the final dot.
 #[derive(Debug)]
 pub(super) struct Zone {
-    names: BTreeMap<String, Vec<Ipv4Addr>>,
-    by_address: HashMap<Ipv4Addr, String>,
-    subnet: Ipv4Net,
+    state: Arc<NetworkState>,
+    /// Made when the first address is asked for: names change often, and few ask so.
+    by_address: OnceLock<HashMap<Ipv4Addr, String>>,
     /// The network has a way out, so its containers may ask the world.
     pub(super) forwards: bool,
 }
@@ -41,9 +40,17 @@ impl Asker {
 
 impl Zone {
     /// The zone of a checked state, whose names are in lower case.
-    pub(super) fn new(state: &NetworkState) -> Self {
+    pub(super) fn new(state: Arc<NetworkState>) -> Self {
+        Self {
+            forwards: state.has_uplink(),
+            state,
+            by_address: OnceLock::new(),
+        }
+    }
+
+    fn own_names(&self) -> HashMap<Ipv4Addr, String> {
         let mut by_address: HashMap<Ipv4Addr, (Rank<'_>, &str)> = HashMap::new();
-        for (name, addrs) in &state.names {
+        for (name, addrs) in &self.state.names {
             let rank = rank(name, addrs);
             for addr in addrs {
                 let best = by_address.entry(*addr).or_insert((rank, name));
@@ -52,30 +59,27 @@ impl Zone {
                 }
             }
         }
-        Self {
-            by_address: by_address
-                .into_iter()
-                .map(|(addr, (_, name))| (addr, name.to_owned()))
-                .collect(),
-            names: state.names.clone(),
-            subnet: state.subnet,
-            forwards: state.has_uplink(),
-        }
+        by_address
+            .into_iter()
+            .map(|(addr, (_, name))| (addr, name.to_owned()))
+            .collect()
     }
 
-    pub(super) fn is_of(&self, state: &NetworkState) -> bool {
-        (&self.names, self.subnet, self.forwards)
-            == (&state.names, state.subnet, state.has_uplink())
+    pub(super) fn is_of(&self, state: &Arc<NetworkState>) -> bool {
+        Arc::ptr_eq(&self.state, state)
+            || (&self.state.names, self.state.subnet, self.forwards)
+                == (&state.names, state.subnet, state.has_uplink())
     }
 
     pub(super) fn addresses(&self, name: &str) -> Option<&[Ipv4Addr]> {
-        self.names.get(name).map(Vec::as_slice)
+        self.state.names.get(name).map(Vec::as_slice)
     }
 
     /// The name of an address of this network; empty when it has none.
     pub(super) fn name(&self, addr: Ipv4Addr) -> Option<&str> {
-        let name = self.by_address.get(&addr).map(String::as_str);
-        name.or_else(|| self.subnet.contains(addr).then_some(""))
+        let own_names = self.by_address.get_or_init(|| self.own_names());
+        let name = own_names.get(&addr).map(String::as_str);
+        name.or_else(|| self.state.subnet.contains(addr).then_some(""))
     }
 }
 

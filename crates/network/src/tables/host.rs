@@ -5,7 +5,7 @@
 //! container sees the client. The filters of others decide as for any forwarded connection: this
 //! table holds no verdict that accepts, and its forward chain only drops what nobody published.
 
-use std::net::Ipv4Addr;
+use std::{collections::BTreeSet, net::Ipv4Addr};
 
 use super::{Content, address, join, port, protocol};
 use crate::{
@@ -122,6 +122,22 @@ pub(crate) fn ports(entries: &[Entry]) -> Content {
         };
     }
     Content::from([("pub", any), ("pubip", by_address)])
+}
+
+/// The elements that send to none of these uplinks.
+pub(crate) fn leading_elsewhere(content: &Content, uplinks: &BTreeSet<Ipv4Addr>) -> Content {
+    let is_elsewhere = |data: &[u8]| {
+        let uplink = data.get(..4).and_then(|b| <[u8; 4]>::try_from(b).ok());
+        uplink.is_some_and(|octets| !uplinks.contains(&octets.into()))
+    };
+    let of = |elements: &Elements| {
+        let elsewhere = elements.iter().filter(|(_, data)| is_elsewhere(data));
+        elsewhere.map(|(k, d)| (k.clone(), d.clone())).collect()
+    };
+    content
+        .iter()
+        .map(|(set, elements)| (*set, of(elements)))
+        .collect()
 }
 
 /// The port of the uplink that an element of `pubip` names.

@@ -31,6 +31,16 @@ pub(crate) fn change(transaction: &mut Transaction<'_>, old: &Content, new: &Con
     }
 }
 
+/// Adds to `content` what of `more` has a key that it lacks.
+pub(crate) fn fill(content: &mut Content, more: Content) {
+    for (set, elements) in more {
+        let into = content.entry(set).or_default();
+        for (key, data) in elements {
+            into.entry(key).or_insert(data);
+        }
+    }
+}
+
 /// Says what differs between two contents, at most one sentence per element.
 pub(crate) fn differences(old: &Content, new: &Content) -> Vec<String> {
     let none = Elements::new();

@@ -43,6 +43,11 @@ pub(crate) struct Entry {
 }
 
 impl Entry {
+    /// No two entries of a network have the same.
+    pub(crate) fn key(&self) -> (Protocol, u16) {
+        (self.protocol, self.port)
+    }
+
     /// The vip it leads to, if it does not lead to a container.
     pub(crate) fn vip(&self) -> Option<Ipv4Addr> {
         match self.to {

@@ -351,6 +351,7 @@ impl Worker {
             })
             .collect();
         let group = ContainerEndpoints {
+            owner: self.container.to_string(),
             endpoints,
             names: BTreeMap::new(),
             dns: nameservers(task),
@@ -440,7 +441,9 @@ impl Worker {
         let attachments = self.shown().task.attachments.clone();
         for attachment in attachments {
             let (network, addr) = (attachment.network, attachment.addr);
-            if let Err(error) = self.tools.datapath.detach(network.as_str(), addr).await {
+            let owner = self.container.as_str();
+            let detached = self.tools.datapath.detach(network.as_str(), addr, owner);
+            if let Err(error) = detached.await {
                 warn!(error = error_chain(&error), %network, %addr, "endpoint not detached");
             }
         }

@@ -31,6 +31,12 @@ pub(super) fn become_program(
     let c_path = c_string(&path);
 
     process::block_signals();
+    if plan.process.init {
+        // Before there is a program that could look: see `init`. The program's exec makes its own process dumpable again.
+        process::set_not_dumpable().map_err(|error| {
+            ChildFailure::new(format!("hide init's executable: {}", describe(&error)))
+        })?;
+    }
     if plan.process.init
         && let Some(program) = process::fork().map_err(|error| {
             ChildFailure::new(format!("fork the program from init: {}", describe(&error)))

@@ -1,8 +1,8 @@
 //! A container's own init: process 1 that reaps orphans, forwards signals and ends with the program's status.
 //!
 //! It is the process that built the container, gone on after forking the program: no second executable is needed, and its
-//! memory stays shared with the supervisor's. It has the program's user, capabilities and filter, and is not dumpable, so
-//! that `/proc/1/exe` cannot be opened from within.
+//! memory stays shared with the supervisor's. It has the program's user, capabilities and filter, and is not dumpable (since
+//! before the fork), so that `/proc/1/exe` can only be opened from within by who may trace; and nobody can write through it.
 
 use rustix::process::{Pid, Signal, WaitOptions, kill_process, wait};
 
@@ -12,7 +12,6 @@ use crate::sys::process;
 pub(super) fn run(program: i32) -> ! {
     // Neither the FIFOs nor anything else may be held by init: the report FIFO must close when the program executes.
     let _ = process::close_from(0);
-    let _ = process::set_not_dumpable();
     let program = Pid::from_raw(program).expect("fork returned a positive pid");
     loop {
         if let Some(code) = reap(program) {

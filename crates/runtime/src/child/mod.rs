@@ -26,7 +26,7 @@ use serde::{Deserialize, Serialize};
 use crate::Stream;
 use crate::cgroup::Cgroup;
 use crate::paths::ContainerPaths;
-use crate::plan::Plan;
+use crate::plan::{Plan, Rlimit};
 use crate::sys::process;
 
 /// The byte that says a container is ready to be started.
@@ -72,14 +72,15 @@ fn describe(error: &io::Error) -> String {
         .unwrap_or_default()
 }
 
-/// Becomes the container. Never returns; a failure is written to the report FIFO.
-pub(crate) fn run(plan: &Plan, paths: &ContainerPaths, cgroup: &Cgroup) -> ! {
+/// Becomes the container. Never returns; a failure is written to the report FIFO. `descriptors` is the limit of open files
+/// unless the plan has one.
+pub(crate) fn run(plan: &Plan, paths: &ContainerPaths, cgroup: &Cgroup, descriptors: &Rlimit) -> ! {
     // Inherited descriptors would keep the supervisor's sockets alive after it.
     let opened = process::close_from(3).and_then(|()| open_fifo(&paths.report_fifo()));
     let Ok(mut report) = opened else {
         process::exit_now(128)
     };
-    let Err(failure) = build(plan, paths, cgroup, &mut report);
+    let Err(failure) = build(plan, paths, cgroup, descriptors, &mut report);
     let text = serde_json::to_vec(&failure).unwrap_or_default();
     // The reader may be gone; the exit code is all that is left to say then.
     let _ = report.write_all(&text);
@@ -94,6 +95,7 @@ fn build(
     plan: &Plan,
     paths: &ContainerPaths,
     cgroup: &Cgroup,
+    descriptors: &Rlimit,
     report: &mut fs::File,
 ) -> Result<std::convert::Infallible, ChildFailure> {
     let mut start = open_fifo(&paths.start_fifo()).doing(|| "open the start FIFO".to_owned())?;
@@ -140,7 +142,7 @@ fn build(
             describe(&error)
         )));
     }
-    for limit in &plan.process.rlimits {
+    for limit in [descriptors].into_iter().chain(&plan.process.rlimits) {
         set_rlimit(limit.resource, limit.soft, limit.hard)?;
     }
     for file in &stdio[1..] {
@@ -187,8 +189,8 @@ fn sysctls(plan: &Plan) -> Result<(), ChildFailure> {
 /// Sets a limit; one above our own hard limit is lowered to it where the kernel lets us raise nothing.
 fn set_rlimit(resource: u32, soft: u64, hard: u64) -> Result<(), ChildFailure> {
     let result = match process::set_rlimit(resource, soft, hard) {
-        Err(error) if error.raw_os_error() == Some(libc::EPERM) => process::hard_limit(resource)
-            .and_then(|own| process::set_rlimit(resource, soft.min(own), hard.min(own))),
+        Err(error) if error.raw_os_error() == Some(libc::EPERM) => process::rlimit(resource)
+            .and_then(|(_, own)| process::set_rlimit(resource, soft.min(own), hard.min(own))),
         other => other,
     };
     result.doing(|| format!("set resource limit {resource}"))

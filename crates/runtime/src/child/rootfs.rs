@@ -38,7 +38,7 @@ const DEV_LINKS: [(&str, &str); 5] = [
     ("ptmx", "pts/ptmx"),
 ];
 
-/// Files of [`crate::EtcFiles`], as they are named in the bundle and in `/etc`.
+/// Files of [`crate::EtcFiles`], as they are named in the state directory and in `/etc`.
 const ETC: [&str; 3] = ["hostname", "hosts", "resolv.conf"];
 
 /// A host path as a detached mount, with its attributes set.
@@ -74,7 +74,10 @@ pub(super) fn enter(
             recursive_attributes: false,
             copy_up: false,
         };
-        etc.push((clone_source(&paths.etc(name), false, &own)?, own.target));
+        etc.push((
+            clone_source(&paths.etc().join(name), false, &own)?,
+            own.target,
+        ));
     }
     let groups = clone_cgroups(plan, cgroup)?;
 

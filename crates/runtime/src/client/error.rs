@@ -48,6 +48,17 @@ pub enum OpenError {
         #[source]
         source: io::Error,
     },
+    /// The living supervisor is of another version, and could not be upgraded.
+    #[error(
+        "the supervisor speaks version {theirs} of the protocol, not {}: {reason}",
+        crate::protocol::PROTOCOL
+    )]
+    Outdated {
+        /// Its version.
+        theirs: u32,
+        /// Why it could not be upgraded.
+        reason: String,
+    },
     /// Supervisors came and went for too long.
     #[error("no supervisor answered for {0:?}")]
     GaveUp(Duration),

@@ -6,6 +6,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
+use std::pin::Pin;
 use std::sync::Arc;
 
 use futures_util::Stream as AsyncStream;
@@ -14,10 +15,10 @@ use rustix::fs::inotify;
 use serde::Deserialize;
 use tokio::io::unix::AsyncFd;
 
-use super::error::{LogError, OperationError};
+use super::error::{LogError, OperationError, WaitError};
 use super::runtime::Runtime;
-use crate::Stream;
 use crate::paths::{Paths, rotated};
+use crate::{ExitStatus, Stream};
 
 /// How much is read at a time.
 const CHUNK: usize = 64 * 1024;
@@ -89,9 +90,10 @@ enum State {
     Done,
 }
 
+/// The answer to one question, however often its asker looks whether it has come: each wait is kept by the supervisor.
+type Ending = Pin<Box<dyn Future<Output = Result<ExitStatus, WaitError>> + Send>>;
+
 struct Reader {
-    runtime: Runtime,
-    id: String,
     options: LogOptions,
     path: PathBuf,
     /// Files still to be read, the oldest first; the last one is the current log.
@@ -100,6 +102,8 @@ struct Reader {
     partial: Vec<u8>,
     ready: VecDeque<LogLine>,
     watch: Option<AsyncFd<OwnedFd>>,
+    /// The container's end, when following.
+    ending: Ending,
     /// The container has ended: what is in the files is all there will be.
     ended: bool,
     /// A line after `until` was seen.
@@ -126,9 +130,8 @@ async fn begin(
         None
     };
     let files = open_from(&path, None).map_err(failed)?;
+    let id = id.to_owned();
     let mut reader = Reader {
-        runtime,
-        id: id.to_owned(),
         options,
         path: path.clone(),
         files,
@@ -136,6 +139,8 @@ async fn begin(
         partial: Vec::new(),
         ready: VecDeque::new(),
         watch,
+        // Asks nothing until it is first polled.
+        ending: Box::pin(async move { runtime.wait(&id).await }),
         ended: false,
         past_end: false,
     };
@@ -318,7 +323,7 @@ impl Reader {
                 None => std::future::pending().await,
             }
         };
-        // All arms are cancel-safe: readiness and time are levels, and a dropped wait is only forgotten by its connection.
+        // All arms are cancel-safe: readiness and time are levels, and the wait is kept.
         tokio::select! {
             ready = watch.readable() => {
                 let mut guard = ready.map_err(|source| LogError::Read { path: self.path.clone(), source })?;
@@ -326,7 +331,7 @@ impl Reader {
                 while rustix::io::read(watch.get_ref(), &mut [0; 4096]).is_ok() {}
                 guard.clear_ready();
             }
-            ended = self.runtime.wait(&self.id) => match ended {
+            ended = &mut self.ending => match ended {
                 Ok(_) | Err(OperationError::NotFound(_)) => self.ended = true,
                 Err(error) => return Err(LogError::Wait(error)),
             },

@@ -20,7 +20,7 @@ use super::error::{
 use super::logs::{self, LogLine, LogOptions};
 use crate::paths::Paths;
 use crate::plan::Plan;
-use crate::protocol::{Failure, Reply, Request};
+use crate::protocol::{Failure, PROTOCOL, Reply, Request, build_of};
 use crate::sys::process::pidfd_exit_status;
 use crate::{
     ContainerState, EtcFiles, ExitStatus, LogConfig, Phase, Rootfs, SeccompFilter, Signal, Started,
@@ -98,10 +98,18 @@ struct Inner {
     paths: Paths,
     connection: tokio::sync::Mutex<Option<Arc<Connection>>>,
     supervisor_pid: AtomicU32,
+    peer: Mutex<Peer>,
     stopping: AtomicBool,
     trash_number: AtomicU64,
     /// Descriptors of running containers: their exit statuses and unread output outlive a supervisor's death by them.
     held: Mutex<HashMap<String, Held>>,
+}
+
+/// What the supervisor last connected to said of itself.
+#[derive(Clone, Default, PartialEq, Eq)]
+struct Peer {
+    protocol: u32,
+    build: String,
 }
 
 struct Held {
@@ -120,7 +128,8 @@ impl std::fmt::Debug for Runtime {
 }
 
 impl Runtime {
-    /// Connects to the living supervisor or starts one, which adopts what a dead one left.
+    /// Connects to the living supervisor or starts one, which adopts what a dead one left. A living one of another build goes
+    /// on as the configured executable first; its containers do not notice.
     pub async fn open(config: RuntimeConfig) -> Result<Self, OpenError> {
         let paths = Paths {
             exec_root: config.exec_root.clone(),
@@ -134,13 +143,39 @@ impl Runtime {
                 paths,
                 connection: tokio::sync::Mutex::new(None),
                 supervisor_pid: AtomicU32::new(0),
+                peer: Mutex::new(Peer::default()),
                 stopping: AtomicBool::new(false),
                 trash_number: AtomicU64::new(0),
                 held: Mutex::new(HashMap::new()),
             }),
         };
         runtime.inner.connect().await?;
+        runtime.upgrade_if_other().await?;
         Ok(runtime)
+    }
+
+    /// Upgrades a supervisor that is not the configured executable. One that cannot be, and with which we can talk, will do.
+    async fn upgrade_if_other(&self) -> Result<(), OpenError> {
+        let exe = &self.inner.config.supervisor_exe;
+        let peer = self.inner.peer();
+        let understood = peer.protocol == PROTOCOL;
+        if understood && build_of(exe).is_ok_and(|build| build == peer.build) {
+            return Ok(());
+        }
+        let result = self.upgrade(exe).await;
+        match result {
+            Ok(()) => tracing::info!(exe = %exe.display(), "supervisor upgraded"),
+            Err(error) if understood => {
+                tracing::warn!(%error, exe = %exe.display(), "supervisor not upgraded");
+            }
+            Err(error) => {
+                return Err(OpenError::Outdated {
+                    theirs: peer.protocol,
+                    reason: error.to_string(),
+                });
+            }
+        }
+        Ok(())
     }
 
     /// Makes a container up to, and without, the execution of its program. An id that is already created or running gives
@@ -225,6 +260,15 @@ impl Runtime {
     pub async fn list(&self) -> Result<Vec<ContainerState>, OperationError> {
         match self.inner.ask(&Request::List).await?.0 {
             Reply::States(states) => Ok(states),
+            other => Err(unexpected("", other)),
+        }
+    }
+
+    /// The ids of which there is state on disk (a log, a writable layer) but no container: kept by
+    /// [`Self::delete_keeping`], or left by a reboot. Their logs can be read, and [`Self::delete`] removes them.
+    pub async fn remains(&self) -> Result<Vec<String>, OperationError> {
+        match self.inner.ask(&Request::Remains).await?.0 {
+            Reply::Ids(ids) => Ok(ids),
             other => Err(unexpected("", other)),
         }
     }
@@ -322,6 +366,7 @@ impl Runtime {
     /// Returns when the new one serves.
     pub async fn upgrade(&self, exe: &Path) -> Result<(), OperationError> {
         let old = self.inner.connect().await?;
+        let before = self.inner.peer();
         let request = Request::Upgrade {
             exe: exe.to_path_buf(),
         };
@@ -332,7 +377,14 @@ impl Runtime {
             Err(Disconnected) => {}
         }
         // Until the new one listens, connections are refused.
-        self.list().await.map(drop)
+        self.list().await?;
+        let after = self.inner.peer();
+        match build_of(exe) {
+            Ok(build) if build != after.build && before == after => Err(OperationError::Step(
+                format!("the supervisor did not become {}", exe.display()),
+            )),
+            _ => Ok(()),
+        }
     }
 
     /// Ends the supervisor, when no container is left.
@@ -431,10 +483,20 @@ impl Inner {
             .call(&Request::Hello { exits })
             .await
             .map_err(gone)?;
-        let Reply::Hello { pid } = reply else {
+        let Reply::Hello {
+            pid,
+            protocol,
+            build,
+        } = reply
+        else {
             return Err(OpenError::Protocol(None));
         };
         self.supervisor_pid.store(pid, Ordering::Relaxed);
+        *self.peer.lock().unwrap_or_else(PoisonError::into_inner) = Peer { protocol, build };
+        if protocol != PROTOCOL {
+            // It is about to be upgraded; what follows is for its successor.
+            return Ok(());
+        }
         let (reply, _) = connection.call(&Request::List).await.map_err(gone)?;
         let Reply::States(states) = reply else {
             return Err(OpenError::Protocol(None));
@@ -460,6 +522,11 @@ impl Inner {
             }
         }
         Ok(())
+    }
+
+    fn peer(&self) -> Peer {
+        let peer = self.peer.lock().unwrap_or_else(PoisonError::into_inner);
+        peer.clone()
     }
 
     fn hold(&self, id: String, fds: Vec<OwnedFd>) {
@@ -602,7 +669,8 @@ fn remove_state(state: &Path, log: &Path, aside: &Path, keep: Keep) -> Result<()
     if keep == Keep::default() {
         put_aside(state, &aside.join("state")).map_err(failed(state))?;
     } else {
-        for name in ["upper", "work"].iter().filter(|_| !keep.layer) {
+        let layer = ["upper", "work"].iter().filter(|_| !keep.layer);
+        for name in layer.chain(&["etc"]) {
             let path = state.join(name);
             put_aside(&path, &aside.join(name)).map_err(failed(&path))?;
         }

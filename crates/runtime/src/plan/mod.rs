@@ -65,6 +65,7 @@ pub struct EtcFiles {
 
 /// How much of the container's output is kept, as Docker's `json-file` options.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct LogConfig {
     /// Bytes after which a new file is begun; `None`: never (Docker's default).
     pub max_size: Option<u64>,

@@ -20,6 +20,9 @@ const OFFSET_NUMBER: u32 = 0;
 const OFFSET_ARCH: u32 = 4;
 const OFFSET_ARGS: u32 = 16;
 
+/// From here on numbers are of the x32 ABI (`__X32_SYSCALL_BIT` in `<asm/unistd.h>`), which has the architecture of x86-64.
+const X32_BIT: u32 = 0x4000_0000;
+
 /// What happens to one call: its conditional rules in order, then the rest.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Behaviour {
@@ -77,6 +80,10 @@ fn segments(rules: &[Rule], default: Action, beyond: Action) -> Vec<(u32, Behavi
     // A segment whose start was overwritten may now equal its predecessor; that costs an instruction, not correctness.
     if let (Some(newest), true) = (newest, default != Action::ALLOW) {
         push(newest + 1, plain(beyond));
+    }
+    if cfg!(target_arch = "x86_64") {
+        // The same calls under other numbers: rules name the usual ones, so nothing may pass by these, whatever the default.
+        push(X32_BIT, plain(beyond));
     }
     segments.dedup_by(|later, earlier| later.1 == earlier.1);
     segments
@@ -308,6 +315,25 @@ pub(super) mod tests {
                 .map_or(if number > newest { Action::errno(38) } else { default }, |rule| rule.action);
             let program = compile(&rules, default);
             prop_assert_eq!(run(&program, table::AUDIT_ARCH, number, args), expected.0);
+        }
+    }
+
+    #[test]
+    #[cfg(target_arch = "x86_64")]
+    fn x32_calls_get_enosys_whatever_the_default_is() {
+        let refused = Rule {
+            number: 40,
+            action: Action::errno(1),
+            conditions: Vec::new(),
+        };
+        for default in [Action::ALLOW, Action::errno(1)] {
+            let program = compile(std::slice::from_ref(&refused), default);
+            for number in [X32_BIT, X32_BIT + 40, u32::MAX] {
+                let action = run(&program, table::AUDIT_ARCH, number, [0; 6]);
+                assert_eq!(action, Action::errno(38).0);
+            }
+            let action = run(&program, table::AUDIT_ARCH, 40, [0; 6]);
+            assert_eq!(action, Action::errno(1).0);
         }
     }
 

@@ -1,5 +1,9 @@
 //! Taking over what a dead supervisor left: every directory and every cgroup is either a container or removed.
+//!
+//! Only what never became a container, or has ended without anybody being able to read its record, is removed. One that
+//! lives and cannot be adopted now (no descriptors, a record of a later version) is left alone and tried again.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io;
 use std::time::{Duration, Instant};
@@ -15,44 +19,73 @@ use crate::paths::Paths;
 /// How long killed processes of a half-made container may take to go.
 const DEATH_PATIENCE: Duration = Duration::from_secs(2);
 
-/// Finds all containers; half-made ones are removed, and so is whatever belongs to none. Returns what went wrong too.
-pub(super) fn adopt(
-    paths: &Paths,
-    cgroups: &CgroupHost,
-) -> io::Result<(Vec<Container>, Vec<String>)> {
-    let (mut containers, mut errors) = (Vec::new(), Vec::new());
+/// What was found.
+#[derive(Default)]
+pub(super) struct Found {
+    pub(super) containers: Vec<Container>,
+    /// The ids of those that may live and could not be adopted.
+    pub(super) postponed: BTreeSet<String>,
+    /// What went wrong.
+    pub(super) errors: Vec<String>,
+}
+
+/// Finds all containers; half-made ones are removed, and so is whatever belongs to none.
+pub(super) fn adopt(paths: &Paths, cgroups: &CgroupHost) -> io::Result<Found> {
+    let mut found = Found::default();
     for entry in fs::read_dir(paths.bundles())? {
         let Ok(id) = entry?.file_name().into_string() else {
             continue;
         };
         match adopt_one(&id, paths, cgroups) {
-            Ok(Some(container)) => containers.push(container),
-            Ok(None) => errors.extend(discard(&id, paths, cgroups)),
+            Ok(Some(container)) => found.containers.push(container),
+            Ok(None) => found.errors.extend(discard(&id, paths, cgroups)),
             Err(error) => {
-                errors.push(format!("adopt {id}: {error}"));
-                errors.extend(discard(&id, paths, cgroups));
+                found.errors.push(format!("adopt {id}: {error}"));
+                let readable = error.kind() != io::ErrorKind::InvalidData;
+                if readable || cgroups.of(&id).is_populated() {
+                    found.postponed.insert(id);
+                } else {
+                    found.errors.extend(discard(&id, paths, cgroups));
+                }
             }
         }
     }
     for id in cgroups.leftovers() {
-        if !containers.iter().any(|container| container.record.id == id) {
-            errors.extend(discard(&id, paths, cgroups));
+        let adopted = |container: &Container| container.record.id == id;
+        if !found.containers.iter().any(adopted) && !found.postponed.contains(&id) {
+            found.errors.extend(discard(&id, paths, cgroups));
         }
     }
-    Ok((containers, errors))
+    Ok(found)
 }
 
-fn adopt_one(id: &str, paths: &Paths, cgroups: &CgroupHost) -> io::Result<Option<Container>> {
+/// Reads a record; one that makes no sense is [`io::ErrorKind::InvalidData`].
+fn parse(bytes: &[u8]) -> io::Result<Record> {
+    let record: Record = serde_json::from_slice(bytes)
+        .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
+    if record.version > container::RECORD_VERSION {
+        let text = format!("its record has the later version {}", record.version);
+        return Err(io::Error::new(io::ErrorKind::InvalidData, text));
+    }
+    Ok(record)
+}
+
+/// Adopts one container. `None`: there is nothing to adopt, since it was never ready.
+pub(super) fn adopt_one(
+    id: &str,
+    paths: &Paths,
+    cgroups: &CgroupHost,
+) -> io::Result<Option<Container>> {
     let own = paths.container(id);
     let record: Record = match fs::read(own.record()) {
-        Ok(bytes) => serde_json::from_slice(&bytes)?,
+        Ok(bytes) => parse(&bytes)?,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(error),
     };
     if !record.ready && record.exit.is_none() {
         return Ok(None);
     }
-    let output = Output::open(id, &own, record.log)?;
+    let output = Output::adopt(id, &own, record.log);
     let mut container = Container {
         cgroup: existing(cgroups, id),
         output,
@@ -63,6 +96,8 @@ fn adopt_one(id: &str, paths: &Paths, cgroups: &CgroupHost) -> io::Result<Option
         report: None,
         reported: Vec::new(),
         lost_since: None,
+        retries: [None; 2],
+        log_noted: None,
         creating: Vec::new(),
         starting: Vec::new(),
         waiting: Vec::new(),
@@ -125,7 +160,7 @@ fn process_of(record: &Record) -> io::Result<Option<std::os::fd::OwnedFd>> {
 }
 
 /// Kills and removes whatever there is under an id that is no container's.
-fn discard(id: &str, paths: &Paths, cgroups: &CgroupHost) -> Vec<String> {
+pub(super) fn discard(id: &str, paths: &Paths, cgroups: &CgroupHost) -> Vec<String> {
     let cgroup = cgroups.of(id);
     let own = paths.container(id);
     let mut errors = Vec::new();

@@ -21,9 +21,14 @@ use crate::cgroup::Cgroup;
 use crate::paths::ContainerPaths;
 use crate::{ContainerState, ExitStatus, LogConfig, Phase, Started, Stream};
 
-/// What is kept of a container on disk.
+/// The form of the records written here; raised only when an older supervisor would misread one.
+pub(super) const RECORD_VERSION: u32 = 1;
+
+/// What is kept of a container on disk. A record of another version must stay readable: a field that is new has a default.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(super) struct Record {
+    #[serde(default)]
+    pub(super) version: u32,
     pub(super) id: String,
     pub(super) pid: u32,
     /// The process's start time in clock ticks since boot: with the pid, who it is.
@@ -32,9 +37,13 @@ pub(super) struct Record {
     pub(super) boot_id: String,
     pub(super) ready: bool,
     /// The state directory was made for this container, so a failed creation removes it.
+    #[serde(default)]
     pub(super) made_state: bool,
+    #[serde(default)]
     pub(super) started_at: Option<Timestamp>,
+    #[serde(default)]
     pub(super) exit: Option<ExitStatus>,
+    #[serde(default)]
     pub(super) log: LogConfig,
 }
 
@@ -65,6 +74,10 @@ pub(super) struct Container {
     pub(super) reported: Vec<u8>,
     /// An adopted process has ended, but its status is not yet to be had; until when we ask.
     pub(super) lost_since: Option<Instant>,
+    /// When reading a stream, which failed, is tried again.
+    pub(super) retries: [Option<Instant>; 2],
+    /// When a trouble of the log was last noted.
+    pub(super) log_noted: Option<Instant>,
     pub(super) creating: Vec<Asker>,
     pub(super) starting: Vec<Asker>,
     pub(super) waiting: Vec<Asker>,

@@ -8,14 +8,16 @@ use std::path::Path;
 use std::time::Duration;
 
 use rustix::fs::{CWD, FileType, Mode};
+use rustix::process::{Signal, WaitId, WaitIdOptions, pidfd_send_signal, waitid};
 
 use super::container::{self, Container, Record, Stage};
 use super::journal::Output;
+use super::{adopt, note};
 use crate::Stream;
 use crate::cgroup::{Cgroup, CgroupHost};
 use crate::child;
 use crate::paths::{ContainerPaths, Paths};
-use crate::plan::Plan;
+use crate::plan::{Plan, Rlimit};
 use crate::protocol::Failure;
 use crate::sys::process::{Cloned, clone_child};
 
@@ -27,16 +29,19 @@ pub(super) fn make(
     plan: &Plan,
     paths: &Paths,
     cgroups: &mut CgroupHost,
+    descriptors: &Rlimit,
 ) -> Result<Container, Failure> {
     let own = paths.container(&plan.id);
-    // Nobody knows this id: whatever is there is a remnant.
-    let _ = fs::remove_dir_all(&own.bundle);
+    // Nobody knows this id: whatever is there is a remnant, or could not be adopted.
+    if own.bundle.exists() {
+        adopt::discard(&plan.id, paths, cgroups);
+    }
     let made_state = match mkdir(&own.state, 0o710) {
         Ok(()) => true,
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => false,
         Err(error) => return Err(step("make", &own.state)(error)),
     };
-    let result = make_in(plan, &own, cgroups, made_state);
+    let result = make_in(plan, &own, cgroups, descriptors, made_state);
     if result.is_err() {
         let groups = cgroups.of(&plan.id);
         let _ = groups.kill();
@@ -53,6 +58,7 @@ fn make_in(
     plan: &Plan,
     own: &ContainerPaths,
     cgroups: &mut CgroupHost,
+    descriptors: &Rlimit,
     made_state: bool,
 ) -> Result<Container, Failure> {
     if !plan.rootfs.layers_dir.is_dir() {
@@ -61,10 +67,17 @@ fn make_in(
             missing,
         ));
     }
-    for directory in [&own.bundle, &own.rootfs(), &own.bundle.join("etc")] {
+    for directory in [&own.bundle, &own.rootfs()] {
         mkdir(directory, 0o700).map_err(step("make", directory))?;
     }
-    for directory in [own.upper(), own.work()] {
+    // Those of an earlier container whose layer was kept may be as large, and of such a mode, as it has left them.
+    match fs::remove_dir_all(own.etc()) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            return Err(step("remove", &own.etc())(error));
+        }
+        _ => {}
+    }
+    for directory in [own.upper(), own.work(), own.etc()] {
         match mkdir(&directory, 0o755) {
             Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
                 return Err(step("make", &directory)(error));
@@ -77,7 +90,7 @@ fn make_in(
         ("hosts", &plan.etc.hosts),
         ("resolv.conf", &plan.etc.resolv_conf),
     ] {
-        let path = own.etc(name);
+        let path = own.etc().join(name);
         fs::write(&path, content).map_err(step("write", &path))?;
     }
     let fifos = [
@@ -91,6 +104,7 @@ fn make_in(
             .map_err(|errno| step("make", path)(errno.into()))?;
     }
     let mut record = Record {
+        version: container::RECORD_VERSION,
         id: plan.id.clone(),
         pid: 0,
         start_time: 0,
@@ -119,7 +133,7 @@ fn make_in(
     )
     .map_err(|error| Failure::Step(format!("clone the container's process: {error}")))?;
     let Cloned::Parent { pid, pidfd } = cloned else {
-        child::run(plan, own, &group)
+        child::run(plan, own, &group, descriptors)
     };
     record.pid = pid;
     record.start_time = container::start_time(pid).unwrap_or(0);
@@ -135,12 +149,28 @@ fn make_in(
         report: Some(report),
         reported: Vec::new(),
         lost_since: None,
+        retries: [None; 2],
+        log_noted: None,
         creating: Vec::new(),
         starting: Vec::new(),
         waiting: Vec::new(),
         deleting: Vec::new(),
     };
     Ok(container)
+}
+
+/// Kills a container just made, waits for its process and removes all that was made.
+pub(super) fn abandon(container: &Container) {
+    if let Some(pidfd) = &container.pidfd {
+        let _ = pidfd_send_signal(pidfd, Signal::KILL);
+        let _ = waitid(WaitId::PidFd(pidfd.as_fd()), WaitIdOptions::EXITED);
+    }
+    for error in remove(&container.paths, &container.cgroup) {
+        note(&error);
+    }
+    if container.record.made_state {
+        let _ = fs::remove_dir_all(&container.paths.state);
+    }
 }
 
 /// Removes the bundle and the cgroups of a container whose processes have ended; goes on after an error.

@@ -67,34 +67,56 @@ impl Output {
         paths: &ContainerPaths,
         config: crate::LogConfig,
     ) -> io::Result<Self> {
+        let mut output = Self::adopt(id, paths, config);
+        output.log.open()?;
+        Ok(output)
+    }
+
+    /// The same of a container that runs already, which must not suffer from a log that cannot be opened now: that is tried
+    /// again with each batch.
+    pub(super) fn adopt(id: &str, paths: &ContainerPaths, config: crate::LogConfig) -> Self {
         let carry =
             Stream::BOTH.map(|stream| fs::read(paths.partial_line(stream)).unwrap_or_default());
-        Ok(Self {
-            log: LogFile::open(&paths.log(), config)?,
+        let mut log = LogFile::new(&paths.log(), config);
+        let _ = log.open();
+        Self {
+            log,
             carry,
             paths: paths.clone(),
             id: id.to_owned(),
-        })
+        }
     }
 
     fn set_carry(&mut self, stream: Stream, carry: Vec<u8>) -> io::Result<()> {
         let slot = &mut self.carry[stream as usize];
-        if !(slot.is_empty() && carry.is_empty()) {
-            fs::write(self.paths.partial_line(stream), &carry)?;
-        }
+        let written = if slot.is_empty() && carry.is_empty() {
+            Ok(())
+        } else {
+            fs::write(self.paths.partial_line(stream), &carry)
+        };
         *slot = carry;
-        Ok(())
+        written
     }
 }
 
 /// What a turn of the pump brought.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Pumped {
-    Bytes,
+    /// So many were taken from the FIFO.
+    Bytes(usize),
     /// Nothing to read now.
     Empty,
     /// No writer is left.
     End,
+}
+
+/// What went wrong in a turn of the pump.
+#[derive(Debug)]
+pub(super) enum PumpError {
+    /// Nothing was taken from the FIFO, and asking at once again would fail again.
+    Stuck(io::Error),
+    /// So many bytes were taken, but the log is not as it should be: they may be lost.
+    Log(usize, io::Error),
 }
 
 pub(super) struct Journal {
@@ -176,9 +198,11 @@ impl Journal {
         fifo: BorrowedFd<'_>,
         stream: Stream,
         output: &mut Output,
-    ) -> io::Result<Pumped> {
-        output.log.rotate_if_full()?;
-        let head = self.begin(stream, output, false)?;
+    ) -> Result<Pumped, PumpError> {
+        let prepared = output.log.prepare();
+        let head = self
+            .begin(stream, output, false)
+            .map_err(PumpError::Stuck)?;
         let moved = splice(
             fifo,
             None,
@@ -190,7 +214,7 @@ impl Journal {
         let result = match moved {
             Ok(0) => Ok(Pumped::End),
             Err(rustix::io::Errno::AGAIN) => Ok(Pumped::Empty),
-            Err(error) => Err(error.into()),
+            Err(error) => Err(PumpError::Stuck(error.into())),
             Ok(count) => {
                 let mut buffer = std::mem::take(&mut self.buffer);
                 let result = self
@@ -201,7 +225,10 @@ impl Journal {
                         self.write(&head, &carry, &buffer[..count], output)
                     });
                 self.buffer = buffer;
-                result.map(|()| Pumped::Bytes)
+                prepared
+                    .and(result)
+                    .map(|()| Pumped::Bytes(count))
+                    .map_err(|error| PumpError::Log(count, error))
             }
         };
         self.close();
@@ -268,6 +295,41 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_batch_that_cannot_be_logged_is_taken_and_one_that_cannot_be_moved_is_left() {
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        let paths = Paths {
+            exec_root: directory.path().join("e"),
+            state_root: directory.path().join("s"),
+        };
+        let container = paths.container("c");
+        fs::create_dir_all(&container.bundle).expect("bundle");
+        // A directory where the log belongs: it cannot be opened.
+        fs::create_dir_all(container.log()).expect("state");
+        let (mut journal, _) = Journal::open(&paths).expect("opens");
+        let mut output = Output::adopt("c", &container, crate::LogConfig::default());
+        let (reader, writer) = rustix::pipe::pipe().expect("a pipe");
+        let mut writer = fs::File::from(writer);
+        writer.write_all(b"lost\n").expect("writes");
+        let pumped = journal.pump(reader.as_fd(), Stream::Stdout, &mut output);
+        assert!(matches!(pumped, Err(PumpError::Log(5, _))), "{pumped:?}");
+
+        fs::remove_dir(container.log()).expect("is removed");
+        writer.write_all(b"kept\n").expect("writes");
+        // What splice(2) refuses stands for a spool that is full.
+        journal.spool = fs::File::open(paths.spool()).expect("opens read-only");
+        let failed = journal.pump(reader.as_fd(), Stream::Stdout, &mut output);
+        assert!(matches!(failed, Err(PumpError::Stuck(_))), "{failed:?}");
+        (journal, _) = Journal::open(&paths).expect("opens again");
+        let pumped = journal.pump(reader.as_fd(), Stream::Stdout, &mut output);
+        assert_eq!(pumped.expect("pumps"), Pumped::Bytes(5));
+        assert!(
+            fs::read_to_string(container.log())
+                .expect("a log")
+                .contains("kept")
+        );
+    }
+
+    #[test]
     fn an_unfinished_batch_is_written_again_to_the_same_place() {
         let directory = tempfile::tempdir().expect("a temporary directory");
         let paths = Paths {
@@ -288,7 +350,7 @@ mod tests {
             journal
                 .pump(reader.as_fd(), Stream::Stdout, &mut output)
                 .expect("pumps"),
-            Pumped::Bytes
+            Pumped::Bytes(11)
         );
         let before = fs::read(container.log()).expect("a log");
 

@@ -10,6 +10,7 @@ mod container;
 mod create;
 mod journal;
 mod output;
+mod protect;
 mod requests;
 mod server;
 
@@ -24,6 +25,7 @@ use std::process::ExitCode;
 use nix::fcntl::{FcntlArg, fcntl};
 
 use crate::paths::Paths;
+use crate::plan::Rlimit;
 use crate::sys::process;
 
 /// The first argument of a supervisor that goes on in the process, session and log of its predecessor.
@@ -47,6 +49,8 @@ enum StartError {
     },
     #[error("another supervisor holds {}", .0.display())]
     Locked(PathBuf),
+    #[error("run from an executable that containers cannot write")]
+    Protect(#[source] io::Error),
     #[error("become a daemon")]
     Daemonize(#[source] io::Error),
     #[error(transparent)]
@@ -75,6 +79,10 @@ fn daemonize(args: impl IntoIterator<Item = OsString>) -> Result<(), StartError>
     if args.first().is_some_and(|word| word == RESUME) {
         args.remove(0);
         let (paths, cgroup_parent) = parse(args.clone())?;
+        // The predecessor has done so; one that could not must not cost the containers their supervisor.
+        if let Err(error) = protect::ensure() {
+            note(&create::chain(&StartError::Protect(error)));
+        }
         let mut server = start(&paths, &cgroup_parent, true)?;
         server.arguments = args;
         server.run();
@@ -84,6 +92,7 @@ fn daemonize(args: impl IntoIterator<Item = OsString>) -> Result<(), StartError>
     // Whatever whoever started us left open: it would stay open for as long as the node runs, and somebody may wait for
     // the other end of a pipe. A resumed supervisor's predecessor has done so, and its lock must stay open.
     process::close_from(3).map_err(StartError::Daemonize)?;
+    protect::ensure().map_err(StartError::Protect)?;
     let (reader, writer) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)
         .map_err(|errno| StartError::Daemonize(errno.into()))?;
     if process::fork().map_err(StartError::Daemonize)?.is_some() {
@@ -147,6 +156,8 @@ fn start(paths: &Paths, cgroup_parent: &str, resumed: bool) -> Result<server::Se
         Err(errno) => return Err(StartError::Daemonize(errno.into())),
     }
     process::reset_signals();
+    process::ignore_sigpipe();
+    protect::restore_name();
     rustix::process::chdir("/").map_err(|errno| StartError::Daemonize(errno.into()))?;
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
     for directory in [
@@ -167,10 +178,10 @@ fn start(paths: &Paths, cgroup_parent: &str, resumed: bool) -> Result<server::Se
     redirect_stdio(&paths.supervisor_log())?;
     // Best effort: the kernel shall take anything before this process, but a daemon in a container may not ask for that.
     let _ = fs::write("/proc/self/oom_score_adj", "-999");
-    raise_descriptor_limit();
+    let descriptors = raise_descriptor_limit().map_err(StartError::Daemonize)?;
     let cgroups = crate::cgroup::CgroupHost::detect(cgroup_parent)?;
     let at = |what, path: PathBuf| move |source| StartError::Path { what, path, source };
-    let mut server = server::Server::new(paths.clone(), cgroups)
+    let mut server = server::Server::new(paths.clone(), cgroups, descriptors)
         .map_err(at("open the journal in", paths.exec_root.clone()))?;
     server
         .adopt()
@@ -254,12 +265,17 @@ fn redirect_stdio(log: &Path) -> Result<(), StartError> {
     rustix::stdio::dup2_stderr(&log_file).map_err(failed)
 }
 
-/// Each container takes five descriptors.
-fn raise_descriptor_limit() {
-    const RLIMIT_NOFILE: u32 = 7;
-    if let Ok(hard) = process::hard_limit(RLIMIT_NOFILE) {
-        let _ = process::set_rlimit(RLIMIT_NOFILE, hard, hard);
-    }
+/// Each container takes five descriptors. The limit there was is the containers'.
+fn raise_descriptor_limit() -> io::Result<Rlimit> {
+    let (soft, hard) = process::rlimit(process::RLIMIT_NOFILE)?;
+    let original = Rlimit {
+        resource: process::RLIMIT_NOFILE,
+        soft,
+        hard,
+    };
+    // What cannot be raised is still good for many.
+    let _ = process::set_rlimit(process::RLIMIT_NOFILE, hard, hard);
+    Ok(original)
 }
 
 /// Writes a line to the supervisor's own log.

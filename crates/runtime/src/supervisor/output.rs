@@ -66,20 +66,34 @@ pub(super) fn timestamp(at: Timestamp) -> String {
 pub(super) struct LogFile {
     path: PathBuf,
     config: LogConfig,
-    file: fs::File,
+    /// `None`: it could not be opened yet.
+    file: Option<fs::File>,
+    /// Where the next entry goes.
     size: u64,
+    /// How long the file may be: beyond `size` is what a write that failed has left.
+    reach: u64,
 }
 
 impl LogFile {
-    pub(super) fn open(path: &Path, config: LogConfig) -> io::Result<Self> {
-        let file = open(path)?;
-        let size = file.metadata()?.len();
-        Ok(Self {
+    pub(super) fn new(path: &Path, config: LogConfig) -> Self {
+        Self {
             path: path.to_path_buf(),
             config,
-            file,
-            size,
-        })
+            file: None,
+            size: 0,
+            reach: 0,
+        }
+    }
+
+    /// Opens the file, unless it is open.
+    pub(super) fn open(&mut self) -> io::Result<()> {
+        if self.file.is_none() {
+            let file = open(&self.path)?;
+            self.size = file.metadata()?.len();
+            self.reach = self.size;
+            self.file = Some(file);
+        }
+        Ok(())
     }
 
     pub(super) fn size(&self) -> u64 {
@@ -87,34 +101,57 @@ impl LogFile {
     }
 
     /// Writes `bytes` at `offset` and ends the file there: what a dead supervisor may have written beyond is the same again.
+    /// After an error the file ends at `offset`: half an entry would garble the next one.
     pub(super) fn write_at(&mut self, offset: u64, bytes: &[u8]) -> io::Result<()> {
-        self.file.write_all_at(bytes, offset)?;
+        let Some(file) = &self.file else {
+            return Err(io::Error::other("the log is not open"));
+        };
         let end = offset + bytes.len() as u64;
-        if end < self.size {
-            self.file.set_len(end)?;
+        let before = self.reach;
+        self.reach = before.max(end);
+        let written = file.write_all_at(bytes, offset);
+        self.size = if written.is_ok() { end } else { offset };
+        if written.is_err() || self.size < before {
+            match file.set_len(self.size) {
+                Ok(()) => self.reach = self.size,
+                // The next write tries again.
+                Err(error) => return written.and(Err(error)),
+            }
         }
-        self.size = end;
-        Ok(())
+        written
     }
 
-    /// Begins a new file when the current one is full: `log` becomes `log.1`, that `log.2`, and the oldest goes.
-    pub(super) fn rotate_if_full(&mut self) -> io::Result<()> {
+    /// Opens the log if need be, and begins a new file when the current one is full: `log` becomes `log.1`, that `log.2`,
+    /// and the oldest goes. After an error the current file is gone on with, however large it is.
+    pub(super) fn prepare(&mut self) -> io::Result<()> {
+        self.open()?;
+        let Some(file) = &self.file else {
+            return Ok(());
+        };
         if self.config.max_size.is_none_or(|limit| self.size < limit) {
             return Ok(());
         }
         if self.config.max_files <= 1 {
-            self.file.set_len(0)?;
-            self.size = 0;
-            return Ok(());
-        }
-        for n in (1..self.config.max_files).rev() {
-            match fs::rename(rotated(&self.path, n - 1), rotated(&self.path, n)) {
+            file.set_len(0)?;
+        } else {
+            // Made first: a full disk must not leave the log without its current file.
+            let fresh = self.path.with_extension("log.new");
+            let file = open(&fresh)?;
+            file.set_len(0)?;
+            for n in (2..self.config.max_files).rev() {
+                match fs::rename(rotated(&self.path, n - 1), rotated(&self.path, n)) {
+                    Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                    _ => {}
+                }
+            }
+            match fs::rename(&self.path, rotated(&self.path, 1)) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
                 _ => {}
             }
+            fs::rename(fresh, &self.path)?;
+            self.file = Some(file);
         }
-        self.file = open(&self.path)?;
-        self.size = 0;
+        (self.size, self.reach) = (0, 0);
         Ok(())
     }
 }
@@ -192,19 +229,62 @@ mod tests {
     }
 
     #[test]
+    fn a_log_that_cannot_be_opened_is_tried_again() {
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        let path = directory.path().join("later/log");
+        let mut log = LogFile::new(&path, LogConfig::default());
+        assert!(log.prepare().is_err());
+        assert!(log.write_at(0, b"lost").is_err());
+        fs::create_dir(directory.path().join("later")).expect("a directory");
+        log.prepare().expect("opens");
+        log.write_at(log.size(), b"kept").expect("writes");
+        assert_eq!(fs::read(&path).expect("a log"), b"kept");
+    }
+
+    #[test]
+    fn a_rotation_that_fails_leaves_the_log_as_it_is() {
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        let path = directory.path().join("log");
+        let config = LogConfig {
+            max_size: Some(2),
+            max_files: 3,
+        };
+        let mut log = LogFile::new(&path, config);
+        log.prepare().expect("opens");
+        log.write_at(0, b"aa").expect("writes");
+        // A file cannot take the place of a directory that is not empty.
+        fs::create_dir_all(rotated(&path, 1).join("x")).expect("a directory");
+        fs::create_dir_all(rotated(&path, 2).join("x")).expect("a directory");
+        assert!(log.prepare().is_err());
+        log.write_at(log.size(), b"bb").expect("writes");
+        assert_eq!(fs::read(&path).expect("a log"), b"aabb");
+        fs::remove_dir_all(rotated(&path, 1)).expect("is removed");
+        fs::remove_dir_all(rotated(&path, 2)).expect("is removed");
+        log.prepare().expect("rotates");
+        assert_eq!(fs::read(rotated(&path, 1)).expect("a log"), b"aabb");
+        assert_eq!(fs::read(&path).expect("a log"), b"");
+    }
+
+    #[test]
+    fn a_write_cut_short_leaves_no_half_entry() {
+        // Every write beyond its room fails with ENOSPC, after a part of it was written or not.
+        let mut log = LogFile::new(Path::new("/dev/full"), LogConfig::default());
+        log.prepare().expect("opens");
+        assert!(log.write_at(0, b"text").is_err());
+        assert_eq!(log.size(), 0);
+    }
+
+    #[test]
     fn full_logs_are_rotated_and_the_oldest_goes() {
         let directory = tempfile::tempdir().expect("a temporary directory");
         let path = directory.path().join("log");
-        let mut log = LogFile::open(
-            &path,
-            LogConfig {
-                max_size: Some(2),
-                max_files: 3,
-            },
-        )
-        .expect("opens");
+        let config = LogConfig {
+            max_size: Some(2),
+            max_files: 3,
+        };
+        let mut log = LogFile::new(&path, config);
         for text in ["aa", "bb", "cc", "dd"] {
-            log.rotate_if_full().expect("rotates");
+            log.prepare().expect("rotates");
             log.write_at(log.size(), text.as_bytes()).expect("writes");
         }
         let read = |n| fs::read_to_string(rotated(&path, n)).ok();

@@ -8,11 +8,11 @@ use jiff::Timestamp;
 use rustix::process::{Signal, pidfd_send_signal};
 
 use super::container::{Asker, Stage};
-use super::create;
 use super::note;
 use super::server::Server;
-use crate::plan::Plan;
-use crate::protocol::{Failure, Reply, Request};
+use super::{adopt, create};
+use crate::plan::{Plan, check_id};
+use crate::protocol::{Failure, PROTOCOL, Reply, Request};
 
 impl Server {
     pub(super) fn request(&mut self, asker: Asker, request: Request) {
@@ -25,6 +25,8 @@ impl Server {
                     asker,
                     &Reply::Hello {
                         pid: std::process::id(),
+                        protocol: PROTOCOL,
+                        build: self.build.clone(),
                     },
                     Vec::new(),
                 );
@@ -58,6 +60,11 @@ impl Server {
                     .and_then(|key| self.containers[&key].state());
                 self.reply(asker, &Reply::State(state), Vec::new());
             }
+            Request::Remains => {
+                let remains = self.remains();
+                let result = remains.map(|ids| (Reply::Ids(ids), Vec::new()));
+                self.answer_with(asker, result);
+            }
             Request::Wait { id } => self.wait(asker, &id),
             Request::Hold { id } => {
                 let result = self.key(&id).and_then(|key| self.held(key));
@@ -86,6 +93,23 @@ impl Server {
                 self.answer(asker, result);
             }
         }
+    }
+
+    /// The ids of state directories that belong to no container.
+    fn remains(&self) -> Result<Vec<String>, Failure> {
+        let states = self.paths.states();
+        let failed = |error| Failure::Step(format!("read {}: {error}", states.display()));
+        let mut ids = Vec::new();
+        for entry in fs::read_dir(&states).map_err(failed)? {
+            let name = entry.map_err(failed)?.file_name();
+            let id = name.into_string().unwrap_or_default();
+            let known = self.by_id.contains_key(&id) || self.postponed.contains(&id);
+            if check_id(&id).is_ok() && !known {
+                ids.push(id);
+            }
+        }
+        ids.sort();
+        Ok(ids)
     }
 
     fn answer(&mut self, asker: Asker, result: Result<(), Failure>) {
@@ -118,19 +142,19 @@ impl Server {
                 _ => self.reply_created(asker, key),
             };
         }
-        let made = create::make(plan, &self.paths, &mut self.cgroups);
+        self.postponed.remove(&plan.id);
+        let made = create::make(plan, &self.paths, &mut self.cgroups, &self.descriptors);
         match made {
             Err(failure) => self.answer(asker, Err(failure)),
             Ok(mut container) => {
                 container.creating.push(asker);
-                if let Err(error) = self.insert(container) {
+                if let Err(rejected) = self.insert(container) {
                     // Out of descriptors or memory: without events the container could not be followed.
+                    let error = &rejected.error;
                     note(&format!("follow {}: {error}", plan.id));
-                    let _ = self.cgroups.of(&plan.id).kill();
-                    self.answer(
-                        asker,
-                        Err(Failure::Step(format!("follow the container: {error}"))),
-                    );
+                    let failure = Failure::Step(format!("follow the container: {error}"));
+                    create::abandon(&rejected.container);
+                    self.answer(asker, Err(failure));
                 }
             }
         }
@@ -296,10 +320,25 @@ impl Server {
         }
     }
 
+    /// Kills and removes what could not be adopted.
+    fn delete_unadopted(&mut self, id: &str) -> Result<(), Failure> {
+        if !self.postponed.contains(id) {
+            return Ok(());
+        }
+        let errors = adopt::discard(id, &self.paths, &self.cgroups);
+        if errors.is_empty() {
+            self.postponed.remove(id);
+            Ok(())
+        } else {
+            Err(Failure::Step(errors.join("; ")))
+        }
+    }
+
     /// Kills what runs; the answer comes when all is removed. Unknown ids are deleted already.
     fn delete(&mut self, asker: Asker, id: &str) {
         let Ok(key) = self.key(id) else {
-            return self.answer(asker, Ok(()));
+            let result = self.delete_unadopted(id);
+            return self.answer(asker, result);
         };
         let container = self
             .containers

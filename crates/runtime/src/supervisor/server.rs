@@ -1,12 +1,12 @@
 //! The supervisor's event loop: connections, ended processes, output, reports.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::ffi::{CString, OsString};
 use std::fs;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
@@ -14,20 +14,25 @@ use rustix::event::epoll;
 use rustix::process::{WaitId, WaitIdOptions, waitid};
 
 use super::container::{Container, Stage};
-use super::journal::{Journal, Pumped, Unfinished};
-use super::{adopt, create, note};
+use super::journal::{Journal, PumpError, Pumped, Unfinished};
+use super::{adopt, create, note, protect};
 use crate::cgroup::CgroupHost;
 use crate::child::{ChildFailure, READY};
 use crate::paths::Paths;
-use crate::protocol::{Decoder, Failure, Reply, Request, encode};
+use crate::plan::Rlimit;
+use crate::protocol::{Decoder, Failure, Reply, Request, build_of, encode};
 use crate::sys::fdpass;
-use crate::sys::process::pidfd_exit_status;
+use crate::sys::process::{self, pidfd_exit_status};
 use crate::{ExitStatus, Stream};
 
 /// How long an adopted process's status may take to become known: it must be reaped by whoever inherited it.
 const STATUS_PATIENCE: Duration = Duration::from_secs(5);
 /// How often that is asked, and adopted containers without a process are looked at.
 const STATUS_INTERVAL: Duration = Duration::from_millis(20);
+/// After how long what failed for want of something (descriptors, room) is tried again.
+const RETRY_INTERVAL: Duration = Duration::from_secs(1);
+/// How often a container's log may be said to be in trouble.
+const NOTE_INTERVAL: Duration = Duration::from_mins(1);
 /// The exit code of a container that nobody saw end.
 const UNKNOWN_CODE: i32 = 255;
 
@@ -77,11 +82,16 @@ struct Connection {
 pub(super) struct Server {
     pub(super) paths: Paths,
     pub(super) cgroups: CgroupHost,
+    /// The limit of open files that we were started with, which containers get.
+    pub(super) descriptors: Rlimit,
     epoll: OwnedFd,
     listener: Option<UnixListener>,
     connections: HashMap<u64, Connection>,
     pub(super) containers: BTreeMap<u64, Container>,
     pub(super) by_id: HashMap<String, u64>,
+    /// Containers of a dead supervisor that could not be adopted yet, and when that is tried again.
+    pub(super) postponed: BTreeSet<String>,
+    adopt_at: Instant,
     next_key: u64,
     journal: Journal,
     unfinished: Option<Unfinished>,
@@ -90,39 +100,47 @@ pub(super) struct Server {
     pub(super) upgrade: Option<PathBuf>,
     /// Kept open while we are the supervisor; `None` when it was inherited over an upgrade.
     pub(super) lock: Option<fs::File>,
+    /// Which build we are; see [`crate::protocol::build_of`].
+    pub(super) build: String,
     /// Our own arguments, for that.
     pub(super) arguments: Vec<OsString>,
 }
 
 impl Server {
-    pub(super) fn new(paths: Paths, cgroups: CgroupHost) -> io::Result<Self> {
+    pub(super) fn new(paths: Paths, cgroups: CgroupHost, descriptors: Rlimit) -> io::Result<Self> {
         let (journal, unfinished) = Journal::open(&paths)?;
         Ok(Self {
             paths,
             cgroups,
+            descriptors,
             epoll: epoll::create(epoll::CreateFlags::CLOEXEC)?,
             listener: None,
             connections: HashMap::new(),
             containers: BTreeMap::new(),
             by_id: HashMap::new(),
+            postponed: BTreeSet::new(),
+            adopt_at: Instant::now(),
             next_key: 1,
             journal,
             unfinished,
             stopping: false,
             upgrade: None,
             lock: None,
+            build: build_of(Path::new("/proc/self/exe"))?,
             arguments: Vec::new(),
         })
     }
 
     /// Takes over the containers of a dead supervisor, its last batch of output first.
     pub(super) fn adopt(&mut self) -> io::Result<()> {
-        let (containers, errors) = adopt::adopt(&self.paths, &self.cgroups)?;
-        for error in errors {
+        let found = adopt::adopt(&self.paths, &self.cgroups)?;
+        for error in found.errors {
             note(&error);
         }
+        self.postponed = found.postponed;
+        self.adopt_at = Instant::now() + RETRY_INTERVAL;
         let mut unfinished = self.unfinished.take();
-        for mut container in containers {
+        for mut container in found.containers {
             if let Some(batch) = unfinished.take_if(|batch| batch.id() == container.record.id)
                 && let Err(error) = self.journal.finish(batch, &mut container.output)
             {
@@ -131,19 +149,50 @@ impl Server {
                     container.record.id
                 ));
             }
-            note(&format!(
-                "adopted {} ({:?})",
-                container.record.id, container.stage
-            ));
-            let restart = container.stage == Stage::Starting;
-            let key = self.insert(container)?;
-            if restart {
-                // Whether the starting byte was written is not known; a second one is never read.
-                self.release(key);
-            }
+            self.take_over(container);
         }
         self.journal.close();
         Ok(())
+    }
+
+    /// Goes on with a container where a dead supervisor left it.
+    fn take_over(&mut self, container: Container) {
+        let (id, stage) = (container.record.id.clone(), container.stage);
+        match self.insert(container) {
+            Ok(key) => {
+                note(&format!("adopted {id} ({stage:?})"));
+                if stage == Stage::Starting {
+                    // Whether the starting byte was written is not known; a second one is never read.
+                    self.release(key);
+                }
+            }
+            Err(rejected) => {
+                note(&format!("follow {id}: {}", rejected.error));
+                self.postponed.insert(id);
+            }
+        }
+    }
+
+    /// Tries to adopt again what could not be adopted before.
+    fn adopt_postponed(&mut self) {
+        if self.postponed.is_empty() || Instant::now() < self.adopt_at {
+            return;
+        }
+        self.adopt_at = Instant::now() + RETRY_INTERVAL;
+        for id in std::mem::take(&mut self.postponed) {
+            match adopt::adopt_one(&id, &self.paths, &self.cgroups) {
+                Ok(Some(container)) => self.take_over(container),
+                Ok(None) => {
+                    for error in adopt::discard(&id, &self.paths, &self.cgroups) {
+                        note(&error);
+                    }
+                }
+                // Was noted the first time.
+                Err(_) => {
+                    self.postponed.insert(id);
+                }
+            }
+        }
     }
 
     pub(super) fn listen(&mut self, listener: UnixListener) -> io::Result<()> {
@@ -163,13 +212,9 @@ impl Server {
         let mut events = Vec::with_capacity(128);
         while !(self.stopping && self.connections.values().all(|c| c.outgoing.is_empty())) {
             events.clear();
-            let lost = self
-                .containers
-                .values()
-                .any(|container| container.lost_since.is_some());
-            let timeout = lost.then(|| rustix::event::Timespec {
-                tv_sec: 0,
-                tv_nsec: i64::from(STATUS_INTERVAL.subsec_nanos()),
+            let timeout = self.patience().map(|patience| rustix::event::Timespec {
+                tv_sec: i64::try_from(patience.as_secs()).expect("it is a second at most"),
+                tv_nsec: i64::from(patience.subsec_nanos()),
             });
             match epoll::wait(
                 &self.epoll,
@@ -187,10 +232,23 @@ impl Server {
                 self.dispatch(Source::unpack(event.data.u64()), flags);
             }
             self.look_for_lost_statuses();
+            self.retry_outputs();
+            self.adopt_postponed();
             self.upgrade_if_asked();
         }
         let _ = fs::remove_file(self.paths.socket());
         self.cgroups.remove_parent();
+    }
+
+    /// How long to wait for events; `None`: for ever.
+    fn patience(&self) -> Option<Duration> {
+        let mut containers = self.containers.values();
+        if containers.any(|container| container.lost_since.is_some()) {
+            return Some(STATUS_INTERVAL);
+        }
+        let mut containers = self.containers.values();
+        let retrying = containers.any(|container| container.retries != [None; 2]);
+        (retrying || !self.postponed.is_empty()).then_some(RETRY_INTERVAL)
     }
 
     /// Executes the new executable, once nothing is half done: records and partial lines are on disk, the children stay
@@ -215,22 +273,27 @@ impl Server {
         ];
         let args: Option<Vec<CString>> =
             words.iter().chain(&self.arguments).map(c_string).collect();
-        let env: Vec<CString> = std::env::vars_os()
-            .filter_map(|(key, value)| {
-                let mut entry = key;
-                entry.push("=");
-                entry.push(value);
-                c_string(&entry)
-            })
-            .collect();
         if let Some(args) = args {
             note(&format!("going on as {}", exe.display()));
             // The lock belongs to the process, not to the program: nobody else shall get it in between.
             if let Some(lock) = &self.lock {
                 let _ = rustix::io::fcntl_setfd(lock, rustix::io::FdFlags::empty());
             }
-            let error = crate::sys::process::execve(&args[0], &args, &env);
+            // The next one raises it again, and must know what it was.
+            let own = process::rlimit(process::RLIMIT_NOFILE);
+            let error = protect::execute(&exe, &args, || {
+                let Rlimit { soft, hard, .. } = self.descriptors;
+                let _ = process::set_rlimit(process::RLIMIT_NOFILE, soft, hard);
+            });
+            if let Ok((soft, hard)) = own {
+                let _ = process::set_rlimit(process::RLIMIT_NOFILE, soft, hard);
+            }
             note(&format!("execute {}: {error}", exe.display()));
+        }
+        // Who asked waits for the end of its connection.
+        let connections: Vec<u64> = self.connections.keys().copied().collect();
+        for key in connections {
+            self.disconnect(key);
         }
     }
 
@@ -245,9 +308,19 @@ impl Server {
     }
 
     /// Registers a container's descriptors and gives it a key.
-    pub(super) fn insert(&mut self, container: Container) -> io::Result<u64> {
+    pub(super) fn insert(&mut self, container: Container) -> Result<u64, Rejected> {
         let key = self.next_key;
         self.next_key += 1;
+        if let Err(error) = self.watch(key, &container) {
+            let container = Box::new(container);
+            return Err(Rejected { container, error });
+        }
+        self.by_id.insert(container.record.id.clone(), key);
+        self.containers.insert(key, container);
+        Ok(key)
+    }
+
+    fn watch(&self, key: u64, container: &Container) -> io::Result<()> {
         let input = epoll::EventFlags::IN;
         let add = |fd: &OwnedFd, source| epoll::add(&self.epoll, fd, data(source), input);
         if let Some(pidfd) = &container.pidfd {
@@ -261,9 +334,7 @@ impl Server {
         if let Some(report) = &container.report {
             add(report, Source::Report(key))?;
         }
-        self.by_id.insert(container.record.id.clone(), key);
-        self.containers.insert(key, container);
-        Ok(key)
+        Ok(())
     }
 
     fn accept(&mut self) {
@@ -305,14 +376,14 @@ impl Server {
         loop {
             match fdpass::receive(connection.stream.as_fd(), &mut buffer, &mut fds) {
                 Ok(0) => {
-                    self.connections.remove(&key);
+                    self.disconnect(key);
                     return;
                 }
                 Ok(count) => connection.decoder.bytes.extend_from_slice(&buffer[..count]),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(_) => {
-                    self.connections.remove(&key);
+                    self.disconnect(key);
                     return;
                 }
             }
@@ -323,9 +394,17 @@ impl Server {
                 Ok(None) => return,
                 Err(error) => {
                     note(&create::chain(&error));
-                    self.connections.remove(&key);
+                    self.disconnect(key);
                 }
             }
+        }
+    }
+
+    /// Forgets a connection, and who waits behind it. A deletion somebody asked for goes on all the same.
+    fn disconnect(&mut self, key: u64) {
+        self.connections.remove(&key);
+        for container in self.containers.values_mut() {
+            container.waiting.retain(|asker| asker.0 != key);
         }
     }
 
@@ -361,7 +440,7 @@ impl Server {
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
                 Err(_) => {
-                    self.connections.remove(&key);
+                    self.disconnect(key);
                     return;
                 }
             }
@@ -389,11 +468,45 @@ impl Server {
             .journal
             .pump(fifo.as_fd(), stream, &mut container.output)
         {
-            Ok(Pumped::Bytes | Pumped::Empty) => {}
+            Ok(Pumped::Bytes(_) | Pumped::Empty) => {}
             // All writers are gone though the process lives: a program that closed its output. The FIFO can be opened again
             // through nobody, so there is nothing more to come.
             Ok(Pumped::End) => self.close_output(key, stream),
-            Err(error) => note(&format!("log of {}: {error}", container.record.id)),
+            Err(PumpError::Log(_, error)) => {
+                log_trouble(&mut container.log_noted, &container.record.id, &error);
+            }
+            Err(PumpError::Stuck(error)) => {
+                // It stays readable: without a pause it would be tried again without end.
+                let _ = epoll::delete(&self.epoll, fifo);
+                container.retries[stream as usize] = Some(Instant::now() + RETRY_INTERVAL);
+                log_trouble(&mut container.log_noted, &container.record.id, &error);
+            }
+        }
+    }
+
+    /// Listens again to the streams whose pause is over.
+    fn retry_outputs(&mut self) {
+        let now = Instant::now();
+        for (key, container) in &mut self.containers {
+            for stream in Stream::BOTH {
+                let retry = &mut container.retries[stream as usize];
+                if retry.is_none_or(|at| now < at) {
+                    continue;
+                }
+                *retry = None;
+                if let Some(fifo) = &container.fifos[stream as usize] {
+                    let source = data(Source::Output(*key, stream));
+                    let added = epoll::add(&self.epoll, fifo, source, epoll::EventFlags::IN);
+                    if let Err(error) = added {
+                        *retry = Some(now + RETRY_INTERVAL);
+                        log_trouble(
+                            &mut container.log_noted,
+                            &container.record.id,
+                            &error.into(),
+                        );
+                    }
+                }
+            }
         }
     }
 
@@ -404,8 +517,9 @@ impl Server {
         if let Some(fifo) = container.fifos[stream as usize].take() {
             let _ = epoll::delete(&self.epoll, &fifo);
         }
+        container.retries[stream as usize] = None;
         if let Err(error) = self.journal.flush(stream, &mut container.output) {
-            note(&format!("log of {}: {error}", container.record.id));
+            log_trouble(&mut container.log_noted, &container.record.id, &error);
         }
     }
 
@@ -608,6 +722,7 @@ impl Server {
         self.delete_if_asked(key);
     }
 
+    /// Takes what an ended container has left in a FIFO: only that, since somebody else may hold it open and go on writing.
     fn drain(&mut self, key: u64, stream: Stream) {
         let Some(container) = self.containers.get_mut(&key) else {
             return;
@@ -615,18 +730,32 @@ impl Server {
         let Some(fifo) = &container.fifos[stream as usize] else {
             return;
         };
-        loop {
-            match self
-                .journal
-                .pump(fifo.as_fd(), stream, &mut container.output)
-            {
-                Ok(Pumped::Bytes) => {}
-                Ok(Pumped::Empty | Pumped::End) => return,
-                Err(error) => {
-                    note(&format!("log of {}: {error}", container.record.id));
-                    return;
-                }
+        let mut left = match rustix::io::ioctl_fionread(fifo) {
+            Ok(left) => usize::try_from(left).unwrap_or(usize::MAX),
+            Err(error) => {
+                return log_trouble(
+                    &mut container.log_noted,
+                    &container.record.id,
+                    &error.into(),
+                );
             }
+        };
+        while left > 0 {
+            let pumped = self
+                .journal
+                .pump(fifo.as_fd(), stream, &mut container.output);
+            let moved = match pumped {
+                Ok(Pumped::Bytes(moved)) => moved,
+                Ok(Pumped::Empty | Pumped::End) => return,
+                Err(PumpError::Log(moved, error)) => {
+                    log_trouble(&mut container.log_noted, &container.record.id, &error);
+                    moved
+                }
+                Err(PumpError::Stuck(error)) => {
+                    return log_trouble(&mut container.log_noted, &container.record.id, &error);
+                }
+            };
+            left = left.saturating_sub(moved);
         }
     }
 
@@ -666,6 +795,22 @@ impl Server {
             self.reply_all(askers, &Reply::Failed(Failure::Step(errors.join("; "))));
         }
     }
+}
+
+/// A container whose descriptors could not be registered, and why.
+pub(super) struct Rejected {
+    pub(super) container: Box<Container>,
+    pub(super) error: io::Error,
+}
+
+/// Notes what is wrong with a container's log, not more often than somebody would read it.
+fn log_trouble(noted: &mut Option<Instant>, id: &str, error: &io::Error) {
+    let recently = |at: Instant| at.elapsed() < NOTE_INTERVAL;
+    if noted.is_some_and(recently) {
+        return;
+    }
+    *noted = Some(Instant::now());
+    note(&format!("log of {id}: {error}"));
 }
 
 fn data(source: Source) -> epoll::EventData {

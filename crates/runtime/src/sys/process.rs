@@ -246,6 +246,9 @@ pub(crate) fn set_ids(uid: u32, gid: u32, groups: &[u32]) -> io::Result<()> {
     Ok(())
 }
 
+/// The limit of open files (`<sys/resource.h>`), of the type that limits have here whatever the C library.
+pub(crate) const RLIMIT_NOFILE: u32 = 7;
+
 /// Sets a resource limit of this process by its number in `<sys/resource.h>`.
 pub(crate) fn set_rlimit(resource: u32, soft: u64, hard: u64) -> io::Result<()> {
     let limit = libc::rlimit64 {
@@ -265,8 +268,8 @@ pub(crate) fn set_rlimit(resource: u32, soft: u64, hard: u64) -> io::Result<()> 
     .map(drop)
 }
 
-/// The hard limit of this process for a resource.
-pub(crate) fn hard_limit(resource: u32) -> io::Result<u64> {
+/// The soft and the hard limit of this process for a resource.
+pub(crate) fn rlimit(resource: u32) -> io::Result<(u64, u64)> {
     let mut limit = libc::rlimit64 {
         rlim_cur: 0,
         rlim_max: 0,
@@ -281,7 +284,7 @@ pub(crate) fn hard_limit(resource: u32) -> io::Result<u64> {
             &raw mut limit,
         )
     })?;
-    Ok(limit.rlim_max)
+    Ok((limit.rlim_cur, limit.rlim_max))
 }
 
 /// Puts every signal back to its default action and unblocks all of them: both survive execve(2) otherwise.
@@ -295,6 +298,12 @@ pub(crate) fn reset_signals() {
         libc::sigemptyset(&raw mut set);
         libc::sigprocmask(libc::SIG_SETMASK, &raw const set, std::ptr::null_mut());
     }
+}
+
+/// Has a write to a closed pipe or socket fail instead of ending this process.
+pub(crate) fn ignore_sigpipe() {
+    // SAFETY: SIG_IGN is a valid disposition of a signal that can be ignored.
+    unsafe { libc::signal(libc::SIGPIPE, libc::SIG_IGN) };
 }
 
 /// Blocks all signals, so that they can be taken with [`wait_signal`].
@@ -354,15 +363,31 @@ pub(crate) fn set_domainname(name: &str) -> io::Result<()> {
     .map(drop)
 }
 
+/// Pointers to strings, ended by NULL, as the exec family takes them.
+fn pointers(strings: &[CString]) -> Vec<*const libc::c_char> {
+    let pointers = strings.iter().map(|text| text.as_ptr());
+    pointers.chain([std::ptr::null()]).collect()
+}
+
+/// Executes an open file (execveat(2)). Returns only when it failed.
+pub(crate) fn execute(file: BorrowedFd<'_>, args: &[CString], env: &[CString]) -> io::Error {
+    let (args, env) = (pointers(args), pointers(env));
+    // SAFETY: both arrays are NULL-terminated and point to NUL-terminated strings that outlive the call.
+    unsafe {
+        libc::syscall(
+            libc::SYS_execveat,
+            file.as_raw_fd(),
+            c"".as_ptr(),
+            args.as_ptr(),
+            env.as_ptr(),
+            libc::AT_EMPTY_PATH,
+        )
+    };
+    io::Error::last_os_error()
+}
+
 /// execve(2). Returns only when it failed.
 pub(crate) fn execve(path: &CString, args: &[CString], env: &[CString]) -> io::Error {
-    let pointers = |strings: &[CString]| -> Vec<*const libc::c_char> {
-        strings
-            .iter()
-            .map(|text| text.as_ptr())
-            .chain([std::ptr::null()])
-            .collect()
-    };
     let (args, env) = (pointers(args), pointers(env));
     // SAFETY: both arrays are NULL-terminated and point to NUL-terminated strings that outlive the call.
     unsafe { libc::execve(path.as_ptr(), args.as_ptr(), env.as_ptr()) };

@@ -91,6 +91,22 @@ pub(crate) fn generation(socket: &mut Socket) -> Result<u32, KernelError> {
         .unwrap_or(0))
 }
 
+/// The generation now, if nobody changed anything since `before` but we ourselves, with one
+/// transaction (or with none, when not `sent`); `None` if somebody did.
+pub(crate) fn own_generation(
+    socket: &mut Socket,
+    before: u32,
+    sent: bool,
+) -> Result<Option<u32>, KernelError> {
+    // Each commit counts one further, and leaves 0 out (nf_tables_commit()).
+    let ours = if sent {
+        before.wrapping_add(1).max(1)
+    } else {
+        before
+    };
+    Ok(Some(generation(socket)?).filter(|now| *now == ours))
+}
+
 /// Names of all IPv4 tables in the socket's namespace.
 pub(crate) fn tables(socket: &mut Socket) -> Result<Vec<String>, KernelError> {
     let answers = socket.query(|batch| {

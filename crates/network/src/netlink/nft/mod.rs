@@ -9,7 +9,7 @@ mod expr;
 
 use std::collections::BTreeMap;
 
-pub(crate) use dump::{Found, dropping_forward_chains, dump, generation, tables};
+pub(crate) use dump::{Found, dropping_forward_chains, dump, generation, own_generation, tables};
 pub(crate) use expr::{Expr, reg};
 
 use super::{

@@ -3,16 +3,22 @@
 use std::{sync::Arc, time::Duration};
 
 use rand::rng;
-use shoal_raft_store::{Command, Commits, Leadership, ProposeError, RecvError, State, Store};
-use shoal_types::Timestamp;
+use shoal_raft_store::{
+    Commit, Commits, Leadership, ObjectChange, ProposeError, RecvError, State, Store,
+};
+use shoal_types::{TaskState, Timestamp};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use crate::{brain::Brain, hub::Hub};
+use crate::{brain::Brain, hub::Hub, propose};
 
 /// A full pass repairs whatever a missed event left behind.
 const RESYNC: Duration = Duration::from_secs(30);
 /// Before trying again when the store could not take a command.
 const RETRY: Duration = Duration::from_millis(200);
+/// Passes over what users changed begin at least so long after the one before, so that what many of
+/// them ask for at once shares a command. A pass that a task's end calls for does not wait.
+const GATHER: Duration = Duration::from_millis(4);
 
 /// Decides whenever this manager leads, until `stop`.
 pub(crate) async fn run(store: Store, hub: &Hub, stop: CancellationToken) {
@@ -25,6 +31,7 @@ pub(crate) async fn run(store: Store, hub: &Hub, stop: CancellationToken) {
             // Each arm only observes, except the term, which is over when another arm wins.
             tokio::select! {
                 () = lead(&store, hub) => {}
+                () = hub.pulse() => {}
                 _ = leadership.changed() => {}
                 () = stop.cancelled() => return,
             }
@@ -51,9 +58,15 @@ async fn lead(store: &Store, hub: &Hub) {
     let mut feed = store.changes_after(state.version());
     let mut brain = Brain::new(&state);
     let mut resync_at = hub.clock.steady().after(RESYNC);
+    let mut gathered = Instant::now();
+    let mut hurry = true;
     loop {
-        if !drain(&mut feed, &mut brain, store) {
+        if !drain(&mut feed, &mut brain, store, &mut hurry) {
             return;
+        }
+        if !std::mem::take(&mut hurry) && Instant::now() < gathered {
+            tokio::time::sleep_until(gathered).await;
+            continue;
         }
         state = store.state();
         if hub.clock.steady() >= resync_at {
@@ -64,7 +77,7 @@ async fn lead(store: &Store, hub: &Hub) {
         let plan = brain.decide(&state, first, hub.clock.wall(), &mut rng());
         let idle = plan.commands.is_empty();
         for command in plan.commands {
-            match propose(store, command).await {
+            match propose::in_parts(store, command).await {
                 Ok(()) => {}
                 Err(ProposeError::NotLeader { .. } | ProposeError::Stopped) => return,
                 Err(ProposeError::Rejected(rejection)) => {
@@ -82,6 +95,8 @@ async fn lead(store: &Store, hub: &Hub) {
             }
         }
         if !idle {
+            gathered = Instant::now() + GATHER;
+            hurry = plan.wake_at.is_some_and(|at| at <= hub.clock.wall());
             continue;
         }
         let pause = [
@@ -93,7 +108,7 @@ async fn lead(store: &Store, hub: &Hub) {
         // All arms only observe: what is not seen now is seen in the next round.
         tokio::select! {
             next = feed.recv() => match next {
-                Ok(commit) => commit.changes.iter().for_each(|change| brain.observe(change)),
+                Ok(commit) => observe(&mut brain, &commit, &mut hurry),
                 Err(RecvError::Lagged { .. }) => brain = Brain::new(&store.state()),
                 Err(RecvError::Closed) => return,
             },
@@ -107,14 +122,26 @@ fn until(hub: &Hub, at: Timestamp) -> Duration {
     at.since(hub.clock.steady())
 }
 
+/// Takes note of a commit, and of whether it leaves no time to wait for others.
+fn observe(brain: &mut Brain, commit: &Commit, hurry: &mut bool) {
+    for change in &commit.changes {
+        brain.observe(change);
+        if let ObjectChange::Task {
+            before: Some(before),
+            after: Some(after),
+        } = change
+        {
+            *hurry |= before.status.state != after.status.state
+                && after.status.state >= TaskState::Running;
+        }
+    }
+}
+
 /// Takes note of everything that is committed; false when the store is closed.
-fn drain(feed: &mut Commits, brain: &mut Brain, store: &Store) -> bool {
+fn drain(feed: &mut Commits, brain: &mut Brain, store: &Store, hurry: &mut bool) -> bool {
     loop {
         match feed.try_recv() {
-            Ok(Some(commit)) => commit
-                .changes
-                .iter()
-                .for_each(|change| brain.observe(change)),
+            Ok(Some(commit)) => observe(brain, &commit, hurry),
             Ok(None) => return true,
             Err(RecvError::Lagged { .. }) => {
                 let state: Arc<State> = store.state();
@@ -123,26 +150,4 @@ fn drain(feed: &mut Commits, brain: &mut Brain, store: &Store) -> bool {
             Err(RecvError::Closed) => return false,
         }
     }
-}
-
-/// Proposes `command`, in halves if it is too large for the log.
-async fn propose(store: &Store, command: Command) -> Result<(), ProposeError> {
-    let mut parts = vec![command];
-    while let Some(command) = parts.pop() {
-        match store.propose(command.clone()).await {
-            Ok(_applied) => {}
-            Err(ProposeError::TooLarge { .. }) if command.changes.len() > 1 => {
-                let at = command.at;
-                let mut first = command.changes;
-                let second = first.split_off(first.len() / 2);
-                parts.push(Command {
-                    at,
-                    changes: second,
-                });
-                parts.push(Command { at, changes: first });
-            }
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(())
 }

@@ -215,26 +215,19 @@ fn targets<Id>(word: &str, field: &str, files: &[FileReference<Id>]) -> Checked 
 fn port_conflicts(state: &State, id: Option<ServiceId>, spec: &ServiceSpec) -> Checked {
     let wanted = spec.endpoint.ports.iter().filter(|p| p.published != 0);
     for port in wanted {
-        for other in state.services().filter(|other| Some(other.id) != id) {
-            let allocated = other.endpoint.as_ref().map(|endpoint| &endpoint.ports);
-            let named = &other.spec.endpoint.ports;
-            let taken = allocated.into_iter().flatten().chain(named).find(|taken| {
-                taken.protocol == port.protocol
-                    && taken.published == port.published
-                    && (taken.mode == PublishMode::Ingress || port.mode == PublishMode::Ingress)
-            });
-            if let Some(taken) = taken {
-                let how = match taken.mode {
-                    PublishMode::Ingress => "an ingress port",
-                    PublishMode::Host => "a host-published port",
-                };
-                let message = format!(
-                    "port '{}' is already in use by service '{}' ({}) as {how}",
-                    port.published, other.spec.name, other.id
-                );
-                return Err(ControlError::invalid("EndpointSpec.Ports", message));
-            }
-        }
+        let (protocol, published) = (port.protocol, port.published);
+        let others = |other: &ServiceId| Some(*other) != id;
+        let ingress = state.port_owner(protocol, published).filter(others);
+        let host = state.host_port_users(protocol, published).find(others);
+        let (other, how) = match (ingress, host, port.mode) {
+            (Some(other), _, _) => (other, "an ingress port"),
+            (None, Some(other), PublishMode::Ingress) => (other, "a host-published port"),
+            _free => continue,
+        };
+        let name = state.service(&other).map_or("", |other| &other.spec.name);
+        let message =
+            format!("port '{published}' is already in use by service '{name}' ({other}) as {how}");
+        return Err(ControlError::invalid("EndpointSpec.Ports", message));
     }
     Ok(())
 }

@@ -92,7 +92,7 @@ async fn welcome<S: AsyncRead + AsyncWrite>(
     };
     must_lead(store, hub).await?;
     check_node(hub, &store.state(), node, description)?;
-    let session = hub.open_session(node);
+    let session = hub.open_session(node).ok_or(SessionEnd::Superseded)?;
     // Spread out, so that a thousand agents do not speak in the same instant.
     let heartbeat = hub.config.heartbeat.mul_f64(rng().random_range(0.9..=1.0));
     to_agent

@@ -37,6 +37,7 @@ pub struct State {
     node_tasks: Table<(NodeId, TaskId), ()>,
     addresses: Table<(NetworkId, Ipv4Addr), AddressOwner>,
     ports: Table<(Protocol, u16), ServiceId>,
+    host_ports: Table<(Protocol, u16, ServiceId), ()>,
 }
 
 /// Who holds an address of a network.
@@ -170,9 +171,20 @@ impl State {
             .map(|((_, addr), owner)| (*addr, *owner))
     }
 
-    /// The service that an ingress port belongs to.
+    /// The service that an ingress port belongs to, because its spec names it or it was given it.
     pub fn port_owner(&self, protocol: Protocol, port: u16) -> Option<ServiceId> {
         self.ports.get(&(protocol, port)).copied()
+    }
+
+    /// The services that publish a port on their own nodes, by id.
+    pub fn host_port_users(
+        &self,
+        protocol: Protocol,
+        port: u16,
+    ) -> impl Iterator<Item = ServiceId> {
+        self.host_ports
+            .range((protocol, port, ServiceId::MIN)..=(protocol, port, ServiceId::MAX))
+            .map(|((_, _, service), ())| *service)
     }
 
     /// All objects, in an order in which [`State::restore`] takes them back.

@@ -219,7 +219,7 @@ impl Session {
 #[cfg(test)]
 mod tests {
     use shoal_transport::dial;
-    use shoal_types::{Generation, TaskState};
+    use shoal_types::Generation;
 
     use super::*;
 
@@ -366,7 +366,7 @@ mod tests {
         outbox.put(task, status(TaskState::Starting));
         outbox.take_unsent();
         outbox.put(task, status(TaskState::Running));
-        outbox.accepted(&[task]);
+        outbox.accepted(&[(task, TaskState::Starting)]);
         assert_eq!(outbox.take_unsent(), [(task, status(TaskState::Running))]);
     }
 }

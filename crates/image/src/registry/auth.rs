@@ -27,6 +27,8 @@ const URL_SAFE: GeneralPurpose = GeneralPurpose::new(
 );
 /// Lifetime of a token whose issuer names none, by the token specification.
 const TOKEN_LIFETIME: Duration = Duration::from_mins(1);
+/// A token is not kept for longer, whatever its issuer says.
+const MAX_TOKEN_LIFETIME: Duration = Duration::from_hours(24);
 /// A token this close to its end is renewed.
 const TOKEN_MARGIN: Duration = Duration::from_secs(10);
 
@@ -248,7 +250,7 @@ impl TokenCache {
         map.retain(|_, (_, until)| *until > now);
         map.insert(
             Self::key(endpoint, scope, auth),
-            (token, now + answer.lifetime()),
+            (token, now + answer.lifetime().min(MAX_TOKEN_LIFETIME)),
         );
     }
 

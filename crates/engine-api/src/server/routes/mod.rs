@@ -26,6 +26,8 @@ pub(super) fn all() -> Router<Engine> {
         .route("/version", get(system::version))
         .route("/info", get(system::info))
         .route("/system/df", get(system::disk_usage))
+        .route("/volumes", get(system::volumes))
+        .route("/plugins", get(system::plugins))
         .route("/events", get(events::events))
         .route("/swarm", get(swarm::inspect))
         .route("/swarm/init", post(swarm::init))

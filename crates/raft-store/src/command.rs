@@ -16,7 +16,8 @@ use shoal_types::{
 /// Changes that take effect together or not at all. One command is one entry of the Raft log.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Command {
-    /// The proposer's clock, the only one that `apply` knows.
+    /// The proposer's clock, the only one that `apply` knows. One that is behind an earlier command's
+    /// counts as that one's.
     pub at: Timestamp,
     pub changes: Vec<Change>,
 }

@@ -23,10 +23,13 @@ impl State {
         command: &Command,
     ) -> Result<(Applied, Vec<ObjectChange>), Rejection> {
         self.version = version;
+        // Leaders' clocks differ, and jump; the times of what is stored only go forward.
+        self.clock = self.clock.max(command.at);
+        let at = self.clock;
         let mut commit = Commit {
             state: self,
             version,
-            at: command.at,
+            at,
             done: Vec::new(),
         };
         let result = command

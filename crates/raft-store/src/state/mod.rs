@@ -8,7 +8,7 @@ mod tests;
 use std::{net::Ipv4Addr, sync::Arc};
 
 use shoal_types::{
-    ConfigId, NetworkId, NodeId, SecretId, ServiceId, TaskId, Version,
+    ConfigId, NetworkId, NodeId, SecretId, ServiceId, TaskId, Timestamp, Version,
     object::{Cluster, Config, Network, Node, Secret, Service, Task},
     spec::Protocol,
 };
@@ -20,6 +20,7 @@ use crate::Table;
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct State {
     version: Version,
+    clock: Timestamp,
     cluster: Option<Arc<Cluster>>,
     nodes: Table<NodeId, Arc<Node>>,
     services: Table<ServiceId, Arc<Service>>,
@@ -62,6 +63,12 @@ impl State {
     /// The commit this is the state after.
     pub fn version(&self) -> Version {
         self.version
+    }
+
+    /// The latest time that a command named. Nothing is dated before it, whatever the clocks of later
+    /// leaders say.
+    pub fn clock(&self) -> Timestamp {
+        self.clock
     }
 
     pub fn cluster(&self) -> Option<&Arc<Cluster>> {
@@ -230,5 +237,11 @@ impl State {
             state.set(&object);
         }
         state
+    }
+
+    /// The same state with the clock that it was written down with.
+    #[must_use]
+    pub(crate) fn with_clock(self, clock: Timestamp) -> Self {
+        Self { clock, ..self }
     }
 }

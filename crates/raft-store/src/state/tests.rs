@@ -367,7 +367,7 @@ fn check(state: &State) {
             Some(service.id)
         );
     }
-    let restored = State::restore(state.version(), state.objects());
+    let restored = State::restore(state.version(), state.objects()).with_clock(state.clock());
     assert_eq!(restored, *state, "a state is what its objects make of it");
 }
 
@@ -493,6 +493,28 @@ fn a_service_is_refused_that_names_a_taken_port_or_a_secret_that_is_gone() {
         "{refused:?}"
     );
     check(&state);
+}
+
+#[test]
+fn times_do_not_go_back_when_a_leader_s_clock_does() {
+    let mut state = State::default();
+    for (version, at) in [(1, 100), (2, 40), (3, 101)] {
+        let change = Change::CreateNode(Box::new(node(version)));
+        let command = Command {
+            at: Timestamp(at),
+            changes: vec![change],
+        };
+        state.apply(Version(version), &command).expect("new");
+    }
+    let created = |n| {
+        state
+            .node(&node_id(n))
+            .expect("it is there")
+            .meta
+            .created_at
+    };
+    assert_eq!([1, 2, 3].map(created), [100, 100, 101].map(Timestamp));
+    assert_eq!(state.clock(), Timestamp(101));
 }
 
 #[test]

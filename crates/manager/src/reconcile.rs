@@ -59,6 +59,7 @@ async fn lead(store: &Store, hub: &Hub) {
     let mut brain = Brain::new(&state);
     let mut resync_at = hub.clock.steady().after(RESYNC);
     let mut gathered = Instant::now();
+    let mut pace = Pace::new(hub);
     let mut hurry = true;
     loop {
         if !drain(&mut feed, &mut brain, store, &mut hurry) {
@@ -74,7 +75,8 @@ async fn lead(store: &Store, hub: &Hub) {
             resync_at = hub.clock.steady().after(RESYNC);
         }
         let (first, alive_at) = hub.decide_liveness(&state);
-        let plan = brain.decide(&state, first, hub.clock.wall(), &mut rng());
+        let now = pace.now(hub, &state);
+        let plan = brain.decide(&state, first, now, &mut rng());
         let idle = plan.commands.is_empty();
         for command in plan.commands {
             match propose::in_parts(store, command).await {
@@ -96,11 +98,11 @@ async fn lead(store: &Store, hub: &Hub) {
         }
         if !idle {
             gathered = Instant::now() + GATHER;
-            hurry = plan.wake_at.is_some_and(|at| at <= hub.clock.wall());
+            hurry = plan.wake_at.is_some_and(|at| at <= now);
             continue;
         }
         let pause = [
-            plan.wake_at.map(|at| at.since(hub.clock.wall())),
+            plan.wake_at.map(|at| at.since(pace.now(hub, &state))),
             alive_at.map(|at| until(hub, at)),
             Some(until(hub, resync_at)),
         ];
@@ -115,6 +117,33 @@ async fn lead(store: &Store, hub: &Hub) {
             () = hub.contact.notified() => {}
             () = tokio::time::sleep(pause.max(Duration::from_millis(1))) => {}
         }
+    }
+}
+
+/// The leader's time for decisions: the time of day, but never before what is dated already, and never
+/// slower than real time. Delays thus end even where clocks were set back.
+struct Pace {
+    time: Timestamp,
+    steady: Timestamp,
+}
+
+impl Pace {
+    fn new(hub: &Hub) -> Self {
+        Self {
+            time: hub.clock.wall(),
+            steady: hub.clock.steady(),
+        }
+    }
+
+    fn now(&mut self, hub: &Hub, state: &State) -> Timestamp {
+        self.advance(hub.clock.steady(), hub.clock.wall().max(state.clock()))
+    }
+
+    fn advance(&mut self, steady: Timestamp, at_least: Timestamp) -> Timestamp {
+        let passed = steady.since(self.steady);
+        self.steady = steady;
+        self.time = self.time.after(passed).max(at_least);
+        self.time
     }
 }
 
@@ -149,5 +178,20 @@ fn drain(feed: &mut Commits, brain: &mut Brain, store: &Store, hurry: &mut bool)
             }
             Err(RecvError::Closed) => return false,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn time_goes_on_when_a_clock_is_set_back() {
+        let mut pace = Pace {
+            time: Timestamp(100),
+            steady: Timestamp(0),
+        };
+        assert_eq!(pace.advance(Timestamp(5), Timestamp(200)), Timestamp(200));
+        assert_eq!(pace.advance(Timestamp(8), Timestamp(90)), Timestamp(203));
     }
 }

@@ -10,7 +10,8 @@ use shoal_raft_store::{Leadership, State, Store};
 use shoal_transport::session::{self, ReceiveError, Receiver, SendError, Sender};
 use shoal_types::{
     Generation, NodeId,
-    object::NodeDescription,
+    object::{Config, NodeDescription, Secret, Task},
+    spec::{PortConfig, PublishMode},
     wire::{AgentMessage, Assignments, ManagerMessage},
 };
 use tokio::{
@@ -253,7 +254,8 @@ async fn something_new(
     Ok(())
 }
 
-/// Whether the sets differ in nothing but their generation.
+/// Whether the sets differ in nothing that the node acts on: neither the generation nor what became
+/// of a task, which the node knows best, is worth sending everything again.
 fn same_content(a: &Assignments, b: &Assignments) -> bool {
     let Assignments {
         generation: Generation(_),
@@ -262,7 +264,26 @@ fn same_content(a: &Assignments, b: &Assignments) -> bool {
         secrets,
         configs,
     } = a;
-    *tasks == b.tasks && *networks == b.networks && *secrets == b.secrets && *configs == b.configs
+    all_alike(tasks, &b.tasks, same_orders)
+        && all_alike(secrets, &b.secrets, Secret::eq)
+        && all_alike(configs, &b.configs, Config::eq)
+        && *networks == b.networks
+}
+
+/// Objects that did not change are not compared: their places in memory are the same.
+fn all_alike<T>(a: &[Arc<T>], b: &[Arc<T>], alike: fn(&T, &T) -> bool) -> bool {
+    let alike = |(a, b): (&Arc<T>, &Arc<T>)| Arc::ptr_eq(a, b) || alike(a, b);
+    a.len() == b.len() && a.iter().zip(b).all(alike)
+}
+
+/// A task's spec never changes. Its host ports go when it has ended.
+fn same_orders(a: &Task, b: &Task) -> bool {
+    let has_ended = |task: &Task| task.status.state.is_terminal();
+    let on_host = |port: &PortConfig| port.mode == PublishMode::Host;
+    a.id == b.id
+        && a.desired == b.desired
+        && a.attachments == b.attachments
+        && (has_ended(a) == has_ended(b) || !a.endpoint.ports.iter().any(on_host))
 }
 
 fn clip(text: &mut String) {

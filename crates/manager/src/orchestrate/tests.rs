@@ -115,6 +115,7 @@ impl Scene {
             tasks: self.state.tasks_of(service_id()).cloned().collect(),
             now: self.now,
             ran: &self.ran,
+            room: 1000,
         })
     }
 
@@ -244,7 +245,8 @@ fn a_failed_task_is_replaced_in_its_own_slot_after_the_delay() {
         scene.decide(),
         ServicePlan {
             actions: vec![],
-            wake_at: Some(due)
+            wake_at: Some(due),
+            unfinished: false,
         }
     );
     scene.pass_time(Duration::from_secs(5));
@@ -270,7 +272,8 @@ fn the_successor_of_a_task_on_a_drained_node_waits_for_its_end_but_for_no_delay(
         scene.decide(),
         ServicePlan {
             actions: vec![],
-            wake_at: Some(scene.now.after(stop))
+            wake_at: Some(scene.now.after(stop)),
+            unfinished: false,
         },
         "the old task may still be running"
     );
@@ -408,7 +411,8 @@ fn a_stop_first_update_replaces_one_slot_at_a_time_and_then_says_it_is_done() {
         scene.decide(),
         ServicePlan {
             actions: vec![],
-            wake_at: Some(proven)
+            wake_at: Some(proven),
+            unfinished: false,
         }
     );
     scene.now = proven;

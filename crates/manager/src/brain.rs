@@ -765,6 +765,30 @@ mod tests {
     }
 
     #[test]
+    fn a_rollback_that_is_refused_pauses_the_update_with_the_reason() {
+        let mut state = state(1);
+        let id = testing::service_id(1);
+        let service = state.service(&id).unwrap().clone();
+        let mut draft = Draft::new(state.clone(), Timestamp::from_unix(9, 0));
+        let update = UpdateStatus {
+            state: UpdateState::RollbackStarted,
+            started_at: draft.now,
+            completed_at: None,
+            message: String::new(),
+        };
+        // It has no previous spec.
+        Brain::new(&state).roll_back(&mut draft, &service, update);
+        apply(&mut state, draft.into_changes()).expect("fits");
+        let update = state.service(&id).unwrap().update.clone().unwrap();
+        assert_eq!(update.state, UpdateState::Paused);
+        assert!(
+            update.message.contains("does not have a previous spec"),
+            "{}",
+            update.message
+        );
+    }
+
+    #[test]
     fn what_cannot_be_placed_says_why_and_is_placed_when_a_node_comes() {
         let mut state = state(0);
         let service = state.service(&testing::service_id(1)).unwrap().clone();

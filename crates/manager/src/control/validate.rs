@@ -492,6 +492,15 @@ mod tests {
             "name must be 63 characters or fewer"
         );
         assert_eq!(
+            error(|s| s.mode = ServiceMode::Replicated { replicas: 1 << 63 }),
+            "a service cannot have 9223372036854775808 tasks: at most 1000000 are allowed"
+        );
+        let large = error(|s| s.task.container.command = vec!["x".repeat(2 << 20)]);
+        assert!(
+            large.contains("at most 1048576 are allowed: put large values into configs"),
+            "{large}"
+        );
+        assert_eq!(
             error(|s| s.task.limits.nano_cpus = 100_000),
             "invalid cpu value 0.0001: Must be at least 0.001"
         );

@@ -291,3 +291,43 @@ fn clip(text: &mut String) {
         text.truncate(text.floor_char_boundary(MAX_TEXT_BYTES));
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use shoal_types::{Desired, TaskState};
+
+    use super::*;
+    use crate::testing;
+
+    #[test]
+    fn a_set_is_new_when_orders_change_but_not_for_what_the_node_reported() {
+        let set = |edit: fn(&mut Task)| {
+            let mut task = testing::task(1, 1);
+            edit(&mut task);
+            Assignments {
+                tasks: vec![Arc::new(task)],
+                ..Assignments::default()
+            }
+        };
+        let same = |edit| same_content(&set(|_| {}), &set(edit));
+        assert!(same(|task| task.status.state = TaskState::Running));
+        assert!(same(|task| task.status.state = TaskState::Failed));
+        assert!(!same(|task| task.desired = Desired::Shutdown));
+        assert!(!same(|task| task.id = testing::task_id(2)));
+        let port = |mode| PortConfig {
+            name: String::new(),
+            protocol: shoal_types::spec::Protocol::Tcp,
+            target: 80,
+            published: 80,
+            mode,
+        };
+        let with_port = |state| {
+            let mut task = testing::task(1, 1);
+            task.endpoint.ports = vec![port(PublishMode::Host)];
+            task.status.state = state;
+            task
+        };
+        let (running, failed) = (with_port(TaskState::Running), with_port(TaskState::Failed));
+        assert!(!same_orders(&running, &failed), "its port is free now");
+    }
+}

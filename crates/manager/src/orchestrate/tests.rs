@@ -575,6 +575,46 @@ fn a_global_service_has_one_task_on_each_matching_node() {
 }
 
 #[test]
+fn a_plan_makes_no_more_tasks_than_there_is_room_for() {
+    let scene = Scene::replicas(1 << 63);
+    let plan = scene.decide();
+    assert_eq!(plan.actions.len(), 1000);
+    assert!(plan.unfinished);
+    let few = Scene::replicas(3).decide();
+    assert!(!few.unfinished);
+}
+
+#[test]
+fn attempts_of_a_job_are_forgotten_beyond_the_history_limit_but_not_what_is_complete() {
+    let mut scene = Scene::new(ServiceMode::ReplicatedJob {
+        max_concurrent: 1,
+        total_completions: 1,
+    });
+    for attempt in 0..9 {
+        scene.step(100 + 10 * attempt);
+        let live = scene.state.tasks().find(|t| !t.status.state.is_terminal());
+        let live = live.expect("it is tried again").id;
+        let mut status = scene.state.task(&live).expect("there").status.clone();
+        status.state = if attempt == 8 {
+            TaskState::Complete
+        } else {
+            TaskState::Failed
+        };
+        scene.apply(vec![Change::SetTaskStatus {
+            id: live,
+            reporter: None,
+            status,
+        }]);
+        scene.pass_time(Duration::from_secs(10));
+    }
+    scene.step(900);
+    assert_eq!(scene.state.task_count(), 5, "the limit");
+    let complete = |task: &&Arc<Task>| task.status.state == TaskState::Complete;
+    assert_eq!(scene.state.tasks().filter(complete).count(), 1);
+    assert_eq!(scene.decide().actions, []);
+}
+
+#[test]
 fn a_job_runs_to_its_number_of_completions_and_no_further() {
     let mut scene = Scene::new(ServiceMode::ReplicatedJob {
         max_concurrent: 2,

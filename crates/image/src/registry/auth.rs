@@ -296,6 +296,16 @@ mod tests {
     }
 
     #[test]
+    fn a_token_said_to_live_for_ever_is_kept_for_a_while() {
+        let json = format!(r#"{{"token":"t","expires_in":{}}}"#, u64::MAX);
+        let answer: TokenAnswer = serde_json::from_str(&json).unwrap();
+        let cache = TokenCache::default();
+        let token = answer.header().unwrap();
+        cache.put("e", "s", None, &answer, token.clone());
+        assert_eq!(cache.get("e", "s", None), Some(token));
+    }
+
+    #[test]
     fn challenges_are_read() {
         let text = r#"Bearer realm="https://auth.docker.io/token",service="registry.docker.io",scope="repository:a:pull,push""#;
         assert_eq!(

@@ -177,6 +177,14 @@ async fn bad_requests_are_answered_as_docker_does() {
             "This node is already part of a swarm. Use \"docker swarm leave\" to leave this swarm and join another one.",
         ),
         (
+            "GET",
+            "/volumes/some",
+            json,
+            "",
+            501,
+            "inspecting volumes is not supported by shoal yet",
+        ),
+        (
             "POST",
             "/containers/create",
             json,
@@ -272,6 +280,18 @@ async fn ping_says_who_answers() {
         body.contains("This node is not a swarm manager. Use"),
         "{body}"
     );
+}
+
+#[tokio::test]
+async fn there_are_no_volumes_and_no_plugins() {
+    let server = TestServer::start();
+    let (status, _, body) = raw(&server, "GET", "/v1.51/volumes", "", "").await;
+    assert_eq!(
+        (status, body.as_str()),
+        (200, r#"{"Volumes":[],"Warnings":null}"#)
+    );
+    let (status, _, body) = raw(&server, "GET", "/v1.51/plugins", "", "").await;
+    assert_eq!((status, body.as_str()), (200, "[]"));
 }
 
 #[tokio::test]

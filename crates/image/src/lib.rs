@@ -46,6 +46,7 @@ mod reference;
 mod registry;
 mod remove;
 mod save;
+mod space;
 mod store;
 mod unpack;
 

@@ -3,7 +3,7 @@
 use std::{
     collections::BTreeMap,
     fs::File,
-    io::{self, BufRead as _, BufReader, Read},
+    io::{self, BufRead as _, BufReader, Read, Write as _},
     path::PathBuf,
     sync::Arc,
 };
@@ -21,6 +21,7 @@ use crate::{
     record::{Names, RecordError, add_archive, hash_file, record_image},
     reference::{ParseReferenceError, Reference},
     registry::{Manifest, ManifestError, choose},
+    space::SpaceGuard,
     store::{ImageStore, Inner, Operation},
     unpack::{Compression, Kind, TarError, TarReader},
 };
@@ -121,6 +122,21 @@ impl ImageStore {
     }
 }
 
+/// Copies `from` to its end, as long as there is room.
+fn receive_file(from: &mut impl Read, to: &mut File, space: &mut SpaceGuard) -> io::Result<()> {
+    let mut buffer = vec![0; 128 * 1024];
+    loop {
+        let n = match from.read(&mut buffer) {
+            Ok(0) => return Ok(()),
+            Ok(n) => n,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            Err(error) => return Err(error),
+        };
+        space.before(to, n as u64)?;
+        to.write_all(&buffer[..n])?;
+    }
+}
+
 /// The files of an archive, each under a number in a temporary directory.
 struct Archive {
     directory: TemporaryPath,
@@ -153,6 +169,7 @@ impl Archive {
             links: BTreeMap::new(),
         };
         let mut total = 0_u64;
+        let mut space = SpaceGuard::new(inner.limits.keep_free);
         while let Some(member) = tar.next()? {
             let Some(name) = clean(&String::from_utf8_lossy(&member.path)) else {
                 continue;
@@ -172,7 +189,8 @@ impl Archive {
                         .join(archive.files.len().to_string());
                     let mut file =
                         File::create_new(&path).map_err(io_error("write temporary file"))?;
-                    io::copy(&mut tar, &mut file).map_err(io_error("receive archive"))?;
+                    receive_file(&mut tar, &mut file, &mut space)
+                        .map_err(io_error("receive archive"))?;
                     archive.files.insert(name, path);
                 }
                 Kind::Symlink | Kind::HardLink => {

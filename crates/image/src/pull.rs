@@ -312,7 +312,9 @@ impl Pull {
         let file = File::create_new(temporary.path())
             .map_err(|source| io_error("create temporary file", source))?;
         let progress = |received| self.progress.bytes(id, "Downloading", received, blob.size);
-        session.download(blob, file, &progress).await?;
+        session
+            .download(blob, file, &inner.limits, &progress)
+            .await?;
         // It was verified while it came in.
         self.progress.item(id, "Verifying Checksum");
         let digest = blob.digest.clone();

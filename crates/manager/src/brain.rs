@@ -11,10 +11,12 @@ use std::{
 };
 
 use rand::Rng;
-use shoal_raft_store::{Change, Command, ObjectChange, State};
+use shoal_raft_store::{Change, Command, ObjectChange, Rejection, State};
 use shoal_types::{
     NodeId, ServiceId, TaskId, TaskState, TaskStatus, Timestamp, Version,
-    object::{EndpointAtBirth, Meta, Node, NodeState, Service, Task, TaskPlace},
+    object::{
+        EndpointAtBirth, Meta, Node, NodeState, Service, Task, TaskPlace, UpdateState, UpdateStatus,
+    },
     spec::ServiceMode,
 };
 
@@ -54,8 +56,12 @@ pub(crate) struct Brain {
     down: BTreeMap<NodeId, Timestamp>,
     /// How long ended tasks of services in an update had been running.
     ran: BTreeMap<TaskId, Duration>,
-    /// Tasks of the last plan, until it is committed or refused.
-    tentative: Vec<TaskId>,
+    /// Services that the pass under way has more to decide about than it takes on.
+    unfinished: BTreeSet<ServiceId>,
+    /// Tasks of the last plan and their services, until it is committed or refused.
+    tentative: Vec<(TaskId, ServiceId)>,
+    /// What the last plan is about, besides.
+    looked_at: (BTreeSet<ServiceId>, BTreeSet<NodeId>),
 }
 
 /// What a pass wants done, in this order, and when the next one is due at the latest.
@@ -172,19 +178,29 @@ impl Brain {
         }
     }
 
-    /// The last plan was refused or may not have been committed: forgets what it assumed.
+    /// The last plan was refused or may not have been committed: forgets what it assumed, and looks
+    /// again at what it was about.
     pub(crate) fn revert(&mut self, state: &State) {
-        for id in std::mem::take(&mut self.tentative) {
+        for (id, service) in std::mem::take(&mut self.tentative) {
+            self.services.insert(service);
             if let Some(task) = state.task(&id) {
                 self.note_task(None, Some(task));
-                self.services.insert(task.service);
             } else {
                 self.index.remove_task(id);
                 self.waiting.remove(&id);
             }
         }
-        // Services whose tasks were only in the plan are not known any more.
-        self.resync(state);
+        let (services, nodes) = std::mem::take(&mut self.looked_at);
+        self.services.extend(services);
+        for id in &nodes {
+            if let Some(node) = state.node(id) {
+                self.index.set_node(node);
+            }
+            // What its end calls for may have been in the plan.
+            self.down.remove(id);
+        }
+        self.nodes.extend(nodes);
+        self.retry = true;
     }
 
     /// Decides everything that is due at `now`. `first` are changes that the decisions are to see,
@@ -196,8 +212,11 @@ impl Brain {
         now: Timestamp,
         rng: &mut impl Rng,
     ) -> Plan {
+        // Commands never date anything before what is dated already.
+        let now = now.max(state.clock());
         let mut draft = Draft::new(state.clone(), now);
         self.tentative.clear();
+        self.looked_at = Default::default();
         self.allocator.start_pass();
         for change in first {
             if let Ok(changed) = draft.push(change) {
@@ -215,9 +234,11 @@ impl Brain {
         while draft.len() + fresh.len() < CHANGES_PER_PASS
             && let Some(id) = self.services.pop_first()
         {
+            self.looked_at.0.insert(id);
             self.look_at_service(&mut draft, id, &mut fresh, rng);
         }
         self.place(&mut draft, fresh);
+        self.services.append(&mut self.unfinished);
         let more = !self.services.is_empty();
         let wake_at = if more {
             Some(now)
@@ -232,24 +253,25 @@ impl Brain {
         }
     }
 
+    /// Tells whether the change fits the state.
     fn push(&mut self, draft: &mut Draft, change: Change) -> bool {
-        match draft.push(change) {
-            Ok(changed) => {
-                for change in &changed {
-                    self.note(change);
-                    if let ObjectChange::Task { before, after } = change
-                        && let Some(task) = after.as_ref().or(before.as_ref())
-                    {
-                        self.tentative.push(task.id);
-                    }
-                }
-                true
-            }
-            Err(rejection) => {
-                tracing::debug!(error = %rejection, "a decision does not fit the state");
-                false
+        let pushed = self.try_push(draft, change);
+        if let Err(rejection) = &pushed {
+            tracing::debug!(error = %rejection, "a decision does not fit the state");
+        }
+        pushed.is_ok()
+    }
+
+    fn try_push(&mut self, draft: &mut Draft, change: Change) -> Result<(), Rejection> {
+        for change in &draft.push(change)? {
+            self.note(change);
+            if let ObjectChange::Task { before, after } = change
+                && let Some(task) = after.as_ref().or(before.as_ref())
+            {
+                self.tentative.push((task.id, task.service));
             }
         }
+        Ok(())
     }
 
     /// Rejects the tasks that touched nodes may not keep, and finds the services that are concerned.
@@ -262,6 +284,7 @@ impl Brain {
             .collect();
         for id in due {
             self.down.remove(&id);
+            self.looked_at.1.insert(id);
             self.orphan_tasks(draft, id);
         }
         let touched = std::mem::take(&mut self.nodes);
@@ -269,6 +292,7 @@ impl Brain {
             return;
         }
         for id in touched {
+            self.looked_at.1.insert(id);
             let tasks = draft.state.tasks_on(id);
             self.services.extend(tasks.map(|task| task.service));
             let Some(node) = draft.state.node(&id).cloned() else {
@@ -382,8 +406,12 @@ impl Brain {
             tasks,
             now: draft.now,
             ran: &self.ran,
+            room: CHANGES_PER_PASS,
         });
         self.set_alarm(id, plan.wake_at);
+        if plan.unfinished {
+            self.unfinished.insert(id);
+        }
         for action in plan.actions {
             self.carry_out(draft, Some(&service), action, fresh, rng);
         }
@@ -467,11 +495,10 @@ impl Brain {
                 spec_version: service.spec_version,
                 update: Some(update),
             },
-            (Action::Rollback(update), Some(service)) => Change::RollbackService {
-                id: service.id,
-                version: service.meta.version,
-                update,
-            },
+            (Action::Rollback(update), Some(service)) => {
+                self.roll_back(draft, service, update);
+                return;
+            }
             (Action::SetDesired { task, desired }, _) => {
                 Change::SetTaskDesired { id: task, desired }
             }
@@ -495,6 +522,32 @@ impl Brain {
         self.push(draft, change);
     }
 
+    /// Back to the previous spec; when that is not possible any more the update stops where it is.
+    fn roll_back(&mut self, draft: &mut Draft, service: &Service, update: UpdateStatus) {
+        // What was decided about the service in this pass may have touched it.
+        let current = draft.state.service(&service.id);
+        let rollback = Change::RollbackService {
+            id: service.id,
+            version: current.map_or(service.meta.version, |service| service.meta.version),
+            update,
+        };
+        let Err(rejection) = self.try_push(draft, rollback) else {
+            return;
+        };
+        let paused = UpdateStatus {
+            state: UpdateState::Paused,
+            started_at: service.update.as_ref().map_or(draft.now, |u| u.started_at),
+            completed_at: None,
+            message: format!("update paused: it cannot be rolled back: {rejection}"),
+        };
+        let change = Change::SetServiceUpdate {
+            id: service.id,
+            spec_version: service.spec_version,
+            update: Some(paused),
+        };
+        self.push(draft, change);
+    }
+
     /// Gives addresses and nodes to the tasks that were just made, and to those that wait when there is
     /// new hope for them.
     fn place(&mut self, draft: &mut Draft, fresh: Vec<Task>) {
@@ -510,7 +563,10 @@ impl Brain {
             if task.status.state == TaskState::Pending {
                 self.try_to_place(draft.now, &mut task, &mut placers);
             }
-            self.push(draft, Change::CreateTask(Box::new(task)));
+            let id = task.id;
+            if !self.push(draft, Change::CreateTask(Box::new(task))) {
+                self.index.remove_task(id);
+            }
         }
     }
 
@@ -529,14 +585,18 @@ impl Brain {
             self.try_to_allocate(draft, &mut next);
             if next.status.state == TaskState::Pending {
                 let attachments = next.attachments.clone();
-                self.push(draft, Change::AllocateTask { id, attachments });
+                if !self.push(draft, Change::AllocateTask { id, attachments }) {
+                    return;
+                }
             }
         }
         if next.status.state == TaskState::Pending {
             self.try_to_place(draft.now, &mut next, placers);
             if let Some(node) = next.node {
                 let generic = next.generic;
-                self.push(draft, Change::AssignTask { id, node, generic });
+                if !self.push(draft, Change::AssignTask { id, node, generic }) {
+                    self.index.remove_task(id);
+                }
                 return;
             }
         }
@@ -586,7 +646,7 @@ impl Brain {
                 task.status.at = now;
                 "scheduler assigned task to node".clone_into(&mut task.status.message);
                 task.status.err.clear();
-                self.tentative.push(task.id);
+                self.tentative.push((task.id, task.service));
             }
             Err(err) => task.status.err = err,
         }
@@ -624,7 +684,6 @@ fn matters(before: Option<&Task>, after: Option<&Task>) -> bool {
 #[cfg(test)]
 mod tests {
     use rand::{SeedableRng, rngs::StdRng};
-    use shoal_raft_store::Rejection;
     use shoal_types::{Slot, spec::EndpointSpec};
 
     use super::*;
@@ -703,6 +762,30 @@ mod tests {
         assert_eq!(state.task_count(), 3);
         let current = state.service(&service.id).unwrap().spec_version;
         assert!(state.tasks().all(|task| task.spec_version == current));
+    }
+
+    #[test]
+    fn a_rollback_that_is_refused_pauses_the_update_with_the_reason() {
+        let mut state = state(1);
+        let id = testing::service_id(1);
+        let service = state.service(&id).unwrap().clone();
+        let mut draft = Draft::new(state.clone(), Timestamp::from_unix(9, 0));
+        let update = UpdateStatus {
+            state: UpdateState::RollbackStarted,
+            started_at: draft.now,
+            completed_at: None,
+            message: String::new(),
+        };
+        // It has no previous spec.
+        Brain::new(&state).roll_back(&mut draft, &service, update);
+        apply(&mut state, draft.into_changes()).expect("fits");
+        let update = state.service(&id).unwrap().update.clone().unwrap();
+        assert_eq!(update.state, UpdateState::Paused);
+        assert!(
+            update.message.contains("does not have a previous spec"),
+            "{}",
+            update.message
+        );
     }
 
     #[test]

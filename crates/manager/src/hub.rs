@@ -10,7 +10,7 @@ use std::{
 };
 
 use shoal_raft_store::{Change, State};
-use shoal_types::{NodeId, TaskId, TaskStatus, Timestamp, object::NodeDescription};
+use shoal_types::{NodeId, TaskId, TaskState, TaskStatus, Timestamp, object::NodeDescription};
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
@@ -39,7 +39,7 @@ pub(crate) struct Session {
     pub(crate) id: u64,
     pub(crate) node: NodeId,
     pub(crate) ended: CancellationToken,
-    accepted: Mutex<Vec<TaskId>>,
+    accepted: Mutex<Vec<(TaskId, TaskState)>>,
     pub(crate) acknowledged: Notify,
 }
 
@@ -93,8 +93,8 @@ impl Hub {
         *lock(&self.reports) = Reports::default();
     }
 
-    /// Starts the node's session, and ends the one it had.
-    pub(crate) fn open_session(&self, node: NodeId) -> Arc<Session> {
+    /// Starts the node's session, and ends the one it had; `None` when the term is over.
+    pub(crate) fn open_session(&self, node: NodeId) -> Option<Arc<Session>> {
         let session = Arc::new(Session {
             id: self.next_session.fetch_add(1, Ordering::Relaxed),
             node,
@@ -102,14 +102,19 @@ impl Hub {
             accepted: Mutex::default(),
             acknowledged: Notify::new(),
         });
-        let before = lock(&self.sessions).insert(node, session.clone());
-        if let Some(before) = before {
+        let mut sessions = lock(&self.sessions);
+        // The end of a term is announced before its sessions are ended under this lock.
+        if !*self.leading.borrow() {
+            return None;
+        }
+        if let Some(before) = sessions.insert(node, session.clone()) {
             before.ended.cancel();
         }
         let now = self.clock.steady();
         lock(&self.liveness).opened(node, session.id, None, now);
+        drop(sessions);
         self.contact.notify_one();
-        session
+        Some(session)
     }
 
     pub(crate) fn close_session(&self, session: &Session) {
@@ -128,16 +133,32 @@ impl Hub {
 
     pub(crate) fn heard(&self, node: NodeId) {
         let now = self.clock.steady();
-        lock(&self.liveness).heard(node, now);
+        if lock(&self.liveness).heard(node, now) {
+            self.contact.notify_one();
+        }
+    }
+
+    /// Notes that this manager runs, for as long as it is polled.
+    pub(crate) async fn pulse(&self) {
+        loop {
+            tokio::time::sleep(self.config.pulse()).await;
+            let now = self.clock.steady();
+            lock(&self.liveness).pulse(now);
+        }
     }
 
     pub(crate) fn decide_liveness(&self, state: &State) -> (Vec<Change>, Option<Timestamp>) {
         let (now, wall) = (self.clock.steady(), self.clock.wall());
-        lock(&self.liveness).decide(state, now, wall)
+        let mut liveness = lock(&self.liveness);
+        liveness.pulse(now);
+        liveness.decide(state, now, wall)
     }
 
     pub(crate) fn report(&self, session: &Arc<Session>, statuses: Vec<(TaskId, TaskStatus)>) {
         let mut reports = lock(&self.reports);
+        if session.ended.is_cancelled() {
+            return;
+        }
         for (task, status) in statuses {
             let session = session.clone();
             reports.statuses.insert(task, Report { session, status });
@@ -166,6 +187,14 @@ impl Hub {
         std::mem::take(&mut lock(&self.reports).descriptions)
     }
 
+    /// Puts descriptions back that could not be committed, unless there are newer ones.
+    pub(crate) fn give_back_descriptions(&self, descriptions: BTreeMap<NodeId, NodeDescription>) {
+        let mut current = lock(&self.reports);
+        for (node, description) in descriptions {
+            current.descriptions.entry(node).or_insert(description);
+        }
+    }
+
     /// Puts reports back that could not be committed, unless there are newer ones.
     pub(crate) fn give_back(&self, reports: BTreeMap<TaskId, Report>) {
         let mut current = lock(&self.reports);
@@ -178,13 +207,13 @@ impl Hub {
 }
 
 impl Session {
-    /// The report on `task` is committed.
-    pub(crate) fn acknowledge(&self, task: TaskId) {
-        lock(&self.accepted).push(task);
+    /// The report that `task` is in `state` is committed.
+    pub(crate) fn acknowledge(&self, task: TaskId, state: TaskState) {
+        lock(&self.accepted).push((task, state));
         self.acknowledged.notify_one();
     }
 
-    pub(crate) fn take_acknowledged(&self) -> Vec<TaskId> {
+    pub(crate) fn take_acknowledged(&self) -> Vec<(TaskId, TaskState)> {
         std::mem::take(&mut lock(&self.accepted))
     }
 }

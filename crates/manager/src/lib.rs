@@ -20,6 +20,7 @@ mod hub;
 mod liveness;
 mod manager;
 mod orchestrate;
+mod propose;
 mod reconcile;
 mod schedule;
 #[cfg(test)]

@@ -2,8 +2,10 @@
 //!
 //! Anything an agent says proves that its node lives. A node whose session stands may be silent for a
 //! while, because a busy machine is not a dead one; a node whose session ended has the time to find its
-//! way back. After a change of leader every node gets twice that time. The times here are those of a
-//! clock that never jumps.
+//! way back. After a change of leader every node gets twice that time. Nobody can be heard while the
+//! leader itself does not run (a stopped process, a paused machine, no processor time), so after such a
+//! pause the silence of those that were not given up before it counts from its end. The times here are
+//! those of a clock that never jumps.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -38,6 +40,8 @@ impl Default for LivenessConfig {
 pub(crate) struct Liveness {
     config: LivenessConfig,
     leader_since: Timestamp,
+    /// When the leader is known to have run last.
+    pulse: Timestamp,
     nodes: BTreeMap<NodeId, Contact>,
 }
 
@@ -49,11 +53,35 @@ struct Contact {
     addr: Option<String>,
 }
 
+impl LivenessConfig {
+    /// How often the leader must note that it runs.
+    pub(crate) fn pulse(&self) -> Duration {
+        (self.silence / 8).max(Duration::from_millis(1))
+    }
+
+    /// How long a node may stay away from a new leader.
+    fn grace(&self) -> Duration {
+        self.silence * 2
+    }
+}
+
+impl Contact {
+    /// When the node is given up if it is not heard before.
+    fn deadline(&self, config: &LivenessConfig) -> Timestamp {
+        let patience = match self.session {
+            Some(_) => config.silence,
+            None => config.reconnect,
+        };
+        self.heard.after(patience)
+    }
+}
+
 impl Liveness {
     pub(crate) fn new(config: LivenessConfig, now: Timestamp) -> Self {
         Self {
             config,
             leader_since: now,
+            pulse: now,
             nodes: BTreeMap::new(),
         }
     }
@@ -74,9 +102,35 @@ impl Liveness {
         self.nodes.insert(node, contact);
     }
 
-    pub(crate) fn heard(&mut self, node: NodeId, now: Timestamp) {
-        if let Some(contact) = self.nodes.get_mut(&node) {
-            contact.heard = contact.heard.max(now);
+    /// Tells whether the node had been silent for so long that it may have been given up.
+    pub(crate) fn heard(&mut self, node: NodeId, now: Timestamp) -> bool {
+        let Some(contact) = self.nodes.get_mut(&node) else {
+            return false;
+        };
+        let deadline = contact.deadline(&self.config);
+        contact.heard = contact.heard.max(now);
+        now >= deadline
+    }
+
+    /// The leader runs. Comes at least every [`LivenessConfig::pulse`]; when it did not, the leader
+    /// stood still, and what was said to it meanwhile is still to be read.
+    pub(crate) fn pulse(&mut self, now: Timestamp) {
+        let before = std::mem::replace(&mut self.pulse, now);
+        let pause = now.since(before);
+        if pause < self.config.silence / 2 {
+            return;
+        }
+        tracing::warn!(
+            ?pause,
+            "this manager stood still: nodes get time to be heard again"
+        );
+        if before < self.leader_since.after(self.config.grace()) {
+            self.leader_since = now;
+        }
+        for contact in self.nodes.values_mut() {
+            if before < contact.deadline(&self.config) {
+                contact.heard = now;
+            }
         }
     }
 
@@ -104,16 +158,16 @@ impl Liveness {
             let contact = self.nodes.get(&node.id);
             let (alive, deadline) = match contact {
                 None => {
-                    let grace = self.config.silence * 2;
+                    let grace = self.config.grace();
                     (node.status.state, self.leader_since.after(grace))
                 }
-                Some(contact) if contact.session.is_some() => {
-                    (NodeState::Ready, contact.heard.after(self.config.silence))
+                Some(contact) => {
+                    let alive = match contact.session {
+                        Some(_) => NodeState::Ready,
+                        None => NodeState::Disconnected,
+                    };
+                    (alive, contact.deadline(&self.config))
                 }
-                Some(contact) => (
-                    NodeState::Disconnected,
-                    contact.heard.after(self.config.reconnect),
-                ),
             };
             let wanted = if now >= deadline {
                 NodeState::Down
@@ -197,6 +251,28 @@ mod tests {
         assert_eq!(status(&liveness, &mut state, at(10)), NodeState::Down);
         liveness.heard(node, at(11));
         assert_eq!(status(&liveness, &mut state, at(11)), NodeState::Ready);
+    }
+
+    #[test]
+    fn nobody_is_given_up_for_a_pause_of_the_leader_itself() {
+        let (mut state, node) = (state(), testing::node_id(1));
+        let mut liveness = Liveness::new(LivenessConfig::default(), at(0));
+        liveness.opened(node, 1, None, at(1));
+        liveness.pulse(at(1));
+        liveness.pulse(at(60));
+        assert_eq!(status(&liveness, &mut state, at(60)), NodeState::Ready);
+        for second in 61..65 {
+            liveness.pulse(at(second));
+        }
+        assert_eq!(status(&liveness, &mut state, at(64)), NodeState::Ready);
+        assert_eq!(status(&liveness, &mut state, at(65)), NodeState::Down);
+        // Who was given up before the pause is not alive because of it.
+        liveness.pulse(at(65));
+        liveness.pulse(at(100));
+        assert_eq!(status(&liveness, &mut state, at(100)), NodeState::Down);
+        assert!(liveness.heard(node, at(101)), "it is worth a look at once");
+        assert!(!liveness.heard(node, at(102)));
+        assert_eq!(status(&liveness, &mut state, at(102)), NodeState::Ready);
     }
 
     #[test]

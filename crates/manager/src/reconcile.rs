@@ -3,16 +3,22 @@
 use std::{sync::Arc, time::Duration};
 
 use rand::rng;
-use shoal_raft_store::{Command, Commits, Leadership, ProposeError, RecvError, State, Store};
-use shoal_types::Timestamp;
+use shoal_raft_store::{
+    Commit, Commits, Leadership, ObjectChange, ProposeError, RecvError, State, Store,
+};
+use shoal_types::{TaskState, Timestamp};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use crate::{brain::Brain, hub::Hub};
+use crate::{brain::Brain, hub::Hub, propose};
 
 /// A full pass repairs whatever a missed event left behind.
 const RESYNC: Duration = Duration::from_secs(30);
 /// Before trying again when the store could not take a command.
 const RETRY: Duration = Duration::from_millis(200);
+/// Passes over what users changed begin at least so long after the one before, so that what many of
+/// them ask for at once shares a command. A pass that a task's end calls for does not wait.
+const GATHER: Duration = Duration::from_millis(4);
 
 /// Decides whenever this manager leads, until `stop`.
 pub(crate) async fn run(store: Store, hub: &Hub, stop: CancellationToken) {
@@ -25,6 +31,7 @@ pub(crate) async fn run(store: Store, hub: &Hub, stop: CancellationToken) {
             // Each arm only observes, except the term, which is over when another arm wins.
             tokio::select! {
                 () = lead(&store, hub) => {}
+                () = hub.pulse() => {}
                 _ = leadership.changed() => {}
                 () = stop.cancelled() => return,
             }
@@ -51,9 +58,16 @@ async fn lead(store: &Store, hub: &Hub) {
     let mut feed = store.changes_after(state.version());
     let mut brain = Brain::new(&state);
     let mut resync_at = hub.clock.steady().after(RESYNC);
+    let mut gathered = Instant::now();
+    let mut pace = Pace::new(hub);
+    let mut hurry = true;
     loop {
-        if !drain(&mut feed, &mut brain, store) {
+        if !drain(&mut feed, &mut brain, store, &mut hurry) {
             return;
+        }
+        if !std::mem::take(&mut hurry) && Instant::now() < gathered {
+            tokio::time::sleep_until(gathered).await;
+            continue;
         }
         state = store.state();
         if hub.clock.steady() >= resync_at {
@@ -61,10 +75,11 @@ async fn lead(store: &Store, hub: &Hub) {
             resync_at = hub.clock.steady().after(RESYNC);
         }
         let (first, alive_at) = hub.decide_liveness(&state);
-        let plan = brain.decide(&state, first, hub.clock.wall(), &mut rng());
+        let now = pace.now(hub, &state);
+        let plan = brain.decide(&state, first, now, &mut rng());
         let idle = plan.commands.is_empty();
         for command in plan.commands {
-            match propose(store, command).await {
+            match propose::in_parts(store, command).await {
                 Ok(()) => {}
                 Err(ProposeError::NotLeader { .. } | ProposeError::Stopped) => return,
                 Err(ProposeError::Rejected(rejection)) => {
@@ -82,10 +97,12 @@ async fn lead(store: &Store, hub: &Hub) {
             }
         }
         if !idle {
+            gathered = Instant::now() + GATHER;
+            hurry = plan.wake_at.is_some_and(|at| at <= now);
             continue;
         }
         let pause = [
-            plan.wake_at.map(|at| at.since(hub.clock.wall())),
+            plan.wake_at.map(|at| at.since(pace.now(hub, &state))),
             alive_at.map(|at| until(hub, at)),
             Some(until(hub, resync_at)),
         ];
@@ -93,7 +110,7 @@ async fn lead(store: &Store, hub: &Hub) {
         // All arms only observe: what is not seen now is seen in the next round.
         tokio::select! {
             next = feed.recv() => match next {
-                Ok(commit) => commit.changes.iter().for_each(|change| brain.observe(change)),
+                Ok(commit) => observe(&mut brain, &commit, &mut hurry),
                 Err(RecvError::Lagged { .. }) => brain = Brain::new(&store.state()),
                 Err(RecvError::Closed) => return,
             },
@@ -103,18 +120,57 @@ async fn lead(store: &Store, hub: &Hub) {
     }
 }
 
+/// The leader's time for decisions: the time of day, but never before what is dated already, and never
+/// slower than real time. Delays thus end even where clocks were set back.
+struct Pace {
+    time: Timestamp,
+    steady: Timestamp,
+}
+
+impl Pace {
+    fn new(hub: &Hub) -> Self {
+        Self {
+            time: hub.clock.wall(),
+            steady: hub.clock.steady(),
+        }
+    }
+
+    fn now(&mut self, hub: &Hub, state: &State) -> Timestamp {
+        self.advance(hub.clock.steady(), hub.clock.wall().max(state.clock()))
+    }
+
+    fn advance(&mut self, steady: Timestamp, at_least: Timestamp) -> Timestamp {
+        let passed = steady.since(self.steady);
+        self.steady = steady;
+        self.time = self.time.after(passed).max(at_least);
+        self.time
+    }
+}
+
 fn until(hub: &Hub, at: Timestamp) -> Duration {
     at.since(hub.clock.steady())
 }
 
+/// Takes note of a commit, and of whether it leaves no time to wait for others.
+fn observe(brain: &mut Brain, commit: &Commit, hurry: &mut bool) {
+    for change in &commit.changes {
+        brain.observe(change);
+        if let ObjectChange::Task {
+            before: Some(before),
+            after: Some(after),
+        } = change
+        {
+            *hurry |= before.status.state != after.status.state
+                && after.status.state >= TaskState::Running;
+        }
+    }
+}
+
 /// Takes note of everything that is committed; false when the store is closed.
-fn drain(feed: &mut Commits, brain: &mut Brain, store: &Store) -> bool {
+fn drain(feed: &mut Commits, brain: &mut Brain, store: &Store, hurry: &mut bool) -> bool {
     loop {
         match feed.try_recv() {
-            Ok(Some(commit)) => commit
-                .changes
-                .iter()
-                .for_each(|change| brain.observe(change)),
+            Ok(Some(commit)) => observe(brain, &commit, hurry),
             Ok(None) => return true,
             Err(RecvError::Lagged { .. }) => {
                 let state: Arc<State> = store.state();
@@ -125,24 +181,17 @@ fn drain(feed: &mut Commits, brain: &mut Brain, store: &Store) -> bool {
     }
 }
 
-/// Proposes `command`, in halves if it is too large for the log.
-async fn propose(store: &Store, command: Command) -> Result<(), ProposeError> {
-    let mut parts = vec![command];
-    while let Some(command) = parts.pop() {
-        match store.propose(command.clone()).await {
-            Ok(_applied) => {}
-            Err(ProposeError::TooLarge { .. }) if command.changes.len() > 1 => {
-                let at = command.at;
-                let mut first = command.changes;
-                let second = first.split_off(first.len() / 2);
-                parts.push(Command {
-                    at,
-                    changes: second,
-                });
-                parts.push(Command { at, changes: first });
-            }
-            Err(error) => return Err(error),
-        }
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn time_goes_on_when_a_clock_is_set_back() {
+        let mut pace = Pace {
+            time: Timestamp(100),
+            steady: Timestamp(0),
+        };
+        assert_eq!(pace.advance(Timestamp(5), Timestamp(200)), Timestamp(200));
+        assert_eq!(pace.advance(Timestamp(8), Timestamp(90)), Timestamp(203));
     }
-    Ok(())
 }

@@ -168,7 +168,10 @@ async fn agent(
                 }
             }
             Ok(Some(ManagerMessage::StatusAccepted(tasks))) => {
-                accepted.lock().unwrap().extend(tasks);
+                accepted
+                    .lock()
+                    .unwrap()
+                    .extend(tasks.into_iter().map(|(task, _state)| task));
             }
             Ok(Some(ManagerMessage::Welcome { .. })) => {}
             Ok(Some(ManagerMessage::Refused { reason })) => panic!("refused: {reason}"),

@@ -17,7 +17,7 @@ use shoal_transport::{
     session::{self, ReceiveError, SendError},
 };
 use shoal_types::{
-    NodeId, TaskId, TaskStatus,
+    NodeId, TaskId, TaskState, TaskStatus,
     object::NodeDescription,
     wire::{AgentMessage, Assignments, ManagerMessage},
 };
@@ -92,10 +92,11 @@ impl Outbox {
     }
 
     /// These are committed, unless a newer status of the same task has come up since.
-    fn accepted(&self, tasks: &[TaskId]) {
+    fn accepted(&self, tasks: &[(TaskId, TaskState)]) {
         let mut waiting = self.waiting();
-        for task in tasks {
-            if waiting.get(task).is_some_and(|pending| pending.sent) {
+        for (task, state) in tasks {
+            let is_this = |pending: &Pending| pending.sent && pending.status.state == *state;
+            if waiting.get(task).is_some_and(is_this) {
                 waiting.remove(task);
             }
         }
@@ -218,7 +219,7 @@ impl Session {
 #[cfg(test)]
 mod tests {
     use shoal_transport::dial;
-    use shoal_types::{Generation, TaskState};
+    use shoal_types::Generation;
 
     use super::*;
 
@@ -303,7 +304,10 @@ mod tests {
             [(task, status(TaskState::Running))]
         );
         to_agent
-            .send(&ManagerMessage::StatusAccepted(vec![task]))
+            .send(&ManagerMessage::StatusAccepted(vec![(
+                task,
+                TaskState::Running,
+            )]))
             .await
             .expect("sent");
         outbox.put(TaskId::from_random([3; 17]), status(TaskState::Ready));
@@ -314,6 +318,22 @@ mod tests {
             "accepted statuses are not repeated: {next:?}"
         );
         running.abort();
+    }
+
+    #[test]
+    fn an_acknowledgement_of_an_earlier_state_leaves_the_newer_one_waiting() {
+        let outbox = Outbox::default();
+        let task = TaskId::from_random([2; 17]);
+        outbox.put(task, status(TaskState::Running));
+        outbox.take_unsent();
+        outbox.put(task, status(TaskState::Failed));
+        outbox.take_unsent();
+        outbox.accepted(&[(task, TaskState::Running)]);
+        outbox.session_lost();
+        assert_eq!(outbox.take_unsent(), [(task, status(TaskState::Failed))]);
+        outbox.accepted(&[(task, TaskState::Failed)]);
+        outbox.session_lost();
+        assert_eq!(outbox.take_unsent(), []);
     }
 
     #[tokio::test(start_paused = true)]
@@ -346,7 +366,7 @@ mod tests {
         outbox.put(task, status(TaskState::Starting));
         outbox.take_unsent();
         outbox.put(task, status(TaskState::Running));
-        outbox.accepted(&[task]);
+        outbox.accepted(&[(task, TaskState::Starting)]);
         assert_eq!(outbox.take_unsent(), [(task, status(TaskState::Running))]);
     }
 }

@@ -16,7 +16,8 @@ use shoal_types::{
 /// Changes that take effect together or not at all. One command is one entry of the Raft log.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Command {
-    /// The proposer's clock, the only one that `apply` knows.
+    /// The proposer's clock, the only one that `apply` knows. One that is behind an earlier command's
+    /// counts as that one's.
     pub at: Timestamp,
     pub changes: Vec<Change>,
 }
@@ -60,7 +61,8 @@ pub enum Change {
         id: NodeId,
     },
 
-    /// Refused when the name is taken or a network of the spec does not exist.
+    /// Refused when the name or an ingress port is taken, or a network, secret or config of the spec
+    /// does not exist.
     CreateService {
         id: ServiceId,
         spec: Box<ServiceSpec>,
@@ -71,7 +73,8 @@ pub enum Change {
         version: Version,
         spec: Box<ServiceSpec>,
     },
-    /// Swaps the spec with the previous one, and notes `update`.
+    /// Swaps the spec with the previous one, and notes `update`; refused when what that one names is
+    /// gone or taken.
     RollbackService {
         id: ServiceId,
         version: Version,
@@ -130,7 +133,8 @@ pub enum Change {
         id: TaskId,
     },
 
-    /// Refused when the name is taken or the subnet overlaps another network's.
+    /// Refused when the name or the identifier is taken, the subnet overlaps another network's, or it
+    /// would be a second ingress network.
     CreateNetwork(Box<Network>),
     /// Refused while a service or an unfinished task uses it.
     RemoveNetwork {
@@ -242,4 +246,9 @@ pub enum Rejection {
     ModeChange { id: ServiceId },
     #[error("{kind} {id} is predefined and can't be removed")]
     Predefined { kind: Kind, id: String },
+    #[error("network identifier {vni} belongs to network {other}")]
+    VniTaken { vni: u32, other: String },
+    /// Docker's words.
+    #[error("ingress network ({id}) is already present")]
+    IngressExists { id: NetworkId },
 }

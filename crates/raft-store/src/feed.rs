@@ -14,7 +14,7 @@ use crate::state::ObjectChange;
 #[derive(Debug, Clone, PartialEq)]
 pub struct Commit {
     pub version: Version,
-    /// The proposer's clock.
+    /// When, by the clock of the state.
     pub at: Timestamp,
     /// In the order in which they took effect.
     pub changes: Vec<ObjectChange>,

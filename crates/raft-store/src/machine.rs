@@ -72,7 +72,7 @@ impl Machine {
                 return Outcome(result.map(|(applied, changes)| {
                     commits.push(Commit {
                         version,
-                        at: command.at,
+                        at: self.state.clock(),
                         changes,
                     });
                     applied

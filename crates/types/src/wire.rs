@@ -10,7 +10,7 @@ use std::{net::Ipv4Addr, sync::Arc, time::Duration};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    Generation, NetworkId, NodeId, ServiceId, TaskId, TaskStatus,
+    Generation, NetworkId, NodeId, ServiceId, TaskId, TaskState, TaskStatus,
     object::{Config, NodeDescription, Secret, Task},
     spec::{Ipv4Net, Protocol},
 };
@@ -42,8 +42,8 @@ pub enum ManagerMessage {
     Assignments(Assignments),
     /// The node may not have a session; `reason` says why and what to do.
     Refused { reason: String },
-    /// These reports are committed; the agent need not send them again.
-    StatusAccepted(Vec<TaskId>),
+    /// Reports that these tasks are in these states are committed; the agent need not send them again.
+    StatusAccepted(Vec<(TaskId, TaskState)>),
 }
 
 /// All that one node is to run and know.

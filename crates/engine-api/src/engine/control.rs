@@ -66,6 +66,12 @@ pub type Changes = BoxStream<'static, Change>;
 pub trait Control: Send + Sync + 'static {
     /// The newest committed state, at least as new as any write that was answered before the call.
     fn state(&self) -> BoxFuture<'_, ControlResult<Arc<State>>>;
+
+    /// The state to check a request against that is to change it; the change is checked again when it
+    /// is made.
+    fn basis(&self) -> BoxFuture<'_, ControlResult<Arc<State>>> {
+        self.state()
+    }
     fn changes(&self) -> Changes;
 
     fn update_cluster(

@@ -67,6 +67,10 @@ impl Control for Manager {
         made(Self::state(self))
     }
 
+    fn basis(&self) -> BoxFuture<'_, ControlResult<Arc<State>>> {
+        made(Self::basis(self))
+    }
+
     fn changes(&self) -> Changes {
         let commits = Self::changes(self);
         stream::unfold(commits, |mut commits| async move {

@@ -27,6 +27,8 @@ const URL_SAFE: GeneralPurpose = GeneralPurpose::new(
 );
 /// Lifetime of a token whose issuer names none, by the token specification.
 const TOKEN_LIFETIME: Duration = Duration::from_mins(1);
+/// A token is not kept for longer, whatever its issuer says.
+const MAX_TOKEN_LIFETIME: Duration = Duration::from_hours(24);
 /// A token this close to its end is renewed.
 const TOKEN_MARGIN: Duration = Duration::from_secs(10);
 
@@ -248,7 +250,7 @@ impl TokenCache {
         map.retain(|_, (_, until)| *until > now);
         map.insert(
             Self::key(endpoint, scope, auth),
-            (token, now + answer.lifetime()),
+            (token, now + answer.lifetime().min(MAX_TOKEN_LIFETIME)),
         );
     }
 
@@ -291,6 +293,16 @@ mod tests {
                 .password,
             "b:c"
         );
+    }
+
+    #[test]
+    fn a_token_said_to_live_for_ever_is_kept_for_a_while() {
+        let json = format!(r#"{{"token":"t","expires_in":{}}}"#, u64::MAX);
+        let answer: TokenAnswer = serde_json::from_str(&json).unwrap();
+        let cache = TokenCache::default();
+        let token = answer.header().unwrap();
+        cache.put("e", "s", None, &answer, token.clone());
+        assert_eq!(cache.get("e", "s", None), Some(token));
     }
 
     #[test]

@@ -26,6 +26,8 @@ use crate::{
     digest::{Digest, HashingWriter},
     locks::lock,
     reference::Reference,
+    space::SpaceGuard,
+    unpack::UnpackLimits,
 };
 
 /// Attempts at a request or a download that keeps failing, as Docker's `maxDownloadAttempts`.
@@ -190,24 +192,34 @@ impl Session {
         }
     }
 
-    /// Streams a blob into `file`, resuming when the connection breaks, and verifies its digest.
+    /// Streams a blob within `limits` into `file`, resuming when the connection breaks, and verifies its digest.
     /// Returns with the content on disk.
     pub(crate) async fn download(
         &self,
         blob: &Descriptor,
         file: File,
+        limits: &UnpackLimits,
         progress: &(dyn Fn(u64) + Sync),
     ) -> Result<(), RegistryError> {
         let url = self.url(&format!("blobs/{}", blob.digest));
+        if blob.size > limits.bytes {
+            return Err(RegistryError::TooLarge {
+                url: url.to_string(),
+                limit: limits.bytes,
+            });
+        }
         let disk = |source| RegistryError::Disk {
             url: url.to_string(),
             source,
         };
         // Hashing and writing are done beside the network, on a thread that may block.
         let (chunks, mut queue) = tokio::sync::mpsc::channel::<Bytes>(16);
+        let mut space = SpaceGuard::new(limits.keep_free);
         let writer = tokio::task::spawn_blocking(move || {
+            let probe = file.try_clone()?;
             let mut out = HashingWriter::new(file);
             while let Some(chunk) = queue.blocking_recv() {
+                space.before(&probe, chunk.len() as u64)?;
                 out.write_all(&chunk)?;
             }
             let (file, digest, _) = out.finish();

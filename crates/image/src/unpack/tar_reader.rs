@@ -496,7 +496,7 @@ fn mtime(header: &Header, pax: &PaxRecords) -> Result<(i64, u32), TarError> {
             .collect();
         let nanos: u32 = digits.parse().map_err(|_| BAD)?;
         return Ok(match (text.starts_with('-'), nanos) {
-            (true, 1..) => (seconds - 1, 1_000_000_000 - nanos),
+            (true, 1..) => (seconds.checked_sub(1).ok_or(BAD)?, 1_000_000_000 - nanos),
             _ => (seconds, nanos),
         });
     }

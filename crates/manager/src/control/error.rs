@@ -95,7 +95,9 @@ impl From<Rejection> for ControlError {
             Rejection::InUse { kind, .. } => Self::InUse { kind, message },
             Rejection::NoPreviousSpec { .. }
             | Rejection::AddressTaken { .. }
-            | Rejection::Predefined { .. } => Self::Precondition { message },
+            | Rejection::Predefined { .. }
+            | Rejection::VniTaken { .. }
+            | Rejection::IngressExists { .. } => Self::Precondition { message },
             Rejection::PortTaken { .. } => Self::invalid("EndpointSpec.Ports", message),
             Rejection::SubnetOverlap { .. } => Self::invalid("IPAM.Config.Subnet", message),
             Rejection::ModeChange { .. } => Self::NotSupported {

@@ -73,6 +73,20 @@ impl Control {
         Ok(state)
     }
 
+    /// The state to check a request against that is to change it. A leader shows what it acknowledges
+    /// before it does, so it need not ask the others whether it still leads: if it does not, the change
+    /// is refused anyway, and `apply` checks again what another change may have taken in between.
+    pub async fn basis(&self) -> Result<Arc<State>, ControlError> {
+        if !self.store.leadership().borrow().is_leader() {
+            return self.state().await;
+        }
+        let state = self.store.state();
+        if state.cluster().is_none() {
+            return Err(ControlError::NoCluster);
+        }
+        Ok(state)
+    }
+
     /// The newest state this manager has, which may lag behind the leader's.
     pub fn local_state(&self) -> Arc<State> {
         self.store.state()
@@ -94,7 +108,7 @@ impl Control {
     }
 
     pub async fn create_service(&self, spec: ServiceSpec) -> Result<ServiceId, ControlError> {
-        let state = self.state().await?;
+        let state = self.basis().await?;
         validate::service(&state, None, &spec)?;
         runnable::check(&spec.task.container)?;
         let id = ServiceId::from_random(rng().random());
@@ -113,7 +127,7 @@ impl Control {
         version: Version,
         spec: ServiceSpec,
     ) -> Result<Applied, ControlError> {
-        let state = self.state().await?;
+        let state = self.basis().await?;
         let service = state
             .service(&id)
             .ok_or_else(|| ControlError::not_found(Kind::Service, id))?;
@@ -138,7 +152,7 @@ impl Control {
         id: ServiceId,
         version: Version,
     ) -> Result<Applied, ControlError> {
-        self.state().await?;
+        self.basis().await?;
         let update = UpdateStatus {
             state: UpdateState::RollbackStarted,
             started_at: self.clock.wall(),
@@ -163,7 +177,7 @@ impl Control {
         version: Version,
         spec: NodeSpec,
     ) -> Result<Applied, ControlError> {
-        let state = self.state().await?;
+        let state = self.basis().await?;
         let node = state
             .node(&id)
             .ok_or_else(|| ControlError::not_found(Kind::Node, id))?;
@@ -181,7 +195,7 @@ impl Control {
 
     /// Removes a node that is down; `force` removes one that is not, too.
     pub async fn remove_node(&self, id: NodeId, force: bool) -> Result<Applied, ControlError> {
-        let state = self.state().await?;
+        let state = self.basis().await?;
         let node = state
             .node(&id)
             .ok_or_else(|| ControlError::not_found(Kind::Node, id))?;
@@ -205,15 +219,16 @@ impl Control {
     pub async fn create_network(&self, spec: NetworkSpec) -> Result<NetworkId, ControlError> {
         let id = NetworkId::from_random(rng().random());
         for _ in 0..ATTEMPTS {
-            let state = self.state().await?;
+            let state = self.basis().await?;
             validate::network(&state, &spec)?;
             let network = new_network(&state, id, spec.clone())?;
             let chosen = spec.ipam.subnet.is_none();
             let changes = vec![Change::CreateNetwork(Box::new(network))];
             match self.send(changes).await {
                 Ok(_applied) => return Ok(id),
-                // Somebody else took the subnet that was just chosen.
+                // Somebody else took what was just chosen.
                 Err(ProposeError::Rejected(Rejection::SubnetOverlap { .. })) if chosen => {}
+                Err(ProposeError::Rejected(Rejection::VniTaken { .. })) => {}
                 Err(error) => return Err(error.into()),
             }
         }
@@ -223,7 +238,7 @@ impl Control {
     }
 
     pub async fn remove_network(&self, id: NetworkId) -> Result<Applied, ControlError> {
-        let state = self.state().await?;
+        let state = self.basis().await?;
         let network = state.network(&id);
         if network.is_some_and(|network| network.spec.ingress && !network.predefined) {
             let publishes = |service: &&Arc<shoal_types::object::Service>| {
@@ -243,7 +258,7 @@ impl Control {
     }
 
     pub async fn create_secret(&self, file: NewFile) -> Result<SecretId, ControlError> {
-        self.state().await?;
+        self.basis().await?;
         validate::secret(&file.name, &file.data)?;
         let id = SecretId::from_random(rng().random());
         self.propose(Change::CreateSecret(Box::new(Secret {
@@ -280,7 +295,7 @@ impl Control {
     }
 
     pub async fn create_config(&self, file: NewFile) -> Result<ConfigId, ControlError> {
-        self.state().await?;
+        self.basis().await?;
         validate::config(&file.name, &file.data)?;
         let id = ConfigId::from_random(rng().random());
         self.propose(Change::CreateConfig(Box::new(Config {
@@ -321,7 +336,7 @@ impl Control {
         version: Version,
         settings: ClusterSettings,
     ) -> Result<Applied, ControlError> {
-        let state = self.state().await?;
+        let state = self.basis().await?;
         let cluster = state.cluster().ok_or(ControlError::NoCluster)?;
         let cluster = Cluster {
             labels: settings.labels,

@@ -6,11 +6,12 @@ use std::{
 };
 
 use shoal_raft_store::{Kind, State};
+use shoal_transport::codec;
 use shoal_types::{
     ServiceId,
     spec::{
         ContainerSpec, EndpointMode, EndpointSpec, FileReference, NetworkSpec, PublishMode,
-        Resources, ServiceSpec, UpdateConfig,
+        Resources, ServiceMode, ServiceSpec, UpdateConfig,
     },
 };
 
@@ -21,6 +22,10 @@ const MAX_NAME: usize = 63;
 const MAX_FILE_NAME: usize = 64;
 const MIN_NANO_CPUS: u64 = 1_000_000;
 const MIN_MEMORY: u64 = 4 << 20;
+/// Tasks of one service. Far more than a cluster holds, and few enough to be counted one by one.
+const MAX_TASKS: u64 = 1_000_000;
+/// A spec as it is stored: the task of every replica carries its own copy.
+const MAX_SPEC_BYTES: usize = 1 << 20;
 /// A secret is smaller than this.
 const MAX_SECRET_BYTES: usize = 500 << 10;
 /// A config is at most this large.
@@ -32,6 +37,8 @@ type Checked = Result<(), ControlError>;
 /// is one already.
 pub(super) fn service(state: &State, id: Option<ServiceId>, spec: &ServiceSpec) -> Checked {
     object_name(&spec.name)?;
+    size(spec)?;
+    mode(spec.mode)?;
     resources("TaskTemplate.Resources.Limits", &spec.task.limits)?;
     resources(
         "TaskTemplate.Resources.Reservations",
@@ -48,6 +55,38 @@ pub(super) fn service(state: &State, id: Option<ServiceId>, spec: &ServiceSpec) 
     networks(state, spec)?;
     files(state, spec)?;
     port_conflicts(state, id, spec)
+}
+
+fn size(spec: &ServiceSpec) -> Checked {
+    let bytes = match codec::encode(spec) {
+        Ok(encoded) => encoded.len(),
+        Err(error) => return Err(ControlError::invalid("", error.to_string())),
+    };
+    if bytes <= MAX_SPEC_BYTES {
+        return Ok(());
+    }
+    Err(ControlError::invalid(
+        "",
+        format!(
+            "the service spec takes {bytes} bytes, at most {MAX_SPEC_BYTES} are allowed: put large \
+             values into configs"
+        ),
+    ))
+}
+
+fn mode(mode: ServiceMode) -> Checked {
+    let (field, count) = match mode {
+        ServiceMode::Replicated { replicas } => ("Mode.Replicated.Replicas", replicas),
+        ServiceMode::ReplicatedJob {
+            total_completions, ..
+        } => ("Mode.ReplicatedJob.TotalCompletions", total_completions),
+        ServiceMode::Global | ServiceMode::GlobalJob => return Ok(()),
+    };
+    if count <= MAX_TASKS {
+        return Ok(());
+    }
+    let message = format!("a service cannot have {count} tasks: at most {MAX_TASKS} are allowed");
+    Err(ControlError::invalid(field, message))
 }
 
 fn resources(field: &str, resources: &Resources) -> Checked {
@@ -215,26 +254,19 @@ fn targets<Id>(word: &str, field: &str, files: &[FileReference<Id>]) -> Checked 
 fn port_conflicts(state: &State, id: Option<ServiceId>, spec: &ServiceSpec) -> Checked {
     let wanted = spec.endpoint.ports.iter().filter(|p| p.published != 0);
     for port in wanted {
-        for other in state.services().filter(|other| Some(other.id) != id) {
-            let allocated = other.endpoint.as_ref().map(|endpoint| &endpoint.ports);
-            let named = &other.spec.endpoint.ports;
-            let taken = allocated.into_iter().flatten().chain(named).find(|taken| {
-                taken.protocol == port.protocol
-                    && taken.published == port.published
-                    && (taken.mode == PublishMode::Ingress || port.mode == PublishMode::Ingress)
-            });
-            if let Some(taken) = taken {
-                let how = match taken.mode {
-                    PublishMode::Ingress => "an ingress port",
-                    PublishMode::Host => "a host-published port",
-                };
-                let message = format!(
-                    "port '{}' is already in use by service '{}' ({}) as {how}",
-                    port.published, other.spec.name, other.id
-                );
-                return Err(ControlError::invalid("EndpointSpec.Ports", message));
-            }
-        }
+        let (protocol, published) = (port.protocol, port.published);
+        let others = |other: &ServiceId| Some(*other) != id;
+        let ingress = state.port_owner(protocol, published).filter(others);
+        let host = state.host_port_users(protocol, published).find(others);
+        let (other, how) = match (ingress, host, port.mode) {
+            (Some(other), _, _) => (other, "an ingress port"),
+            (None, Some(other), PublishMode::Ingress) => (other, "a host-published port"),
+            _free => continue,
+        };
+        let name = state.service(&other).map_or("", |other| &other.spec.name);
+        let message =
+            format!("port '{published}' is already in use by service '{name}' ({other}) as {how}");
+        return Err(ControlError::invalid("EndpointSpec.Ports", message));
     }
     Ok(())
 }
@@ -458,6 +490,15 @@ mod tests {
         assert_eq!(
             error(|s| s.name = "a".repeat(64)),
             "name must be 63 characters or fewer"
+        );
+        assert_eq!(
+            error(|s| s.mode = ServiceMode::Replicated { replicas: 1 << 63 }),
+            "a service cannot have 9223372036854775808 tasks: at most 1000000 are allowed"
+        );
+        let large = error(|s| s.task.container.command = vec!["x".repeat(2 << 20)]);
+        assert!(
+            large.contains("at most 1048576 are allowed: put large values into configs"),
+            "{large}"
         );
         assert_eq!(
             error(|s| s.task.limits.nano_cpus = 100_000),

@@ -10,7 +10,8 @@ use shoal_raft_store::{Leadership, State, Store};
 use shoal_transport::session::{self, ReceiveError, Receiver, SendError, Sender};
 use shoal_types::{
     Generation, NodeId,
-    object::NodeDescription,
+    object::{Config, NodeDescription, Secret, Task},
+    spec::{PortConfig, PublishMode},
     wire::{AgentMessage, Assignments, ManagerMessage},
 };
 use tokio::{
@@ -92,7 +93,7 @@ async fn welcome<S: AsyncRead + AsyncWrite>(
     };
     must_lead(store, hub).await?;
     check_node(hub, &store.state(), node, description)?;
-    let session = hub.open_session(node);
+    let session = hub.open_session(node).ok_or(SessionEnd::Superseded)?;
     // Spread out, so that a thousand agents do not speak in the same instant.
     let heartbeat = hub.config.heartbeat.mul_f64(rng().random_range(0.9..=1.0));
     to_agent
@@ -253,7 +254,8 @@ async fn something_new(
     Ok(())
 }
 
-/// Whether the sets differ in nothing but their generation.
+/// Whether the sets differ in nothing that the node acts on: neither the generation nor what became
+/// of a task, which the node knows best, is worth sending everything again.
 fn same_content(a: &Assignments, b: &Assignments) -> bool {
     let Assignments {
         generation: Generation(_),
@@ -262,11 +264,70 @@ fn same_content(a: &Assignments, b: &Assignments) -> bool {
         secrets,
         configs,
     } = a;
-    *tasks == b.tasks && *networks == b.networks && *secrets == b.secrets && *configs == b.configs
+    all_alike(tasks, &b.tasks, same_orders)
+        && all_alike(secrets, &b.secrets, Secret::eq)
+        && all_alike(configs, &b.configs, Config::eq)
+        && *networks == b.networks
+}
+
+/// Objects that did not change are not compared: their places in memory are the same.
+fn all_alike<T>(a: &[Arc<T>], b: &[Arc<T>], alike: fn(&T, &T) -> bool) -> bool {
+    let alike = |(a, b): (&Arc<T>, &Arc<T>)| Arc::ptr_eq(a, b) || alike(a, b);
+    a.len() == b.len() && a.iter().zip(b).all(alike)
+}
+
+/// A task's spec never changes. Its host ports go when it has ended.
+fn same_orders(a: &Task, b: &Task) -> bool {
+    let has_ended = |task: &Task| task.status.state.is_terminal();
+    let on_host = |port: &PortConfig| port.mode == PublishMode::Host;
+    a.id == b.id
+        && a.desired == b.desired
+        && a.attachments == b.attachments
+        && (has_ended(a) == has_ended(b) || !a.endpoint.ports.iter().any(on_host))
 }
 
 fn clip(text: &mut String) {
     if text.len() > MAX_TEXT_BYTES {
         text.truncate(text.floor_char_boundary(MAX_TEXT_BYTES));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use shoal_types::{Desired, TaskState};
+
+    use super::*;
+    use crate::testing;
+
+    #[test]
+    fn a_set_is_new_when_orders_change_but_not_for_what_the_node_reported() {
+        let set = |edit: fn(&mut Task)| {
+            let mut task = testing::task(1, 1);
+            edit(&mut task);
+            Assignments {
+                tasks: vec![Arc::new(task)],
+                ..Assignments::default()
+            }
+        };
+        let same = |edit| same_content(&set(|_| {}), &set(edit));
+        assert!(same(|task| task.status.state = TaskState::Running));
+        assert!(same(|task| task.status.state = TaskState::Failed));
+        assert!(!same(|task| task.desired = Desired::Shutdown));
+        assert!(!same(|task| task.id = testing::task_id(2)));
+        let port = |mode| PortConfig {
+            name: String::new(),
+            protocol: shoal_types::spec::Protocol::Tcp,
+            target: 80,
+            published: 80,
+            mode,
+        };
+        let with_port = |state| {
+            let mut task = testing::task(1, 1);
+            task.endpoint.ports = vec![port(PublishMode::Host)];
+            task.status.state = state;
+            task
+        };
+        let (running, failed) = (with_port(TaskState::Running), with_port(TaskState::Failed));
+        assert!(!same_orders(&running, &failed), "its port is free now");
     }
 }

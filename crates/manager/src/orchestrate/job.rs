@@ -8,7 +8,7 @@ use shoal_types::{
     spec::{RestartCondition, ServiceMode},
 };
 
-use super::{Action, ServicePlan, ServiceView, global, place::Place, restart};
+use super::{Action, ServicePlan, ServiceView, global, place::Place, reap, restart};
 use crate::schedule;
 
 pub(super) fn decide(view: &ServiceView<'_>, plan: &mut ServicePlan) {
@@ -50,6 +50,7 @@ pub(super) fn decide(view: &ServiceView<'_>, plan: &mut ServicePlan) {
                 .map(|slot| TaskPlace::Slot(Slot(slot)))
                 .filter(|place| !taken.contains(place))
                 .take(usize::try_from(left.min(lanes)).unwrap_or(usize::MAX))
+                .take(view.room)
                 .collect()
         }
         _global => global::eligible(view)
@@ -59,9 +60,11 @@ pub(super) fn decide(view: &ServiceView<'_>, plan: &mut ServicePlan) {
             .filter(|place| !taken.contains(place))
             .collect(),
     };
+    plan.unfinished = missing.len() == view.room;
     for place in missing {
         plan.create(place, Desired::Complete);
     }
+    reap::decide(view, &places, plan);
 }
 
 /// Replaces what failed in the place; tells whether something runs or will run there.

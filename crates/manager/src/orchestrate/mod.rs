@@ -43,6 +43,8 @@ pub(crate) struct ServiceView<'a> {
     /// How long a task that has ended since had been running, as far as this leader saw it. A task
     /// that is missing here counts as one that ended early.
     pub(crate) ran: &'a BTreeMap<TaskId, Duration>,
+    /// Places are filled up to this number at a time.
+    pub(crate) room: usize,
 }
 
 /// One thing to do about a service.
@@ -76,6 +78,8 @@ pub(crate) enum Action {
 pub(crate) struct ServicePlan {
     pub(crate) actions: Vec<Action>,
     pub(crate) wake_at: Option<Timestamp>,
+    /// There was no room for all: decide again once this is done.
+    pub(crate) unfinished: bool,
 }
 
 impl ServicePlan {
@@ -166,6 +170,7 @@ pub(crate) fn decide(view: &ServiceView<'_>) -> ServicePlan {
         let found = places.binary_search_by(|place| place.at.cmp(at));
         found.ok().map(|index| &places[index])
     };
+    plan.unfinished = choice.missing.len() == view.room;
     for place in choice.missing {
         let stopping = known(&place).is_some_and(|p| p.stopping(view).next().is_some());
         // A predecessor that is still stopping goes first.
@@ -195,7 +200,7 @@ struct Choice<'a> {
     kept: Vec<Place<'a>>,
     /// Those that go, and what their tasks become.
     surplus: Vec<(Place<'a>, Desired)>,
-    /// Those to be filled anew.
+    /// Those to be filled anew, as far as there is room.
     missing: Vec<TaskPlace>,
 }
 

@@ -1,6 +1,6 @@
 //! Which records of ended tasks are forgotten.
 
-use shoal_types::object::UpdateState;
+use shoal_types::{TaskState, object::UpdateState, spec::ServiceMode};
 
 use super::{Action, ServicePlan, ServiceView, place::Place};
 
@@ -20,6 +20,10 @@ pub(super) fn decide(view: &ServiceView<'_>, kept: &[Place<'_>], plan: &mut Serv
             UpdateState::Updating | UpdateState::RollbackStarted
         )
     });
+    let is_job = matches!(
+        view.service.spec.mode,
+        ServiceMode::ReplicatedJob { .. } | ServiceMode::GlobalJob
+    );
     for place in kept {
         let attempts = place
             .tasks
@@ -34,6 +38,8 @@ pub(super) fn decide(view: &ServiceView<'_>, kept: &[Place<'_>], plan: &mut Serv
         let older = &place.tasks[..place.tasks.len().saturating_sub(1)];
         let ended = older.iter().filter(|task| {
             let counted = updating && view.in_update(task);
+            // A job counts what it has completed.
+            let counted = counted || (is_job && task.status.state == TaskState::Complete);
             task.status.state.is_terminal() && !task.desired.wants_run() && !counted
         });
         for task in ended.take(excess) {

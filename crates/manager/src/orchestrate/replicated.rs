@@ -32,7 +32,7 @@ pub(super) fn choose<'a>(
     let missing: Vec<TaskPlace> = (1..)
         .map(|slot| TaskPlace::Slot(Slot(slot)))
         .filter(|place| !taken.contains(place))
-        .take(wanted - filled.len())
+        .take((wanted - filled.len()).min(view.room))
         .collect();
     // The history of a slot that is filled again stays; that of any other empty slot goes.
     let refilled: BTreeSet<&TaskPlace> = missing.iter().collect();

@@ -115,6 +115,7 @@ impl Scene {
             tasks: self.state.tasks_of(service_id()).cloned().collect(),
             now: self.now,
             ran: &self.ran,
+            room: 1000,
         })
     }
 
@@ -244,7 +245,8 @@ fn a_failed_task_is_replaced_in_its_own_slot_after_the_delay() {
         scene.decide(),
         ServicePlan {
             actions: vec![],
-            wake_at: Some(due)
+            wake_at: Some(due),
+            unfinished: false,
         }
     );
     scene.pass_time(Duration::from_secs(5));
@@ -270,7 +272,8 @@ fn the_successor_of_a_task_on_a_drained_node_waits_for_its_end_but_for_no_delay(
         scene.decide(),
         ServicePlan {
             actions: vec![],
-            wake_at: Some(scene.now.after(stop))
+            wake_at: Some(scene.now.after(stop)),
+            unfinished: false,
         },
         "the old task may still be running"
     );
@@ -408,7 +411,8 @@ fn a_stop_first_update_replaces_one_slot_at_a_time_and_then_says_it_is_done() {
         scene.decide(),
         ServicePlan {
             actions: vec![],
-            wake_at: Some(proven)
+            wake_at: Some(proven),
+            unfinished: false,
         }
     );
     scene.now = proven;
@@ -568,6 +572,46 @@ fn a_global_service_has_one_task_on_each_matching_node() {
         [testing::node_id(1)],
         "none on a paused node"
     );
+}
+
+#[test]
+fn a_plan_makes_no_more_tasks_than_there_is_room_for() {
+    let scene = Scene::replicas(1 << 63);
+    let plan = scene.decide();
+    assert_eq!(plan.actions.len(), 1000);
+    assert!(plan.unfinished);
+    let few = Scene::replicas(3).decide();
+    assert!(!few.unfinished);
+}
+
+#[test]
+fn attempts_of_a_job_are_forgotten_beyond_the_history_limit_but_not_what_is_complete() {
+    let mut scene = Scene::new(ServiceMode::ReplicatedJob {
+        max_concurrent: 1,
+        total_completions: 1,
+    });
+    for attempt in 0..9 {
+        scene.step(100 + 10 * attempt);
+        let live = scene.state.tasks().find(|t| !t.status.state.is_terminal());
+        let live = live.expect("it is tried again").id;
+        let mut status = scene.state.task(&live).expect("there").status.clone();
+        status.state = if attempt == 8 {
+            TaskState::Complete
+        } else {
+            TaskState::Failed
+        };
+        scene.apply(vec![Change::SetTaskStatus {
+            id: live,
+            reporter: None,
+            status,
+        }]);
+        scene.pass_time(Duration::from_secs(10));
+    }
+    scene.step(900);
+    assert_eq!(scene.state.task_count(), 5, "the limit");
+    let complete = |task: &&Arc<Task>| task.status.state == TaskState::Complete;
+    assert_eq!(scene.state.tasks().filter(complete).count(), 1);
+    assert_eq!(scene.decide().actions, []);
 }
 
 #[test]

@@ -56,6 +56,7 @@ pub(super) fn decide(
         return ServicePlan {
             actions: vec![action],
             wake_at: None,
+            unfinished: false,
         };
     }
     if dirty.is_empty() {

@@ -9,7 +9,7 @@ use std::{
 
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use shoal_transport::codec::{self, DecodeError};
-use shoal_types::Version;
+use shoal_types::{Timestamp, Version};
 
 use crate::{
     record::{self, FrameError, HEADER_BYTES},
@@ -28,7 +28,11 @@ const MAX_RECORD_BYTES: usize = codec::MAX_ENCODED_BYTES + 64;
 enum Part<O> {
     Head(SnapshotHead),
     Object(O),
-    End { objects: u64 },
+    End {
+        objects: u64,
+    },
+    /// Follows the head. Snapshots without it are of times before it was kept.
+    Clock(Timestamp),
 }
 
 /// Why a snapshot cannot be read.
@@ -97,6 +101,7 @@ pub(super) fn write(file: &mut File, head: &SnapshotHead, state: &State) -> io::
             .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))
     };
     put(&mut buffer, &Part::Head(head.clone()))?;
+    put(&mut buffer, &Part::Clock(state.clock()))?;
     let mut objects = 0;
     for object in state.objects() {
         put(&mut buffer, &Part::Object(object))?;
@@ -118,30 +123,39 @@ pub(super) fn read(path: &Path) -> Result<(SnapshotHead, State), SnapshotError> 
     let version = Version(head.last.map_or(0, |last| last.index));
     let mut error = None;
     let mut objects = 0;
-    let rows = std::iter::from_fn(|| match reader.part() {
-        Ok(Part::Object(object)) => {
-            objects += 1;
-            Some(object)
-        }
-        Ok(Part::End { objects: claimed }) => {
-            if claimed != objects {
-                error = Some(reader.damaged(format!("{objects} objects, not {claimed}")));
-            }
-            None
-        }
-        Ok(Part::Head(_)) => {
-            error = Some(reader.damaged("a second head".to_owned()));
-            None
-        }
-        Err(e) => {
-            error = Some(e);
-            None
+    let mut clock = Timestamp::default();
+    let rows = std::iter::from_fn(|| {
+        loop {
+            return match reader.part() {
+                Ok(Part::Object(object)) => {
+                    objects += 1;
+                    Some(object)
+                }
+                Ok(Part::End { objects: claimed }) => {
+                    if claimed != objects {
+                        error = Some(reader.damaged(format!("{objects} objects, not {claimed}")));
+                    }
+                    None
+                }
+                Ok(Part::Clock(at)) => {
+                    clock = at;
+                    continue;
+                }
+                Ok(Part::Head(_)) => {
+                    error = Some(reader.damaged("a second head".to_owned()));
+                    None
+                }
+                Err(e) => {
+                    error = Some(e);
+                    None
+                }
+            };
         }
     });
     let state = State::restore(version, rows);
     match error {
         Some(error) => Err(error),
-        None => Ok((head, state)),
+        None => Ok((head, state.with_clock(clock))),
     }
 }
 

@@ -7,10 +7,10 @@ use shoal_types::{
     object::{
         Endpoint, Meta, Network, NetworkAttachment, PreviousSpec, Service, Task, UpdateStatus,
     },
-    spec::ServiceSpec,
+    spec::{PortConfig, PublishMode, ServiceSpec},
 };
 
-use super::{AddressOwner, ObjectChange, State, change::ingress_ports};
+use super::{AddressOwner, ObjectChange, State, change::numbered};
 use crate::command::{Applied, Change, Command, Kind, Rejection};
 
 impl State {
@@ -23,10 +23,13 @@ impl State {
         command: &Command,
     ) -> Result<(Applied, Vec<ObjectChange>), Rejection> {
         self.version = version;
+        // Leaders' clocks differ, and jump; the times of what is stored only go forward.
+        self.clock = self.clock.max(command.at);
+        let at = self.clock;
         let mut commit = Commit {
             state: self,
             version,
-            at: command.at,
+            at,
             done: Vec::new(),
         };
         let result = command
@@ -266,7 +269,8 @@ impl Commit<'_> {
         if self.state.service_named(&spec.name).is_some() {
             return Err(name_taken(Kind::Service, &spec.name));
         }
-        self.networks_exist(spec)?;
+        self.refers_to_what_exists(spec)?;
+        self.ports_are_free(id, &spec.endpoint.ports)?;
         let service = Service {
             id,
             meta: self.born(),
@@ -293,7 +297,8 @@ impl Commit<'_> {
             return Err(Rejection::ModeChange { id });
         }
         self.name_is_free(id, &spec.name)?;
-        self.networks_exist(spec)?;
+        self.refers_to_what_exists(spec)?;
+        self.ports_are_free(id, &spec.endpoint.ports)?;
         let new_version = self.version;
         self.update_service(&service, |service| {
             let old = std::mem::replace(&mut service.spec, spec.clone());
@@ -321,7 +326,9 @@ impl Commit<'_> {
             .ok_or(Rejection::NoPreviousSpec { id })?;
         // Another service may have taken the name, when the update changed it.
         self.name_is_free(id, &previous.spec.name)?;
-        self.networks_exist(&previous.spec)?;
+        // What it names may be gone, or somebody else's by now.
+        self.refers_to_what_exists(&previous.spec)?;
+        self.ports_are_free(id, &previous.spec.endpoint.ports)?;
         self.update_service(&service, |service| {
             let old = std::mem::replace(&mut service.spec, *previous.spec);
             service.previous = Some(PreviousSpec {
@@ -413,16 +420,23 @@ impl Commit<'_> {
         if self.state.network_named(&network.spec.name).is_some() {
             return Err(name_taken(Kind::Network, &network.spec.name));
         }
-        if let Some(other) = self
-            .state
-            .networks()
-            .find(|n| n.subnet.overlaps(network.subnet))
-        {
-            return Err(Rejection::SubnetOverlap {
-                subnet: network.subnet.to_string(),
-                other: other.spec.name.clone(),
-                other_subnet: other.subnet.to_string(),
-            });
+        for other in self.state.networks() {
+            if other.subnet.overlaps(network.subnet) {
+                return Err(Rejection::SubnetOverlap {
+                    subnet: network.subnet.to_string(),
+                    other: other.spec.name.clone(),
+                    other_subnet: other.subnet.to_string(),
+                });
+            }
+            if other.vni == network.vni {
+                return Err(Rejection::VniTaken {
+                    vni: network.vni,
+                    other: other.spec.name.clone(),
+                });
+            }
+            if other.spec.ingress && network.spec.ingress {
+                return Err(Rejection::IngressExists { id: other.id });
+            }
         }
         let mut network = network.clone();
         network.meta = self.born();
@@ -516,12 +530,22 @@ impl Commit<'_> {
         }
     }
 
-    fn networks_exist(&self, spec: &ServiceSpec) -> Result<(), Rejection> {
+    /// The networks, secrets and configs of `spec` exist.
+    fn refers_to_what_exists(&self, spec: &ServiceSpec) -> Result<(), Rejection> {
+        let (state, container) = (&self.state, &spec.task.container);
         let mut networks = spec.task.networks.iter();
-        match networks.find(|n| self.state.network(&n.network).is_none()) {
-            None => Ok(()),
-            Some(missing) => Err(not_found(Kind::Network, missing.network)),
+        if let Some(missing) = networks.find(|n| state.network(&n.network).is_none()) {
+            return Err(not_found(Kind::Network, missing.network));
         }
+        let mut secrets = container.secrets.iter();
+        if let Some(missing) = secrets.find(|file| state.secret(&file.id).is_none()) {
+            return Err(not_found(Kind::Secret, &missing.name));
+        }
+        let mut configs = container.configs.iter();
+        if let Some(missing) = configs.find(|file| state.config(&file.id).is_none()) {
+            return Err(not_found(Kind::Config, &missing.name));
+        }
+        Ok(())
     }
 
     fn unused_by_services(
@@ -545,16 +569,18 @@ impl Commit<'_> {
         for vip in &endpoint.virtual_ips {
             self.address_is_free(vip.network, vip.addr, AddressOwner::Service(service.id))?;
         }
-        for (protocol, port) in ingress_ports(endpoint) {
-            let owner = self
-                .state
-                .port_owner(protocol, port)
-                .filter(|owner| *owner != service.id);
-            if let Some(owner) = owner {
+        self.ports_are_free(service.id, &endpoint.ports)
+    }
+
+    /// No other service has any of the ingress ports among `ports`.
+    fn ports_are_free(&self, id: ServiceId, ports: &[PortConfig]) -> Result<(), Rejection> {
+        for port in numbered(ports).filter(|port| port.mode == PublishMode::Ingress) {
+            let owner = self.state.port_owner(port.protocol, port.published);
+            if let Some(owner) = owner.filter(|owner| *owner != id) {
                 let name = self.state.service(&owner).map(|s| s.spec.name.clone());
                 return Err(Rejection::PortTaken {
-                    protocol,
-                    port,
+                    protocol: port.protocol,
+                    port: port.published,
                     service: owner,
                     service_name: name.unwrap_or_default(),
                 });

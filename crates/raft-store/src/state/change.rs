@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 use shoal_types::{
-    object::{Cluster, Config, Endpoint, Network, Node, Secret, Service, Task},
-    spec::PublishMode,
+    object::{Cluster, Config, Network, Node, Secret, Service, Task},
+    spec::{PortConfig, PublishMode},
 };
 
 use super::{AddressOwner, State};
@@ -118,11 +118,17 @@ impl State {
                     vips.map(|vip| ((vip.network, vip.addr), owner)).collect()
                 });
                 reindex(&mut self.ports, before, after, |s| {
-                    let endpoint = s.endpoint.as_ref();
-                    endpoint
-                        .map_or_else(Vec::new, ingress_ports)
-                        .into_iter()
-                        .map(|p| (p, s.id))
+                    let given = s.endpoint.iter().flat_map(|e| numbered(&e.ports));
+                    given
+                        .chain(numbered(&s.spec.endpoint.ports))
+                        .filter(|port| port.mode == PublishMode::Ingress)
+                        .map(|port| ((port.protocol, port.published), s.id))
+                        .collect()
+                });
+                reindex(&mut self.host_ports, before, after, |s| {
+                    numbered(&s.spec.endpoint.ports)
+                        .filter(|port| port.mode == PublishMode::Host)
+                        .map(|port| ((port.protocol, port.published, s.id), ()))
                         .collect()
                 });
             }
@@ -149,16 +155,9 @@ impl State {
     }
 }
 
-/// The node-wide ports that an endpoint takes.
-pub(super) fn ingress_ports(endpoint: &Endpoint) -> Vec<(shoal_types::spec::Protocol, u16)> {
-    let ports = endpoint
-        .ports
-        .iter()
-        .filter(|p| p.mode == PublishMode::Ingress);
-    ports
-        .filter(|p| p.published != 0)
-        .map(|p| (p.protocol, p.published))
-        .collect()
+/// The ports that have a number.
+pub(super) fn numbered(ports: &[PortConfig]) -> impl Iterator<Item = &PortConfig> {
+    ports.iter().filter(|port| port.published != 0)
 }
 
 fn replace<K: Ord + Clone, V>(

@@ -8,7 +8,7 @@ mod tests;
 use std::{net::Ipv4Addr, sync::Arc};
 
 use shoal_types::{
-    ConfigId, NetworkId, NodeId, SecretId, ServiceId, TaskId, Version,
+    ConfigId, NetworkId, NodeId, SecretId, ServiceId, TaskId, Timestamp, Version,
     object::{Cluster, Config, Network, Node, Secret, Service, Task},
     spec::Protocol,
 };
@@ -20,6 +20,7 @@ use crate::Table;
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct State {
     version: Version,
+    clock: Timestamp,
     cluster: Option<Arc<Cluster>>,
     nodes: Table<NodeId, Arc<Node>>,
     services: Table<ServiceId, Arc<Service>>,
@@ -37,6 +38,7 @@ pub struct State {
     node_tasks: Table<(NodeId, TaskId), ()>,
     addresses: Table<(NetworkId, Ipv4Addr), AddressOwner>,
     ports: Table<(Protocol, u16), ServiceId>,
+    host_ports: Table<(Protocol, u16, ServiceId), ()>,
 }
 
 /// Who holds an address of a network.
@@ -61,6 +63,12 @@ impl State {
     /// The commit this is the state after.
     pub fn version(&self) -> Version {
         self.version
+    }
+
+    /// The latest time that a command named. Nothing is dated before it, whatever the clocks of later
+    /// leaders say.
+    pub fn clock(&self) -> Timestamp {
+        self.clock
     }
 
     pub fn cluster(&self) -> Option<&Arc<Cluster>> {
@@ -170,9 +178,20 @@ impl State {
             .map(|((_, addr), owner)| (*addr, *owner))
     }
 
-    /// The service that an ingress port belongs to.
+    /// The service that an ingress port belongs to, because its spec names it or it was given it.
     pub fn port_owner(&self, protocol: Protocol, port: u16) -> Option<ServiceId> {
         self.ports.get(&(protocol, port)).copied()
+    }
+
+    /// The services that publish a port on their own nodes, by id.
+    pub fn host_port_users(
+        &self,
+        protocol: Protocol,
+        port: u16,
+    ) -> impl Iterator<Item = ServiceId> {
+        self.host_ports
+            .range((protocol, port, ServiceId::MIN)..=(protocol, port, ServiceId::MAX))
+            .map(|((_, _, service), ())| *service)
     }
 
     /// All objects, in an order in which [`State::restore`] takes them back.
@@ -218,5 +237,11 @@ impl State {
             state.set(&object);
         }
         state
+    }
+
+    /// The same state with the clock that it was written down with.
+    #[must_use]
+    pub(crate) fn with_clock(self, clock: Timestamp) -> Self {
+        Self { clock, ..self }
     }
 }

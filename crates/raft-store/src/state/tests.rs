@@ -56,7 +56,13 @@ fn spec(name: u64, network: Option<u64>, secret: Option<u64>) -> ServiceSpec {
         },
         update: UpdateConfig::default(),
         rollback: UpdateConfig::default(),
-        endpoint: EndpointSpec::default(),
+        endpoint: EndpointSpec {
+            ports: match name {
+                1 | 2 => endpoint(&[], &[81]).ports,
+                _ => Vec::new(),
+            },
+            ..EndpointSpec::default()
+        },
     }
 }
 
@@ -97,7 +103,7 @@ fn network(id: u64, name: u64, subnet: u8) -> Network {
         },
         subnet: shoal_types::spec::Ipv4Net::containing(gateway, 24).expect("24 is a prefix"),
         gateway,
-        vni: 4096,
+        vni: 4096 + u32::from(subnet),
         predefined: id == 3,
     }
 }
@@ -331,10 +337,11 @@ fn check(state: &State) {
                 let other = addresses.insert((vip.network, vip.addr), owner);
                 assert!(other.is_none_or(|other| other == owner), "{vip:?}");
             }
-            for port in &endpoint.ports {
-                let other = ports.insert((port.protocol, port.published), service.id);
-                assert!(other.is_none_or(|other| other == service.id), "{port:?}");
-            }
+        }
+        let given = service.endpoint.iter().flat_map(|e| &e.ports);
+        for port in given.chain(&service.spec.endpoint.ports) {
+            let other = ports.insert((port.protocol, port.published), service.id);
+            assert!(other.is_none_or(|other| other == service.id), "{port:?}");
         }
     }
     for task in state.tasks().filter(|t| !t.status.state.is_terminal()) {
@@ -360,7 +367,7 @@ fn check(state: &State) {
             Some(service.id)
         );
     }
-    let restored = State::restore(state.version(), state.objects());
+    let restored = State::restore(state.version(), state.objects()).with_clock(state.clock());
     assert_eq!(restored, *state, "a state is what its objects make of it");
 }
 
@@ -436,6 +443,99 @@ fn a_secret_under_another_name_does_not_replace_the_one_of_its_id() {
     let id = secret_id(1).to_string();
     assert_eq!(refused, Err(Rejection::Exists { kind, id }));
     check(&state);
+}
+
+#[test]
+fn a_service_is_refused_that_names_a_taken_port_or_a_secret_that_is_gone() {
+    let mut state = State::default();
+    let create = |id, name, secret| Change::CreateService {
+        id: service_id(id),
+        spec: Box::new(spec(name, None, secret)),
+    };
+    apply(&mut state, create(1, 1, None)).expect("the first");
+    let refused = apply(&mut state, create(2, 2, None));
+    assert!(
+        matches!(refused, Err(Rejection::PortTaken { port: 81, service, .. }) if service == service_id(1)),
+        "named is taken, before it was given: {refused:?}"
+    );
+    let refused = apply(&mut state, create(2, 0, Some(1)));
+    let not_found = |kind| {
+        Err(Rejection::NotFound {
+            kind,
+            id: "name-1".to_owned(),
+        })
+    };
+    assert_eq!(refused, not_found(Kind::Secret));
+    let update = |version, name| Change::UpdateServiceSpec {
+        id: service_id(1),
+        version,
+        spec: Box::new(spec(name, None, None)),
+    };
+    let version = state
+        .service(&service_id(1))
+        .expect("it is there")
+        .meta
+        .version;
+    apply(&mut state, update(version, 0)).expect("the port is given up");
+    apply(&mut state, create(2, 2, None)).expect("the port is free");
+    let rollback = Change::RollbackService {
+        id: service_id(1),
+        version: state
+            .service(&service_id(1))
+            .expect("it is there")
+            .meta
+            .version,
+        update: update_status(),
+    };
+    let refused = apply(&mut state, rollback);
+    assert!(
+        matches!(refused, Err(Rejection::PortTaken { .. })),
+        "{refused:?}"
+    );
+    check(&state);
+}
+
+#[test]
+fn times_do_not_go_back_when_a_leader_s_clock_does() {
+    let mut state = State::default();
+    for (version, at) in [(1, 100), (2, 40), (3, 101)] {
+        let change = Change::CreateNode(Box::new(node(version)));
+        let command = Command {
+            at: Timestamp(at),
+            changes: vec![change],
+        };
+        state.apply(Version(version), &command).expect("new");
+    }
+    let created = |n| {
+        state
+            .node(&node_id(n))
+            .expect("it is there")
+            .meta
+            .created_at
+    };
+    assert_eq!([1, 2, 3].map(created), [100, 100, 101].map(Timestamp));
+    assert_eq!(state.clock(), Timestamp(101));
+}
+
+#[test]
+fn network_identifiers_are_unique_and_there_is_one_ingress_network() {
+    let mut state = State::default();
+    let create = |id: u64, subnet, vni, ingress| {
+        let mut network = network(id, id, subnet);
+        network.vni = vni;
+        network.spec.ingress = ingress;
+        Change::CreateNetwork(Box::new(network))
+    };
+    apply(&mut state, create(0, 0, 5000, true)).expect("the first");
+    let refused = apply(&mut state, create(1, 1, 5000, false));
+    assert!(
+        matches!(refused, Err(Rejection::VniTaken { vni: 5000, .. })),
+        "{refused:?}"
+    );
+    let refused = apply(&mut state, create(1, 1, 5001, true));
+    let id = network_id(0);
+    assert_eq!(refused, Err(Rejection::IngressExists { id }));
+    apply(&mut state, create(1, 1, 5001, false)).expect("nothing in common");
 }
 
 #[test]

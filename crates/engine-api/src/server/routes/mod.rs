@@ -27,6 +27,8 @@ pub(super) fn all() -> Router<Engine> {
         .route("/info", get(system::info))
         .route("/doctor", get(system::doctor))
         .route("/system/df", get(system::disk_usage))
+        .route("/volumes", get(system::volumes))
+        .route("/plugins", get(system::plugins))
         .route("/events", get(events::events))
         .route("/swarm", get(swarm::inspect))
         .route("/swarm/init", post(swarm::init))

@@ -176,7 +176,7 @@ pub(crate) async fn remove(
     Path(id): Path<String>,
 ) -> ApiResult<StatusCode> {
     let manager = engine.manager()?;
-    let state = manager.control.state().await?;
+    let state = manager.control.basis().await?;
     let network = find::network(&state, &id)?;
     if network.predefined && !network.spec.ingress {
         let message = format!(

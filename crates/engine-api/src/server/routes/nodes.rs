@@ -59,7 +59,7 @@ pub(crate) async fn update(
     let manager = engine.manager()?;
     let version = query.version("node")?;
     let spec = convert::node_spec(spec)?;
-    let state = manager.control.state().await?;
+    let state = manager.control.basis().await?;
     let node = find::node(&state, &id)?.id;
     manager.control.update_node(node, version, spec).await?;
     Ok(())
@@ -71,7 +71,7 @@ pub(crate) async fn remove(
     query: Query,
 ) -> ApiResult<()> {
     let manager = engine.manager()?;
-    let state = manager.control.state().await?;
+    let state = manager.control.basis().await?;
     let node = find::node(&state, &id)?.id;
     manager
         .control

@@ -69,7 +69,7 @@ pub(crate) async fn update_secret(
 ) -> ApiResult<()> {
     let manager = engine.manager()?;
     let version = query.version("secret")?;
-    let state = manager.control.state().await?;
+    let state = manager.control.basis().await?;
     let secret = find::secret(&state, &id)?;
     only_labels(
         &spec.name,
@@ -88,7 +88,7 @@ pub(crate) async fn remove_secret(
     Path(id): Path<String>,
 ) -> ApiResult<StatusCode> {
     let manager = engine.manager()?;
-    let state = manager.control.state().await?;
+    let state = manager.control.basis().await?;
     manager
         .control
         .remove_secret(find::secret(&state, &id)?.id)
@@ -143,7 +143,7 @@ pub(crate) async fn update_config(
 ) -> ApiResult<()> {
     let manager = engine.manager()?;
     let version = query.version("config")?;
-    let state = manager.control.state().await?;
+    let state = manager.control.basis().await?;
     let config = find::config(&state, &id)?;
     only_labels(
         &spec.name,
@@ -162,7 +162,7 @@ pub(crate) async fn remove_config(
     Path(id): Path<String>,
 ) -> ApiResult<StatusCode> {
     let manager = engine.manager()?;
-    let state = manager.control.state().await?;
+    let state = manager.control.basis().await?;
     manager
         .control
         .remove_config(find::config(&state, &id)?.id)

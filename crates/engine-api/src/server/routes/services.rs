@@ -145,7 +145,7 @@ pub(crate) async fn create(
     Json(spec): Json<wire::ServiceSpec>,
 ) -> ApiResult<Response> {
     let manager = engine.manager()?;
-    let state = manager.control.state().await?;
+    let state = manager.control.basis().await?;
     let mut spec = convert::service_spec(spec, registry_auth(&headers), &Resolve(&state))?;
     if spec.name.is_empty() {
         spec.name = names::random();
@@ -175,7 +175,7 @@ pub(crate) async fn update(
             return Err(ApiError::bad_request(message));
         }
     };
-    let state = manager.control.state().await?;
+    let state = manager.control.basis().await?;
     let service = find::service(&state, &id)?;
     let auth = registry_auth(&headers);
     let auth = if auth.is_some() {
@@ -219,7 +219,7 @@ fn kept_auth(service: &Service, from: &str) -> ApiResult<Option<String>> {
 
 pub(crate) async fn remove(State(engine): State<Engine>, Path(id): Path<String>) -> ApiResult<()> {
     let manager = engine.manager()?;
-    let state = manager.control.state().await?;
+    let state = manager.control.basis().await?;
     let service = find::service(&state, &id)?.id;
     manager.control.remove_service(service).await?;
     Ok(())

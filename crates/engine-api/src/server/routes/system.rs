@@ -289,3 +289,12 @@ pub(crate) async fn disk_usage(
     }
     Ok(Json(usage))
 }
+
+/// There are none: clients that look for leftovers need not be told that they cannot look.
+pub(crate) async fn volumes() -> Json<serde_json::Value> {
+    Json(serde_json::json!({ "Volumes": [], "Warnings": null }))
+}
+
+pub(crate) async fn plugins() -> Json<[(); 0]> {
+    Json([])
+}

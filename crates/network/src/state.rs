@@ -158,7 +158,9 @@ impl State {
         }
         // The same state again needs no more than this one comparison.
         let last = self.networks[id].state.clone();
-        let state = &last.filter(|last| last == state).unwrap_or(state.clone());
+        let state = &last
+            .filter(|last| last == state)
+            .unwrap_or_else(|| state.clone());
         let was_known = self.networks[id].uplink_is_known(state);
         self.apply_uplink(id, state)?;
         let ports = self.ports(id, state, content, errors);

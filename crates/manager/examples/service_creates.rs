@@ -1,5 +1,7 @@
 //! How many services a second one manager creates: `service_creates [DIRECTORY]`.
 
+#![expect(clippy::print_stdout, reason = "it is what the example is for")]
+
 use std::{
     path::PathBuf,
     time::{Duration, Instant},

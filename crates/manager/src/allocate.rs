@@ -186,6 +186,17 @@ impl Allocator {
     }
 }
 
+/// The endpoint of a new service that leaves nothing to choose: it needs no address and no port number.
+pub(crate) fn obvious_endpoint(spec: &ServiceSpec) -> Option<Endpoint> {
+    let addressed = spec.endpoint.mode == EndpointMode::Vip && !spec.task.networks.is_empty();
+    let chooses = addressed || publishes_ingress(&spec.endpoint.ports);
+    (!chooses).then(|| Endpoint {
+        mode: spec.endpoint.mode,
+        ports: spec.endpoint.ports.clone(),
+        virtual_ips: Vec::new(),
+    })
+}
+
 pub(crate) fn publishes_ingress(ports: &[PortConfig]) -> bool {
     ports.iter().any(|port| port.mode == PublishMode::Ingress)
 }
@@ -359,6 +370,7 @@ mod tests {
             s.endpoint.ports = vec![port(80, 80)];
         });
         let endpoint = Allocator::default().endpoint(&state, &service).unwrap();
+        assert_eq!(obvious_endpoint(&service.spec), None);
         let vip = |n, addr: [u8; 4]| VirtualIp {
             network: testing::network_id(n),
             addr: addr.into(),
@@ -380,6 +392,7 @@ mod tests {
         let mut allocator = Allocator::default();
         let endpoint = allocator.endpoint(&state, &service).unwrap();
         assert!(endpoint.virtual_ips.is_empty());
+        assert_eq!(obvious_endpoint(&service.spec), Some(endpoint));
         let networks = |allocator: &mut Allocator, task: &TaskSpec, ports: &[PortConfig]| {
             let attachments = allocator.attachments(&state, task, ports).unwrap();
             attachments.iter().map(|a| a.network).collect::<Vec<_>>()

@@ -161,6 +161,14 @@ pub enum Change {
     RemoveConfig {
         id: ConfigId,
     },
+
+    /// As `CreateService`, with the endpoint that its spec calls for. The endpoint is dropped when any
+    /// of it belongs to somebody else: the allocator finds another.
+    CreateServiceWith {
+        id: ServiceId,
+        spec: Box<ServiceSpec>,
+        endpoint: Box<Endpoint>,
+    },
 }
 
 /// The command took effect as the commit of this index.

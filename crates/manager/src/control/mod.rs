@@ -112,11 +112,14 @@ impl Control {
         validate::service(&state, None, &spec)?;
         runnable::check(&spec.task.container)?;
         let id = ServiceId::from_random(rng().random());
-        self.propose(Change::CreateService {
-            id,
-            spec: Box::new(spec),
-        })
-        .await?;
+        // With its endpoint, where that is plain, the leader has one command less to add.
+        let endpoint = allocate::obvious_endpoint(&spec).map(Box::new);
+        let spec = Box::new(spec);
+        let create = match endpoint {
+            Some(endpoint) => Change::CreateServiceWith { id, spec, endpoint },
+            None => Change::CreateService { id, spec },
+        };
+        self.propose(create).await?;
         Ok(id)
     }
 

@@ -119,7 +119,9 @@ async fn commit_statuses(
             }
             Err(error) => {
                 hub.give_back(reports);
-                parts.into_iter().for_each(|part| hub.give_back(part));
+                for part in parts {
+                    hub.give_back(part);
+                }
                 return Err(error);
             }
         }

@@ -107,7 +107,10 @@ impl Commit<'_> {
             }
             Change::RemoveNode { id } => self.remove_node(*id)?,
 
-            Change::CreateService { id, spec } => self.create_service(*id, spec)?,
+            Change::CreateService { id, spec } => self.create_service(*id, spec, None)?,
+            Change::CreateServiceWith { id, spec, endpoint } => {
+                self.create_service(*id, spec, Some(endpoint))?;
+            }
             Change::UpdateServiceSpec { id, version, spec } => {
                 self.update_service_spec(*id, *version, spec)?;
             }
@@ -262,7 +265,12 @@ impl Commit<'_> {
         Ok(())
     }
 
-    fn create_service(&mut self, id: ServiceId, spec: &ServiceSpec) -> Result<(), Rejection> {
+    fn create_service(
+        &mut self,
+        id: ServiceId,
+        spec: &ServiceSpec,
+        endpoint: Option<&Endpoint>,
+    ) -> Result<(), Rejection> {
         if self.state.service(&id).is_some() {
             return Err(exists(Kind::Service, id));
         }
@@ -271,7 +279,7 @@ impl Commit<'_> {
         }
         self.refers_to_what_exists(spec)?;
         self.ports_are_free(id, &spec.endpoint.ports)?;
-        let service = Service {
+        let mut service = Service {
             id,
             meta: self.born(),
             spec: spec.clone(),
@@ -281,6 +289,8 @@ impl Commit<'_> {
             update: None,
             err: String::new(),
         };
+        let free = |endpoint: &&Endpoint| self.endpoint_is_free(&service, endpoint).is_ok();
+        service.endpoint = endpoint.filter(free).cloned();
         self.set(ObjectChange::service(None, Some(Arc::new(service))));
         Ok(())
     }

@@ -496,6 +496,22 @@ fn a_service_is_refused_that_names_a_taken_port_or_a_secret_that_is_gone() {
 }
 
 #[test]
+fn an_endpoint_that_comes_with_a_service_is_kept_only_if_all_of_it_is_free() {
+    let mut state = State::default();
+    let create = |id, port| Change::CreateServiceWith {
+        id: service_id(id),
+        spec: Box::new(spec(id + 3, None, None)),
+        endpoint: Box::new(endpoint(&[], &[port])),
+    };
+    apply(&mut state, create(1, 90)).expect("new");
+    apply(&mut state, create(2, 90)).expect("the endpoint is no reason to refuse it");
+    let given = |n| state.service(&service_id(n)).expect("new").endpoint.clone();
+    assert_eq!(given(1), Some(endpoint(&[], &[90])));
+    assert_eq!(given(2), None);
+    check(&state);
+}
+
+#[test]
 fn times_do_not_go_back_when_a_leader_s_clock_does() {
     let mut state = State::default();
     for (version, at) in [(1, 100), (2, 40), (3, 101)] {

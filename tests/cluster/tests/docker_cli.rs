@@ -1,6 +1,8 @@
 //! The docker CLI against a real daemon: what it asks for happens, and what it prints is what `shoal`
 //! prints.
 
+#![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+
 use std::{process::Stdio, thread, time::Duration};
 
 use cluster_tests::{Host, Output, busybox_tar, docker_archive, wait_for};

@@ -1,5 +1,7 @@
 //! `shoal doctor`: what somebody changed behind the daemon's back is named, and set right.
 
+#![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+
 use std::process::Command;
 
 use cluster_tests::{Host, Output, wait_for};
@@ -30,7 +32,7 @@ fn host_with_services() -> Host {
         "one",
     ]);
     host.wait_running("two", 1);
-    wait_for("an answer", || host.get(HELLO), Result::is_ok);
+    wait_for("an answer", || host.get(HELLO).is_ok(), |ok| *ok);
     wait_for("a healthy node", || doctor(&host), is_healthy);
     host
 }
@@ -110,7 +112,7 @@ fn what_differs_is_named_and_repaired_by_the_next_change() {
 
     host.shoal(&["service", "scale", "--detach", "one=2"]);
     host.wait_running("one", 2);
-    wait_for("an answer", || host.get(HELLO), Result::is_ok);
+    wait_for("an answer", || host.get(HELLO).is_ok(), |ok| *ok);
     wait_for("a healthy node", || doctor(&host), is_healthy);
 }
 
@@ -119,7 +121,7 @@ fn what_nobody_reports_is_repaired_all_the_same() {
     let host = host_with_services();
     run(in_overlay(&host, "ingress", "ip").args(["link", "set", "uplink", "down"]));
     assert!(host.get(HELLO).is_err());
-    wait_for("an answer", || host.get(HELLO), Result::is_ok);
+    wait_for("an answer", || host.get(HELLO).is_ok(), |ok| *ok);
     assert!(is_healthy(&doctor(&host)));
     assert!(
         host.log()

@@ -1,5 +1,7 @@
 //! Images that come from a registry: Debian's `docker-registry`, on the loopback of the host under test.
 
+#![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+
 use std::{
     fs,
     process::{Child, Command, Stdio},
@@ -51,7 +53,7 @@ impl<'a> Registry<'a> {
             "the registry to answer",
             || {
                 registry
-                    .curl(&["--fail", &registry.url("")])
+                    .curl(&["--fail", &Registry::url("")])
                     .status
                     .success()
             },
@@ -60,7 +62,7 @@ impl<'a> Registry<'a> {
         registry
     }
 
-    fn url(&self, rest: &str) -> String {
+    fn url(rest: &str) -> String {
         format!("http://{ADDRESS}/v2/{rest}")
     }
 
@@ -85,7 +87,7 @@ impl<'a> Registry<'a> {
         let sum = Command::new("sha256sum").arg(file).output().unwrap();
         let sum = String::from_utf8(sum.stdout).unwrap();
         let digest = format!("sha256:{}", sum.split_whitespace().next().unwrap());
-        let begin = self.url(&format!("{repository}/blobs/uploads/"));
+        let begin = Self::url(&format!("{repository}/blobs/uploads/"));
         let location = self.send(&[
             "--fail",
             "-X",
@@ -134,7 +136,7 @@ impl<'a> Registry<'a> {
     /// Gives the image that was pushed last the name `tag`; the digest of its manifest.
     fn put_manifest(&self, repository: &str, tag: &str) -> String {
         let body = format!("@{}", self.host.path("save/pushed.json"));
-        let url = self.url(&format!("{repository}/manifests/{tag}"));
+        let url = Self::url(&format!("{repository}/manifests/{tag}"));
         let format = "%header{docker-content-digest}";
         let put = [
             "--fail",

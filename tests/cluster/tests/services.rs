@@ -1,5 +1,7 @@
 //! Services on one node, driven by `shoal`.
 
+#![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+
 use std::collections::BTreeSet;
 
 use cluster_tests::{Host, busybox_tar, wait_for};

@@ -219,3 +219,29 @@ fn users_read_only_roots_and_hosts_are_as_asked_for() {
         assert!(log.contains(expected), "{expected:?} in {log}");
     }
 }
+
+#[test]
+fn no_process_outside_can_be_seen_signalled_or_traced() {
+    let host = host_with_busybox();
+    let (daemon, supervisor) = (host.daemon_pid(), host.supervisor_pid());
+    // ptrace(2) needs a process id, and none inside names a process outside; with the capability and
+    // without a filter the answer is the same.
+    let log = inside(
+        &host,
+        "outward",
+        &["--cap-add", "SYS_PTRACE"],
+        &format!(
+            "for pid in {daemon} {supervisor}; do \
+             kill -0 $pid 2>&1; echo signal $?; [ -e /proc/$pid ]; echo seen $?; \
+             cat /proc/$pid/mem 2>&1; echo memory $?; done"
+        ),
+    );
+    for refused in ["signal 1", "seen 1", "memory 1"] {
+        assert_eq!(
+            log.lines().filter(|line| *line == refused).count(),
+            2,
+            "{refused}: {log}"
+        );
+    }
+    assert!(log.contains("No such process"), "{log}");
+}

@@ -221,11 +221,11 @@ fn users_read_only_roots_and_hosts_are_as_asked_for() {
 }
 
 #[test]
-fn no_process_outside_can_be_seen_signalled_or_traced() {
+fn no_process_outside_can_be_named_from_inside() {
     let host = host_with_busybox();
     let (daemon, supervisor) = (host.daemon_pid(), host.supervisor_pid());
-    // ptrace(2) needs a process id, and none inside names a process outside; with the capability and
-    // without a filter the answer is the same.
+    // ptrace(2) itself is not called: this shows that no id inside names a process outside, which it
+    // would need.
     let log = inside(
         &host,
         "outward",

@@ -8,7 +8,9 @@ use shoal_raft_store::{
 };
 use shoal_types::{
     ClusterId, NetworkId, NodeId, RaftId,
-    object::{Cluster, ManagerStatus, Meta, Network, Node, NodeDescription, NodeState, NodeStatus},
+    object::{
+        Cluster, ManagerStatus, Meta, Network, Node, NodeDescription, NodeState, NodeStatus, Trust,
+    },
     spec::{Availability, Ipam, Ipv4Net, NetworkSpec, NodeSpec, Role},
 };
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -209,6 +211,7 @@ impl Manager {
             address_pools: options.address_pools,
             subnet_prefix: options.subnet_prefix,
             data_path_port: options.data_path_port,
+            trust: Trust::default(),
         };
         let node = Node {
             id: self.0.node,

@@ -176,6 +176,7 @@ async fn agent(
             Ok(Some(ManagerMessage::Welcome { .. })) => {}
             Ok(Some(ManagerMessage::Refused { reason })) => panic!("refused: {reason}"),
             Ok(None) | Err(_) => return,
+            Ok(Some(other)) => panic!("{other:?}"),
         }
     }
 }

@@ -34,6 +34,7 @@ pub fn describe(labels: BTreeMap<String, String>) -> NodeDescription {
         ]
         .map(|(kind, name)| (kind.to_owned(), name.to_owned()))
         .to_vec(),
+        data_addr: None,
     }
 }
 

@@ -47,6 +47,8 @@ enum SessionError {
     Silent,
     #[error("the manager refused this node: {0}")]
     Refused(String),
+    #[error("the manager does not lead")]
+    Elsewhere,
 }
 
 /// Statuses on their way to a manager: the newest of each task, until it is accepted.
@@ -211,7 +213,8 @@ impl Session {
                 Ok(None)
             }
             ManagerMessage::Refused { reason } => Err(SessionError::Refused(reason)),
-            ManagerMessage::Welcome { .. } => Ok(None),
+            ManagerMessage::Elsewhere { .. } => Err(SessionError::Elsewhere),
+            ManagerMessage::Open { .. } | ManagerMessage::Welcome { .. } => Ok(None),
         }
     }
 }

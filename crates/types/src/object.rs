@@ -1,6 +1,10 @@
 //! Stored objects: a spec, plus what the cluster derived from it and observed of it.
 
-use std::{collections::BTreeMap, net::Ipv4Addr};
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, Ipv4Addr},
+    time::Duration,
+};
 
 use serde::{Deserialize, Serialize};
 
@@ -37,6 +41,29 @@ pub struct Cluster {
     pub subnet_prefix: u8,
     /// UDP port of the traffic between nodes.
     pub data_path_port: u16,
+    pub trust: Trust,
+}
+
+/// What makes a node one of the cluster's. The key and the secrets never leave the managers.
+#[derive(Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Trust {
+    /// X.509, DER.
+    pub root_certificate: Vec<u8>,
+    /// PKCS #8, DER.
+    pub root_key: Vec<u8>,
+    /// The secret halves of the join tokens.
+    pub worker_secret: [u8; 16],
+    pub manager_secret: [u8; 16],
+    /// How long a node's certificate is good for.
+    pub certificate_life: Duration,
+}
+
+impl std::fmt::Debug for Trust {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Trust")
+            .field("certificate_life", &self.certificate_life)
+            .finish_non_exhaustive()
+    }
 }
 
 /// A machine of the swarm.
@@ -62,6 +89,8 @@ pub struct NodeDescription {
     pub engine_labels: BTreeMap<String, String>,
     /// (type, name): `("Volume", "local")`, `("Network", "overlay")`…
     pub plugins: Vec<(String, String)>,
+    /// Where other nodes send the traffic of cluster networks; `None` in local mode.
+    pub data_addr: Option<IpAddr>,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]

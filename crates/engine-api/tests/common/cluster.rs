@@ -61,6 +61,7 @@ impl MemoryCluster {
                     address_pools: vec!["10.0.0.0/8".parse().unwrap()],
                     subnet_prefix: 24,
                     data_path_port: 4789,
+                    trust: Default::default(),
                 })),
                 Change::CreateNode(Box::new(first_node(node))),
             ])

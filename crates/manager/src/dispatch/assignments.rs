@@ -5,9 +5,12 @@ use std::{collections::BTreeMap, sync::Arc};
 use shoal_raft_store::{AddressOwner, State};
 use shoal_types::{
     Generation, NetworkId, NodeId, ServiceId, TaskState,
-    object::{Network, Service, Task},
-    spec::{EndpointMode, PublishMode},
-    wire::{Assignments, NetworkAssignment, NetworkEndpoint, NetworkService, PublishedPort},
+    object::{Network, Node, NodeState, Service, Task},
+    spec::{EndpointMode, PublishMode, Role},
+    wire::{
+        Assignments, DataPeer, ManagerPeer, NetworkAssignment, NetworkEndpoint, NetworkService,
+        PublishedPort,
+    },
 };
 
 /// Everything `node` needs. The generation is the state's version, which every leader goes on from.
@@ -57,7 +60,41 @@ pub(crate) fn assignments(state: &State, node: NodeId) -> Assignments {
             .collect(),
         secrets: secrets.into_values().collect(),
         configs: configs.into_values().collect(),
+        role: state
+            .node(&node)
+            .map_or(Role::Worker, |node| node.spec.role),
+        managers: managers(state),
+        peers: peers(state, node),
+        data_path_port: state.cluster().map_or(0, |cluster| cluster.data_path_port),
     }
+}
+
+/// The managers that other nodes can reach.
+pub(crate) fn managers(state: &State) -> Vec<ManagerPeer> {
+    let peer = |node: &Arc<Node>| {
+        let addr = node.manager.as_ref().map(|manager| manager.addr.clone())?;
+        (!addr.is_empty()).then_some(ManagerPeer {
+            node: node.id,
+            addr,
+        })
+    };
+    state.nodes().filter_map(peer).collect()
+}
+
+/// The other nodes that take part in cluster networks. One that is down is left out: its endpoints
+/// are gone from every network, and it gets a whole set when it comes back.
+fn peers(state: &State, node: NodeId) -> Vec<DataPeer> {
+    let others = state
+        .nodes()
+        .filter(|other| other.id != node && other.status.state != NodeState::Down);
+    let peer = |other: &Arc<Node>| {
+        let addr = other.description.data_addr?;
+        Some(DataPeer {
+            node: other.id,
+            addr,
+        })
+    };
+    others.filter_map(peer).collect()
 }
 
 /// The node has something to do or to undo for the task, or keeps its output: an ended task stays in

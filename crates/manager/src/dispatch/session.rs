@@ -263,11 +263,19 @@ fn same_content(a: &Assignments, b: &Assignments) -> bool {
         networks,
         secrets,
         configs,
+        role,
+        managers,
+        peers,
+        data_path_port,
     } = a;
     all_alike(tasks, &b.tasks, same_orders)
         && all_alike(secrets, &b.secrets, Secret::eq)
         && all_alike(configs, &b.configs, Config::eq)
         && *networks == b.networks
+        && *role == b.role
+        && *managers == b.managers
+        && *peers == b.peers
+        && *data_path_port == b.data_path_port
 }
 
 /// Objects that did not change are not compared: their places in memory are the same.

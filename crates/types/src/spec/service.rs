@@ -237,8 +237,9 @@ pub struct NodeSpec {
     pub availability: Availability,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Role {
+    #[default]
     Worker,
     Manager,
 }

@@ -19,6 +19,7 @@ mod leaks;
 mod load;
 mod network;
 mod process;
+mod runbook;
 mod wait;
 
 pub use cluster::{Cluster, NodeLine, Role, TaskLine};
@@ -29,4 +30,5 @@ pub use leaks::Inventory;
 pub use load::{Answers, Load};
 pub use network::Network;
 pub use process::{is_alive, send, start_time};
+pub use runbook::{Runbook, another_build};
 pub use wait::{DEADLINE, wait_for};

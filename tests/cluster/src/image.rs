@@ -44,6 +44,24 @@ pub fn busybox_tar(directory: &Path) -> Result<PathBuf> {
     Ok(tar)
 }
 
+/// A root filesystem of nothing but `source`, a C program, as `/program`; as a tar file in `directory`.
+pub fn program_tar(directory: &Path, source: &Path) -> Result<PathBuf> {
+    let root = directory.join("program-rootfs");
+    fs::create_dir_all(root.join("tmp"))?;
+    run(Command::new("cc")
+        .args(["-static", "-O1", "-Wall", "-o"])
+        .arg(root.join("program"))
+        .arg(source))?;
+    let tar = directory.join("program.tar");
+    run(Command::new("tar")
+        .arg("-C")
+        .arg(&root)
+        .arg("-cf")
+        .arg(&tar)
+        .arg("."))?;
+    Ok(tar)
+}
+
 /// The same as `docker save` would write it: one layer, named `name`.
 pub fn docker_archive(directory: &Path, name: &str) -> Result<PathBuf> {
     let layer = busybox_tar(directory)?;

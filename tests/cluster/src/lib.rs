@@ -16,7 +16,7 @@ mod load;
 mod wait;
 
 pub use host::{Host, Output};
-pub use image::{busybox_tar, docker_archive};
+pub use image::{busybox_tar, docker_archive, program_tar};
 pub use leaks::Inventory;
 pub use load::{Answers, Load};
 pub use wait::{DEADLINE, wait_for};

@@ -2,7 +2,15 @@
 
 #![expect(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
-use cluster_tests::{Host, busybox_tar, wait_for};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    io::{Read, Write},
+    path::Path,
+    process::{Child, Command, Stdio},
+};
+
+use cluster_tests::{Host, busybox_tar, program_tar, wait_for};
 
 /// Runs `script` in a container of its own and returns what it printed.
 fn inside(host: &Host, name: &str, flags: &[&str], script: &str) -> String {
@@ -220,12 +228,132 @@ fn users_read_only_roots_and_hosts_are_as_asked_for() {
     }
 }
 
+/// A process outside of every container that answers as long as nobody harms it.
+struct Victim(Child);
+
+impl Victim {
+    fn start() -> Self {
+        let mut cat = Command::new("cat");
+        let cat = cat.stdin(Stdio::piped()).stdout(Stdio::piped());
+        Self(cat.spawn().unwrap())
+    }
+
+    /// Where its program lies in its memory.
+    fn address(&self) -> String {
+        let maps = fs::read_to_string(format!("/proc/{}/maps", self.0.id())).unwrap();
+        format!("0x{}", maps.split('-').next().unwrap())
+    }
+
+    fn is_unharmed(&mut self) {
+        self.0.stdin.as_mut().unwrap().write_all(b"hi\n").unwrap();
+        let mut answer = [0; 3];
+        let output = self.0.stdout.as_mut().unwrap();
+        output.read_exact(&mut answer).unwrap();
+        assert_eq!(&answer, b"hi\n");
+        let status = fs::read_to_string(format!("/proc/{}/status", self.0.id())).unwrap();
+        assert!(status.contains("TracerPid:\t0\n"), "{status}");
+    }
+}
+
+impl Drop for Victim {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// What Docker gives for each attempt of `programs/reach.c`: the words before the colon are answered
+/// with the error after it. Its default seccomp profile refuses with EPERM, but for clone3(2), which
+/// programs must take as missing; a pid that names nobody is ESRCH; read-only mounts are EROFS.
+const DOCKERS_ANSWERS: &str = "\
+kill kill_group tgkill sigqueue pidfd_open ptrace_attach ptrace_seize process_vm_readv process_vm_writev \
+setpriority prlimit sched_setaffinity: ESRCH
+proc_mem proc_1_root: ENOENT
+setns_user setns_mnt setns_net setns_pid setns_ipc setns_uts setns_cgroup setns_time: EPERM
+unshare_user unshare_mnt unshare_net unshare_pid unshare_ipc unshare_uts unshare_cgroup unshare_time: EPERM
+unshare_user_mnt clone_user: EPERM
+clone3: ENOSYS
+mount_tmpfs mount_proc mount_bind remount_sys umount2 fsopen open_tree move_mount mount_setattr pivot_root: EPERM
+open_by_handle_at init_module finit_module delete_module bpf perf_event_open kexec_load kexec_file_load: EPERM
+reboot swapon swapoff settimeofday clock_settime adjtimex sethostname acct quotactl syslog: EPERM
+add_key request_key keyctl iopl ioperm userfaultfd io_uring_setup personality: EPERM
+socket_vsock socket_alg: EPERM
+/proc/irq/default_smp_affinity /proc/sys/kernel/core_pattern /proc/sys/kernel/hostname: EROFS
+/proc/sys/kernel/modprobe /proc/sys/kernel/panic /proc/sys/net/ipv4/ip_forward: EROFS
+/proc/sys/vm/overcommit_memory /proc/sysrq-trigger /sys/kernel/mm/transparent_hugepage/enabled: EROFS
+/sys/kernel/profiling /sys/kernel/uevent_helper /sys/power/state cgroup_mkdir sys_mkdir: EROFS
+dev_mem dev_port dev_kmsg dev_fuse dev_loop_control dev_kvm: EPERM";
+
+/// The block devices of this machine, as `MAJOR:MINOR`.
+fn disks() -> Vec<String> {
+    let table = fs::read_to_string("/proc/partitions").unwrap();
+    let numbers = table.lines().skip(2).map(|line| {
+        let mut words = line.split_whitespace();
+        format!("{}:{}", words.next().unwrap(), words.next().unwrap())
+    });
+    // One that is nowhere, too: the cgroup refuses before anybody looks for a driver.
+    numbers.chain(["8:0".to_owned()]).collect()
+}
+
 #[test]
-fn no_process_outside_can_be_named_from_inside() {
+fn what_reaches_out_of_a_container_is_refused_as_docker_refuses_it() {
+    let host = Host::local();
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("programs/reach.c");
+    let tar = program_tar(host.dir(), &source).unwrap();
+    host.shoal(&["import", tar.to_str().unwrap(), "reach"]);
+    let mut victim = Victim::start();
+    let (pid, address, disks) = (victim.0.id().to_string(), victim.address(), disks());
+
+    let mut expected: BTreeMap<String, &str> = BTreeMap::new();
+    for line in DOCKERS_ANSWERS.lines() {
+        let (names, answer) = line.split_once(": ").unwrap();
+        expected.extend(names.split(' ').map(|name| {
+            // What this kernel does not have is not there inside either.
+            let missing = name.starts_with('/') && !Path::new(name).exists();
+            (name.to_owned(), if missing { "ENOENT" } else { answer })
+        }));
+    }
+    expected.extend(disks.iter().map(|disk| (format!("disk_{disk}"), "EPERM")));
+    expected.extend([("others".to_owned(), "0"), ("END".to_owned(), "")]);
+
+    // With the right to trace, there is still nobody to be traced.
+    for (name, flags) in [
+        ("plain", &[][..]),
+        ("tracing", &["--cap-add", "SYS_PTRACE"]),
+    ] {
+        let once = ["service", "create", "--detach", "--restart-condition=none"];
+        let program = ["reach", "/program", &pid, &address, &disks.join(",")];
+        host.shoal(&[&once[..], &["--name", name], flags, &program].concat());
+        let log = wait_for(
+            "the program to finish",
+            || host.shoal(&["service", "logs", "--raw", name]),
+            |log| log.lines().any(|line| line == "END"),
+        );
+        let seen: BTreeMap<String, &str> = log
+            .lines()
+            .map(|line| line.split_once(' ').unwrap_or((line, "")))
+            .map(|(name, answer)| (name.to_owned(), answer))
+            .collect();
+        let differing: Vec<_> = expected
+            .keys()
+            .chain(seen.keys())
+            .collect::<BTreeSet<_>>()
+            .into_iter()
+            .filter(|name| expected.get(*name) != seen.get(*name))
+            .map(|name| (name, expected.get(name), seen.get(name)))
+            .collect();
+        assert!(
+            differing.is_empty(),
+            "(attempt, Docker's answer, ours) of {name}: {differing:#?}"
+        );
+        victim.is_unharmed();
+    }
+}
+
+#[test]
+fn the_daemon_and_the_supervisor_have_no_pid_inside() {
     let host = host_with_busybox();
     let (daemon, supervisor) = (host.daemon_pid(), host.supervisor_pid());
-    // ptrace(2) itself is not called: this shows that no id inside names a process outside, which it
-    // would need.
     let log = inside(
         &host,
         "outward",

@@ -1,6 +1,6 @@
 //! The manager half of a node: its store, its loops, and the handles on them.
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, path::PathBuf, sync::Arc, time::Duration};
 
 use rand::{RngExt, rng};
 use shoal_raft_store::{
@@ -302,6 +302,22 @@ impl Manager {
         cluster::leader(store).map_or(Leader::Unknown, Leader::At)
     }
 
+    /// Whether each manager answers, as the leader sees it; empty on managers that do not lead.
+    pub fn reachability(&self) -> BTreeMap<NodeId, bool> {
+        let store = &self.0.port.store;
+        if !store.leadership().borrow().is_leader() {
+            return BTreeMap::new();
+        }
+        let state = store.state();
+        let health = store.health();
+        let managers = state.nodes().filter_map(|node| {
+            let raft = node.manager.as_ref()?.raft;
+            let reachable = health.iter().any(|m| m.id == raft && m.reachable);
+            Some((node.id, reachable))
+        });
+        managers.collect()
+    }
+
     /// Waits until somebody leads, or for `limit`.
     pub async fn wait_leader(&self, limit: Duration) -> Leader {
         let mut leadership = self.0.port.store.leadership();
@@ -347,6 +363,10 @@ impl Manager {
     pub async fn shutdown(&self) {
         self.0.stop.cancel();
         self.0.port.hub.end_term();
+        // The others then need not wait until they miss this one.
+        if let Err(error) = self.0.port.store.hand_over().await {
+            tracing::warn!(%error, "leadership was not handed on");
+        }
         self.0.tasks.close();
         self.0.tasks.wait().await;
         self.0.port.store.shutdown().await;

@@ -16,7 +16,7 @@ pub(crate) fn now() -> Timestamp {
 
 /// To the second, UTC: `2026-03-01T12:00:00Z`.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Utc(pub(crate) Timestamp);
+pub struct Utc(pub Timestamp);
 
 impl fmt::Display for Utc {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

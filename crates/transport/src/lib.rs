@@ -9,7 +9,7 @@
 pub mod backoff;
 pub mod ca;
 pub mod call;
-mod clock;
+pub mod clock;
 pub mod cluster;
 pub mod codec;
 pub mod dial;

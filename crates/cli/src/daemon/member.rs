@@ -333,7 +333,7 @@ impl Member {
     fn connect_agent(&self, local: Option<Dialer>) {
         let node = self.membership().node;
         let dialer = match (local, &self.links) {
-            (Some(local), Some(links)) => Dialer::both(node, local, links.dialer.clone()),
+            (Some(local), Some(links)) => Dialer::both(local, links.dialer.clone()),
             (Some(local), None) => local,
             (None, Some(links)) => links.dialer.clone(),
             (None, None) => return,

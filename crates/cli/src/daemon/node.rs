@@ -458,7 +458,7 @@ enum AskOneError {
 
 impl AskOneError {
     fn is_final(&self) -> bool {
-        matches!(self, Self::Connect(error) if error.is_about_trust())
+        matches!(self, Self::Connect(ConnectError::Fingerprint { .. }))
     }
 }
 

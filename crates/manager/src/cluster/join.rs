@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, net::SocketAddr, time::Duration};
 
 use shoal_raft_store::{Change, Command, Rejection, State};
-use shoal_transport::{cluster, identity::Identity, stream::Stream};
+use shoal_transport::{clock::Utc, cluster, identity::Identity, stream::Stream, token::same_secret};
 use shoal_types::{
     NodeId, Timestamp,
     object::{Meta, Node, NodeState, NodeStatus, Trust},
@@ -22,13 +22,15 @@ const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 const MAX_CLOCK_DIFFERENCE: Duration = Duration::from_mins(30);
 
 pub(super) async fn join(port: &Port, remote: SocketAddr, stream: Stream) -> Result<(), CallError> {
-    let (request, reply) = cluster::receive::<JoinRequest>(stream, REQUEST_TIMEOUT).await?;
-    let node = request.node;
-    let answer = decide_join(port, remote, request).await;
-    if let JoinAnswer::Refused { reason } = &answer {
-        tracing::warn!(%remote, node.id = %node, reason, "a node may not join");
-    }
-    Ok(reply.send(&answer).await?)
+    let respond = async |request: JoinRequest| {
+        let node = request.node;
+        let answer = decide_join(port, remote, request).await;
+        if let JoinAnswer::Refused { reason } = &answer {
+            tracing::warn!(%remote, node.id = %node, reason, "a node may not join");
+        }
+        answer
+    };
+    Ok(cluster::answer(stream, REQUEST_TIMEOUT, respond).await?)
 }
 
 async fn decide_join(port: &Port, remote: SocketAddr, request: JoinRequest) -> JoinAnswer {
@@ -70,9 +72,10 @@ fn check_join(state: &State, request: &JoinRequest, now: Timestamp) -> Result<Ro
     let difference = now.since(request.now).max(request.now.since(now));
     if difference > MAX_CLOCK_DIFFERENCE {
         return Err(format!(
-            "the clocks of this node ({}) and of the swarm ({now}) are {} minutes apart; set them right, \
+            "the clocks of this node ({}) and of the swarm ({}) are {} minutes apart; set them right, \
              for example with an NTP client, and join again",
-            request.now,
+            Utc(request.now),
+            Utc(now),
             difference.as_secs() / 60
         ));
     }
@@ -99,18 +102,13 @@ fn role_of(trust: &Trust, secret: &[u8; 16]) -> Option<Role> {
     if trust.root_key.is_empty() {
         return None;
     }
-    if same(&trust.worker_secret, secret) {
+    if same_secret(&trust.worker_secret, secret) {
         Some(Role::Worker)
-    } else if same(&trust.manager_secret, secret) {
+    } else if same_secret(&trust.manager_secret, secret) {
         Some(Role::Manager)
     } else {
         None
     }
-}
-
-/// Takes the same time wherever the secrets differ.
-fn same(a: &[u8; 16], b: &[u8; 16]) -> bool {
-    a.iter().zip(b).fold(0, |differs, (a, b)| differs | (a ^ b)) == 0
 }
 
 fn in_use(node: NodeId) -> String {
@@ -143,8 +141,10 @@ pub(super) async fn renew(
     caller: &Identity,
     stream: Stream,
 ) -> Result<(), CallError> {
-    let (request, reply) = cluster::receive::<RenewRequest>(stream, REQUEST_TIMEOUT).await?;
-    let answer = if port.leads() {
+    let respond = async |request: RenewRequest| {
+        if !port.leads() {
+            return elsewhere(port);
+        }
         let state = port.store.state();
         match state.node(&caller.node) {
             Some(node) => issue(port, &state, caller.node, node.spec.role, &request.signing_request),
@@ -153,10 +153,8 @@ pub(super) async fn renew(
                 caller.node
             )),
         }
-    } else {
-        elsewhere(port)
     };
-    Ok(reply.send(&answer).await?)
+    Ok(cluster::answer(stream, REQUEST_TIMEOUT, respond).await?)
 }
 
 fn issue(

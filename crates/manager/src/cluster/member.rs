@@ -22,16 +22,17 @@ pub(super) async fn serve(
     remote: SocketAddr,
     stream: Stream,
 ) -> Result<(), CallError> {
-    let (request, reply) = cluster::receive::<MemberRequest>(stream, REQUEST_TIMEOUT).await?;
-    let answer = if !port.leads() {
-        MemberAnswer::Elsewhere {
-            leader: port.leader(),
+    let respond = async |request: MemberRequest| {
+        if !port.leads() {
+            return MemberAnswer::Elsewhere {
+                leader: port.leader(),
+            };
         }
-    } else if !is_manager(&port.store.state(), &caller.node) {
-        MemberAnswer::Refused {
-            reason: format!("node {} is not a manager of this swarm", caller.node),
+        if !is_manager(&port.store.state(), &caller.node) {
+            return MemberAnswer::Refused {
+                reason: format!("node {} is not a manager of this swarm", caller.node),
+            };
         }
-    } else {
         let done = match request {
             MemberRequest::Add { raft, addr } => {
                 add(port, caller.node, raft, &seen_from(&addr, remote)).await
@@ -49,7 +50,7 @@ pub(super) async fn serve(
             }
         }
     };
-    Ok(reply.send(&answer).await?)
+    Ok(cluster::answer(stream, REQUEST_TIMEOUT, respond).await?)
 }
 
 async fn add(port: &Port, node: NodeId, raft: RaftId, addr: &str) -> Result<(), String> {

@@ -15,7 +15,6 @@ use shoal_raft_store::{Leadership, State, Store};
 use shoal_transport::{
     ca::Authority,
     cluster::{ClusterTls, Incoming},
-    identity::Identity,
 };
 use shoal_types::{
     NodeId, RaftId,
@@ -113,7 +112,7 @@ pub(crate) enum CallError {
     #[error(transparent)]
     Io(#[from] std::io::Error),
     #[error(transparent)]
-    Ask(#[from] shoal_transport::cluster::AskError),
+    Answer(#[from] shoal_transport::call::AnswerError),
     #[error("answer a member of the raft group")]
     Raft(#[from] shoal_raft_store::AnswerError),
 }

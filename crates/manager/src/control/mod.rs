@@ -12,10 +12,10 @@ use std::{collections::BTreeMap, net::Ipv4Addr, sync::Arc};
 
 use rand::{RngExt, rng};
 use shoal_raft_store::{
-    Applied, Change, Command, Commits, Kind, ProposeError, Rejection, State, Store,
+    Applied, Change, Command, Commits, Kind, MembershipError, ProposeError, Rejection, State, Store,
 };
 use shoal_types::{
-    ClusterId, ConfigId, NetworkId, NodeId, SecretId, ServiceId, Version,
+    ClusterId, ConfigId, NetworkId, NodeId, RaftId, SecretId, ServiceId, Version,
     object::{Cluster, Config, Meta, Network, NodeState, Secret, UpdateState, UpdateStatus},
     spec::{Ipv4Net, NetworkSpec, NodeSpec, Role, ServiceSpec},
 };
@@ -191,9 +191,23 @@ impl Control {
                     message: "attempting to demote the last manager of the swarm".to_owned(),
                 });
             }
+            if let Some(manager) = &node.manager {
+                self.check_demotion(manager.raft).await?;
+            }
         }
         self.propose(Change::UpdateNodeSpec { id, version, spec })
             .await
+    }
+
+    /// The leader takes a demoted manager out of the raft group afterwards; whether it can is told now.
+    async fn check_demotion(&self, raft: RaftId) -> Result<(), ControlError> {
+        match self.store.check_removal(raft).await {
+            Ok(()) => Ok(()),
+            Err(MembershipError::NotLeader { leader }) => Err(ControlError::NoLeader { leader }),
+            Err(error) => Err(ControlError::Precondition {
+                message: error.to_string(),
+            }),
+        }
     }
 
     /// Removes a node that is down; `force` removes one that is not, too.

@@ -243,6 +243,17 @@ impl Store {
             .await
     }
 
+    /// Whether the group could go on without the member as things stand.
+    pub async fn check_removal(&self, id: RaftId) -> Result<(), MembershipError> {
+        self.must_lead()?;
+        let voters = self.members().iter().filter(|m| m.voter).count();
+        match self.member(id) {
+            Some(member) if member.voter && voters == 1 => Err(MembershipError::LastVoter { id }),
+            Some(member) if member.voter => self.allowed(|health| may_lose(health, id)).await,
+            _ => Ok(()),
+        }
+    }
+
     /// Removes a member, alive or dead. A leader that removes itself hands leadership on. Refused when
     /// those who remain and can be reached are no majority.
     pub async fn remove_member(&self, id: RaftId) -> Result<(), MembershipError> {

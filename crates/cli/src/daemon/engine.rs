@@ -157,6 +157,7 @@ impl LocalEngine for Engine {
             control: Some(Arc::new(leading.manager.control())),
             leader: Some(node),
             managers,
+            reachability: BTreeMap::new(),
             trust_root: String::new(),
             tokens: Tokens::default(),
         }))

@@ -461,7 +461,9 @@ pub enum LogsError {
     NoTask { task: TaskId },
     #[error("task {task} has not been scheduled")]
     NotPlaced { task: TaskId },
-    #[error("node {hostname} ({node}) does not answer, so the output of task {task} cannot be read")]
+    #[error(
+        "node {hostname} ({node}) does not answer, so the output of task {task} cannot be read"
+    )]
     Silent {
         task: TaskId,
         node: NodeId,

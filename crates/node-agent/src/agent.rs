@@ -14,7 +14,8 @@ use shoal_network::{ApplyError, Datapath, NetworkState};
 use shoal_runtime::Runtime;
 use shoal_transport::dial::Dialer;
 use shoal_types::{
-    Generation, NetworkId, NodeId, TaskId, object::NodeDescription,
+    Generation, NetworkId, NodeId, TaskId,
+    object::NodeDescription,
     wire::{Assignments, Open},
 };
 use tokio::{

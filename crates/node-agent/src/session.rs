@@ -250,7 +250,7 @@ impl Session {
 
 #[cfg(test)]
 mod tests {
-    use shoal_transport::dial;
+    use shoal_transport::{dial, stream::Stream};
     use shoal_types::Generation;
 
     use super::*;
@@ -266,12 +266,12 @@ mod tests {
         listener: dial::Listener,
     }
 
-    type ToAgent = session::Sender<ManagerMessage, tokio::io::DuplexStream>;
-    type FromAgent = session::Receiver<AgentMessage, tokio::io::DuplexStream>;
+    type ToAgent = session::Sender<ManagerMessage, Stream>;
+    type FromAgent = session::Receiver<AgentMessage, Stream>;
 
     impl Manager {
         async fn accept(&mut self) -> (ToAgent, FromAgent) {
-            let stream = self.listener.accept().await.expect("the agent dials");
+            let (_purpose, stream) = self.listener.accept().await.expect("the agent dials");
             let (mut to_agent, mut from_agent) = session::open(stream);
             let hello = from_agent.receive().await.expect("readable");
             assert!(

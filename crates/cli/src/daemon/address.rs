@@ -137,12 +137,22 @@ mod tests {
         assert_eq!(at("10.0.0.1").unwrap().to_string(), "10.0.0.1:2377");
         assert_eq!(at("10.0.0.1:99").unwrap().to_string(), "10.0.0.1:99");
         assert_eq!(at("2001:db8::1").unwrap().to_string(), "[2001:db8::1]:2377");
-        assert_eq!(at("[2001:db8::1]:9").unwrap().to_string(), "[2001:db8::1]:9");
+        assert_eq!(
+            at("[2001:db8::1]:9").unwrap().to_string(),
+            "[2001:db8::1]:9"
+        );
     }
 
     #[test]
     fn what_cannot_be_reached_is_told() {
-        for bad in ["nosuchif0", "10.0.0.1:0", "10.0.0.1:x", "0.0.0.0", "[::]:2377", "10.0.0.300"] {
+        for bad in [
+            "nosuchif0",
+            "10.0.0.1:0",
+            "10.0.0.1:x",
+            "0.0.0.0",
+            "[::]:2377",
+            "10.0.0.300",
+        ] {
             let error = at(bad).expect_err(bad);
             assert!(error.to_string().contains("--advertise-addr"), "{error}");
         }

@@ -184,10 +184,7 @@ impl LocalEngine for Engine {
             .collect();
         let trust = state.cluster().map(|cluster| &cluster.trust);
         let (trust_root, tokens) = match (trust, links) {
-            (Some(trust), Some(_)) => (
-                swarm::pem(&trust.root_certificate),
-                swarm::tokens(trust),
-            ),
+            (Some(trust), Some(_)) => (swarm::pem(&trust.root_certificate), swarm::tokens(trust)),
             _ => (String::new(), Tokens::default()),
         };
         SwarmState::Active(Box::new(ActiveSwarm {

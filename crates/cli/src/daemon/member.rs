@@ -21,9 +21,7 @@ use shoal_transport::{
 use shoal_types::{
     NodeId, RaftId, Timestamp,
     spec::Role,
-    wire::{
-        JoinAnswer, ManagerPeer, MemberAnswer, MemberRequest, Purpose, RenewRequest,
-    },
+    wire::{JoinAnswer, ManagerPeer, MemberAnswer, MemberRequest, Purpose, RenewRequest},
 };
 use tokio::{sync::watch, task::JoinHandle, time};
 use tokio_util::sync::CancellationToken;
@@ -57,8 +55,6 @@ pub(crate) enum MemberError {
         #[source]
         source: std::io::Error,
     },
-    #[error("store the node's certificate")]
-    Store(#[source] std::io::Error),
     #[error(transparent)]
     Credentials(#[from] shoal_transport::identity::CredentialsError),
     #[error(transparent)]
@@ -492,9 +488,7 @@ impl Member {
     /// Leaves the group of managers, so that the others need not wait for this one.
     pub(crate) async fn say_goodbye(&self) -> Result<(), MemberError> {
         match &self.links {
-            Some(links) if self.manager().is_some() => {
-                links.ask_member(MemberRequest::Leave).await
-            }
+            Some(links) if self.manager().is_some() => links.ask_member(MemberRequest::Leave).await,
             _ => Ok(()),
         }
     }
@@ -512,7 +506,10 @@ impl Member {
             return;
         }
         if let Err(error) = self.update(|membership| membership.managers = managers.to_vec()) {
-            warn!(error = super::translate::chain(&error), "managers not remembered");
+            warn!(
+                error = super::translate::chain(&error),
+                "managers not remembered"
+            );
         }
     }
 
@@ -529,7 +526,11 @@ impl Member {
 
     /// Ends this node's part; containers and networks go on.
     pub(crate) async fn shutdown(&self) {
-        let keeping = self.keeping.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let keeping = self
+            .keeping
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
         if let Some(keeping) = keeping {
             keeping.abort();
             // An abort is the expected end.

@@ -345,7 +345,10 @@ impl Node {
         {
             // Told so, the others forget the node.
             if let Err(error) = member.withdraw().await {
-                warn!(error = translate::chain(&error), "the swarm still lists this node");
+                warn!(
+                    error = translate::chain(&error),
+                    "the swarm still lists this node"
+                );
             }
             member.shutdown().await;
             parts.agent.leave().await;
@@ -437,7 +440,9 @@ async fn ask_to_join(
                 }
             }
             // What is wrong with the token is wrong with every manager.
-            Err(error) if error.is_final() => return Err(JoinError::Refused(translate::chain(&error))),
+            Err(error) if error.is_final() => {
+                return Err(JoinError::Refused(translate::chain(&error)));
+            }
             Err(error) => failures.push(translate::chain(&error)),
         }
     }

@@ -46,6 +46,7 @@ pub(crate) fn tokens(trust: &Trust) -> Tokens {
 pub(crate) fn local_network(network: &NetworkAssignment) -> LocalNetwork {
     LocalNetwork {
         id: network.id,
+        vni: network.vni,
         name: network.name.clone(),
         driver: driver(network).to_owned(),
         subnet: network.subnet,
@@ -98,7 +99,10 @@ pub(crate) async fn task_logs(
     let nothing = || Ok(Box::pin(stream::empty()) as BoxStream<'static, _>);
     let state = manager.control().local_state();
     // A task without a container has written nothing.
-    if state.task(&task).is_some_and(|task| task.node == Some(here)) {
+    if state
+        .task(&task)
+        .is_some_and(|task| task.node == Some(here))
+    {
         return nothing();
     }
     let options = LogOptions {

@@ -3,7 +3,9 @@
 use std::{collections::BTreeMap, net::SocketAddr, time::Duration};
 
 use shoal_raft_store::{Change, Command, Rejection, State};
-use shoal_transport::{clock::Utc, cluster, identity::Identity, stream::Stream, token::same_secret};
+use shoal_transport::{
+    clock::Utc, cluster, identity::Identity, stream::Stream, token::same_secret,
+};
 use shoal_types::{
     NodeId, Timestamp,
     object::{Meta, Node, NodeState, NodeStatus, Trust},
@@ -57,7 +59,13 @@ async fn decide_join(port: &Port, remote: SocketAddr, request: JoinRequest) -> J
             other => refused(format!("the node cannot be added now: {other}")),
         };
     }
-    let answer = issue(port, &port.store.state(), request.node, role, &request.signing_request);
+    let answer = issue(
+        port,
+        &port.store.state(),
+        request.node,
+        role,
+        &request.signing_request,
+    );
     if let JoinAnswer::Accepted(_) = &answer {
         tracing::info!(%remote, node.id = %request.node, role = role.as_str(), "a node joined");
     }
@@ -84,8 +92,7 @@ fn check_join(state: &State, request: &JoinRequest, now: Timestamp) -> Result<Ro
     }
     if let Some(data_addr) = request.description.data_addr {
         let taken = state.nodes().find(|other| {
-            other.description.data_addr == Some(data_addr)
-                && other.status.state == NodeState::Ready
+            other.description.data_addr == Some(data_addr) && other.status.state == NodeState::Ready
         });
         if let Some(other) = taken {
             return Err(format!(
@@ -112,7 +119,9 @@ fn role_of(trust: &Trust, secret: &[u8; 16]) -> Option<Role> {
 }
 
 fn in_use(node: NodeId) -> String {
-    format!("the node id {node} is in use in this swarm; leave it with this node first, and join again")
+    format!(
+        "the node id {node} is in use in this swarm; leave it with this node first, and join again"
+    )
 }
 
 fn new_node(request: &JoinRequest, role: Role, remote: SocketAddr, now: Timestamp) -> Node {
@@ -136,18 +145,20 @@ fn new_node(request: &JoinRequest, role: Role, remote: SocketAddr, now: Timestam
     }
 }
 
-pub(super) async fn renew(
-    port: &Port,
-    caller: &Identity,
-    stream: Stream,
-) -> Result<(), CallError> {
+pub(super) async fn renew(port: &Port, caller: &Identity, stream: Stream) -> Result<(), CallError> {
     let respond = async |request: RenewRequest| {
         if !port.leads() {
             return elsewhere(port);
         }
         let state = port.store.state();
         match state.node(&caller.node) {
-            Some(node) => issue(port, &state, caller.node, node.spec.role, &request.signing_request),
+            Some(node) => issue(
+                port,
+                &state,
+                caller.node,
+                node.spec.role,
+                &request.signing_request,
+            ),
             None => refused(format!(
                 "node {} is not a member of this swarm (any more); leave the swarm and join it again",
                 caller.node

@@ -63,7 +63,10 @@ async fn add(port: &Port, node: NodeId, raft: RaftId, addr: &str) -> Result<(), 
         Reach::parse(&member.addr).is_some_and(|reach| reach.node == node)
     };
     if let Some(other) = members.iter().find(|m| m.id == raft && !of_node(m)) {
-        return Err(format!("raft id {raft} belongs to the manager at {}", other.addr));
+        return Err(format!(
+            "raft id {raft} belongs to the manager at {}",
+            other.addr
+        ));
     }
     check_reachable(port, &reach, raft).await?;
     // A manager that comes back with an empty disk is a new member; its old self will never answer.

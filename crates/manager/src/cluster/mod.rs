@@ -155,4 +155,3 @@ fn seen_from(addr: &str, remote: SocketAddr) -> String {
         _ => addr.to_owned(),
     }
 }
-

@@ -106,7 +106,10 @@ impl TlsPeers {
             to: to.id,
             lane: lane(to.lane),
         };
-        let connected = self.tls.connect(&reach.addr, Some(reach.node), purpose).await;
+        let connected = self
+            .tls
+            .connect(&reach.addr, Some(reach.node), purpose)
+            .await;
         connected.map_err(|error: ConnectError| unreachable(io::Error::other(error)))
     }
 
@@ -206,10 +209,7 @@ async fn send_body(
     mut body: SnapshotBody,
     idle: Duration,
 ) -> io::Result<Answer> {
-    async fn within<T>(
-        idle: Duration,
-        step: impl Future<Output = io::Result<T>>,
-    ) -> io::Result<T> {
+    async fn within<T>(idle: Duration, step: impl Future<Output = io::Result<T>>) -> io::Result<T> {
         let late = |_elapsed| io::Error::from(io::ErrorKind::TimedOut);
         timeout(idle, step).await.map_err(late)?
     }
@@ -274,10 +274,7 @@ pub(super) async fn answer(
     mut stream: Stream,
 ) -> Result<(), CallError> {
     if to != store.id() {
-        return Err(CallError::OtherMember {
-            to,
-            me: store.id(),
-        });
+        return Err(CallError::OtherMember { to, me: store.id() });
     }
     loop {
         let request = match read_message(&mut stream).await {

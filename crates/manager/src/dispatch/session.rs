@@ -114,18 +114,13 @@ async fn welcome<S: AsyncRead + AsyncWrite>(
     };
     if let Some(caller) = caller.as_ref().filter(|caller| caller.node != node) {
         return Err(SessionEnd::Refused {
-            reason: format!(
-                "node {} may not open a session as node {node}",
-                caller.node
-            ),
+            reason: format!("node {} may not open a session as node {node}", caller.node),
         });
     }
     must_lead(store, hub).await?;
     check_node(hub, &store.state(), node, description)?;
     let addr = caller.and_then(|caller| caller.addr);
-    let session = hub
-        .open_session(node, addr)
-        .ok_or(SessionEnd::Superseded)?;
+    let session = hub.open_session(node, addr).ok_or(SessionEnd::Superseded)?;
     // Spread out, so that a thousand agents do not speak in the same instant.
     let heartbeat = hub.config.heartbeat.mul_f64(rng().random_range(0.9..=1.0));
     to_agent

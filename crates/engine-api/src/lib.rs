@@ -19,4 +19,4 @@ pub mod engine;
 mod server;
 pub mod wire;
 
-pub use server::{Engine, Listener, router, serve};
+pub use server::{Engine, Listener, router, router_for_managers, serve, serve_stream};

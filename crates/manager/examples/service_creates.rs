@@ -7,7 +7,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-use shoal_manager::{InitOptions, Manager, ManagerConfig, Tuning};
+use shoal_manager::{Founding, InitOptions, Manager, ManagerConfig, Tuning};
+use shoal_transport::identity::NodeKey;
 use shoal_types::{
     NodeId, RaftId,
     object::NodeDescription,
@@ -51,9 +52,12 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
             node: NodeId::from_random([1; 17]),
             raft: RaftId(1),
             tuning: Tuning::default(),
+            cluster: None,
         })
         .await?;
-        let options = InitOptions::new(NodeDescription::default());
+        let key = NodeKey::generate();
+        let founding = Founding::new(manager.node(), &key.signing_request())?;
+        let options = InitOptions::new(&founding, NodeDescription::default());
         manager.init(options).await?;
         // The leadership is announced a moment after the cluster is there.
         manager.control().state().await?;

@@ -7,11 +7,15 @@ use std::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
+    time::Duration,
 };
 
 use shoal_raft_store::{Change, State};
-use shoal_types::{NodeId, TaskId, TaskState, TaskStatus, Timestamp, object::NodeDescription};
-use tokio::sync::{Notify, watch};
+use shoal_transport::stream::Stream;
+use shoal_types::{
+    NodeId, TaskId, TaskState, TaskStatus, Timestamp, object::NodeDescription, wire::Open,
+};
+use tokio::sync::{Notify, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -32,6 +36,7 @@ pub(crate) struct Hub {
     next_session: AtomicU64,
     reports: Mutex<Reports>,
     pub(crate) reported: Notify,
+    waiting: Mutex<HashMap<u64, Waiting>>,
 }
 
 /// One agent's conversation. The newest of a node ends the one before.
@@ -40,7 +45,15 @@ pub(crate) struct Session {
     pub(crate) node: NodeId,
     pub(crate) ended: CancellationToken,
     accepted: Mutex<Vec<(TaskId, TaskState)>>,
+    openings: Mutex<Vec<(u64, Open)>>,
+    /// Something waits to be sent: an acknowledgement, or something to be opened.
     pub(crate) acknowledged: Notify,
+}
+
+/// Somebody waits for a connection that an agent was asked for.
+struct Waiting {
+    node: NodeId,
+    stream: oneshot::Sender<Stream>,
 }
 
 /// What agents told and is not committed: one status a task, however often it was reported.
@@ -67,6 +80,7 @@ impl Hub {
             next_session: AtomicU64::new(1),
             reports: Mutex::default(),
             reported: Notify::new(),
+            waiting: Mutex::default(),
         }
     }
 
@@ -94,12 +108,13 @@ impl Hub {
     }
 
     /// Starts the node's session, and ends the one it had; `None` when the term is over.
-    pub(crate) fn open_session(&self, node: NodeId) -> Option<Arc<Session>> {
+    pub(crate) fn open_session(&self, node: NodeId, addr: Option<String>) -> Option<Arc<Session>> {
         let session = Arc::new(Session {
             id: self.next_session.fetch_add(1, Ordering::Relaxed),
             node,
             ended: CancellationToken::new(),
             accepted: Mutex::default(),
+            openings: Mutex::default(),
             acknowledged: Notify::new(),
         });
         let mut sessions = lock(&self.sessions);
@@ -111,7 +126,7 @@ impl Hub {
             before.ended.cancel();
         }
         let now = self.clock.steady();
-        lock(&self.liveness).opened(node, session.id, None, now);
+        lock(&self.liveness).opened(node, session.id, addr, now);
         drop(sessions);
         self.contact.notify_one();
         Some(session)
@@ -129,6 +144,34 @@ impl Hub {
         let now = self.clock.steady();
         lock(&self.liveness).closed(session.node, session.id, now);
         self.contact.notify_one();
+    }
+
+    /// Asks the agent of `node` to connect and bring something; `None` when it has no session here.
+    /// The connection arrives at the receiver, unless the session or the agent ends before.
+    pub(crate) fn open(&self, node: NodeId, open: Open) -> Option<Opening<'_>> {
+        let session = lock(&self.sessions).get(&node)?.clone();
+        // Nobody but the node itself may answer, and it cannot guess another's.
+        let ticket = rand::random();
+        let (stream, arrives) = oneshot::channel();
+        lock(&self.waiting).insert(ticket, Waiting { node, stream });
+        lock(&session.openings).push((ticket, open));
+        session.acknowledged.notify_one();
+        Some(Opening {
+            hub: self,
+            ticket,
+            arrives,
+        })
+    }
+
+    /// A connection that an agent was asked for.
+    pub(crate) fn reply(&self, node: NodeId, ticket: u64, stream: Stream) {
+        let mut waiting = lock(&self.waiting);
+        if waiting.get(&ticket).is_some_and(|w| w.node == node)
+            && let Some(waiting) = waiting.remove(&ticket)
+        {
+            // Whoever asked may have gone.
+            let _ = waiting.stream.send(stream);
+        }
     }
 
     pub(crate) fn heard(&self, node: NodeId) {
@@ -206,11 +249,36 @@ impl Hub {
     }
 }
 
+/// A connection that is on its way; dropping it gives it up.
+pub(crate) struct Opening<'a> {
+    hub: &'a Hub,
+    ticket: u64,
+    arrives: oneshot::Receiver<Stream>,
+}
+
+impl Opening<'_> {
+    /// `None` when it did not come within `limit`.
+    pub(crate) async fn arrived(mut self, limit: Duration) -> Option<Stream> {
+        let arrived = tokio::time::timeout(limit, &mut self.arrives).await;
+        arrived.ok()?.ok()
+    }
+}
+
+impl Drop for Opening<'_> {
+    fn drop(&mut self) {
+        lock(&self.hub.waiting).remove(&self.ticket);
+    }
+}
+
 impl Session {
     /// The report that `task` is in `state` is committed.
     pub(crate) fn acknowledge(&self, task: TaskId, state: TaskState) {
         lock(&self.accepted).push((task, state));
         self.acknowledged.notify_one();
+    }
+
+    pub(crate) fn take_openings(&self) -> Vec<(u64, Open)> {
+        std::mem::take(&mut lock(&self.openings))
     }
 
     pub(crate) fn take_acknowledged(&self) -> Vec<(TaskId, TaskState)> {

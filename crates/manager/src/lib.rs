@@ -13,6 +13,7 @@
 mod allocate;
 mod brain;
 mod clock;
+mod cluster;
 mod control;
 mod dispatch;
 mod draft;
@@ -30,8 +31,16 @@ mod testing;
 
 pub use control::{ClusterSettings, Control, ControlError, NewFile, Unavailable};
 pub use liveness::LivenessConfig;
-pub use manager::{InitError, InitOptions, Manager, ManagerConfig, OpenError, Tuning};
+pub use manager::{
+    Founding, InitError, InitOptions, Leader, LogsError, Manager, ManagerConfig, OpenError, Tuning,
+};
 // What the answers of `Control` are made of, so that its users need not know the store.
 pub use shoal_raft_store::{
     Applied, Commit, Commits, Kind, ObjectChange, RaftTuning, RecvError, State,
 };
+
+/// An error with all its causes, in one line.
+pub(crate) fn error_chain(error: &dyn std::error::Error) -> String {
+    let causes = std::iter::successors(error.source(), |cause| cause.source());
+    causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
+}

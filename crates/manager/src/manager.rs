@@ -1,24 +1,32 @@
 //! The manager half of a node: its store, its loops, and the handles on them.
 
-use std::{path::PathBuf, sync::Arc};
+use std::{collections::BTreeMap, path::PathBuf, sync::Arc, time::Duration};
 
 use rand::{RngExt, rng};
 use shoal_raft_store::{
-    BootstrapError, Change, Command, ProposeError, RaftTuning, State, Store, StoreConfig,
+    BootstrapError, Change, Command, MembershipError, ProposeError, RaftTuning, State, Store,
+    StoreConfig,
+};
+use shoal_transport::{
+    ca::{Authority, AuthorityError},
+    cluster::{ClusterTls, Incoming},
+    identity::Identity,
+    stream::Stream,
 };
 use shoal_types::{
-    ClusterId, NetworkId, NodeId, RaftId,
+    ClusterId, NetworkId, NodeId, RaftId, TaskId,
     object::{
         Cluster, ManagerStatus, Meta, Network, Node, NodeDescription, NodeState, NodeStatus, Trust,
     },
     spec::{Availability, Ipam, Ipv4Net, NetworkSpec, NodeSpec, Role},
+    wire::{LogOptions, ManagerPeer, Open, Purpose},
 };
-use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     allocate::BRIDGE,
     clock::Clock,
+    cluster::{self, Caller, Port, Reach, TlsPeers},
     control::{Control, ControlError, first_host, new_network},
     dispatch::{self, SessionEnd},
     hub::Hub,
@@ -32,6 +40,12 @@ const BRIDGE_SUBNET: &str = "172.17.0.0/16";
 /// Name of the network that published ports go through.
 const INGRESS: &str = "ingress";
 
+/// Docker's.
+const CERTIFICATE_LIFE: Duration = Duration::from_hours(24 * 90);
+
+/// An agent that was asked for a task's output connects within this.
+const LOGS_TIMEOUT: Duration = Duration::from_secs(5);
+
 #[derive(Debug, Clone)]
 pub struct ManagerConfig {
     /// The store's own directory.
@@ -41,6 +55,46 @@ pub struct ManagerConfig {
     /// This manager in the Raft group.
     pub raft: RaftId,
     pub tuning: Tuning,
+    /// How other managers are reached; `None` for one that stays alone (local mode).
+    pub cluster: Option<ClusterTls>,
+}
+
+/// What a new cluster begins with, before there is a manager.
+#[derive(Debug, Clone)]
+pub struct Founding {
+    pub cluster: ClusterId,
+    pub trust: Trust,
+    /// The first manager's own, X.509 DER.
+    pub certificate: Vec<u8>,
+}
+
+impl Founding {
+    /// Makes a certificate authority, and with it a manager's certificate for `node` with the key of
+    /// `signing_request`.
+    pub fn new(node: NodeId, signing_request: &[u8]) -> Result<Self, AuthorityError> {
+        let now = Clock::start().wall();
+        let cluster = ClusterId::from_random(rng().random());
+        let (root_certificate, root_key) = Authority::create(cluster, now);
+        let authority = Authority::open(&root_certificate, &root_key)?;
+        let identity = Identity {
+            node,
+            role: Role::Manager,
+            cluster,
+        };
+        let certificate = authority.issue(signing_request, &identity, now, CERTIFICATE_LIFE)?;
+        let trust = Trust {
+            root_certificate,
+            root_key,
+            worker_secret: rng().random(),
+            manager_secret: rng().random(),
+            certificate_life: CERTIFICATE_LIFE,
+        };
+        Ok(Self {
+            cluster,
+            trust,
+            certificate,
+        })
+    }
 }
 
 /// Times and sizes, with defaults that suit most clusters.
@@ -53,6 +107,8 @@ pub struct Tuning {
 /// How a new cluster is made.
 #[derive(Debug, Clone)]
 pub struct InitOptions {
+    pub cluster: ClusterId,
+    pub trust: Trust,
     /// This node, its first.
     pub description: NodeDescription,
     /// Address that other nodes see it at; empty in local mode.
@@ -71,10 +127,12 @@ pub struct InitOptions {
 }
 
 impl InitOptions {
-    /// Docker's defaults for everything but the node itself.
-    pub fn new(description: NodeDescription) -> Self {
+    /// Docker's defaults for everything but the cluster and the node themselves.
+    pub fn new(founding: &Founding, description: NodeDescription) -> Self {
         let net = |text: &str| text.parse().expect("written as a network");
         Self {
+            cluster: founding.cluster,
+            trust: founding.trust.clone(),
             description,
             addr: String::new(),
             manager_addr: String::new(),
@@ -106,6 +164,8 @@ pub enum InitError {
     Propose(#[source] ProposeError),
     #[error("lay out the predefined networks")]
     Networks(#[source] ControlError),
+    #[error("tell the raft group where this manager is reached")]
+    Address(#[source] MembershipError),
 }
 
 /// A running manager. Copies share it.
@@ -115,8 +175,7 @@ pub struct Manager(Arc<Inner>);
 struct Inner {
     node: NodeId,
     raft: RaftId,
-    store: Store,
-    hub: Arc<Hub>,
+    port: Arc<Port>,
     stop: CancellationToken,
     tasks: TaskTracker,
 }
@@ -124,25 +183,39 @@ struct Inner {
 impl Manager {
     /// Opens the store and starts the loops that work while this manager leads.
     pub async fn open(config: ManagerConfig) -> Result<Self, OpenError> {
-        let store = Store::open(StoreConfig {
+        let store_config = StoreConfig {
             dir: config.dir,
             raft: config.raft,
             tuning: config.tuning.raft,
-        })
-        .await?;
+        };
+        let store = match &config.cluster {
+            Some(tls) => {
+                let peers = Arc::new(TlsPeers::new(tls.clone()));
+                Store::open_with_peers(store_config, peers).await?
+            }
+            None => Store::open(store_config).await?,
+        };
         let hub = Arc::new(Hub::new(Clock::start(), config.tuning.liveness));
+        let port = Arc::new(Port {
+            store,
+            hub,
+            tls: config.cluster,
+        });
         let stop = CancellationToken::new();
         let tasks = TaskTracker::new();
-        let (reconciler, reporter) = (hub.clone(), hub.clone());
-        let (stop_a, stop_b) = (stop.clone(), stop.clone());
-        let (store_a, store_b) = (store.clone(), store.clone());
-        tasks.spawn(async move { reconcile::run(store_a, &reconciler, stop_a).await });
-        tasks.spawn(async move { dispatch::reports::run(store_b, &reporter, stop_b).await });
+        let (reconciler, reporter, roles) = (port.clone(), port.clone(), port.clone());
+        let (stop_a, stop_b, stop_c) = (stop.clone(), stop.clone(), stop.clone());
+        tasks.spawn(async move {
+            reconcile::run(reconciler.store.clone(), &reconciler.hub, stop_a).await;
+        });
+        tasks.spawn(async move {
+            dispatch::reports::run(reporter.store.clone(), &reporter.hub, stop_b).await;
+        });
+        tasks.spawn(cluster::keep_roles(roles, stop_c));
         Ok(Self(Arc::new(Inner {
             node: config.node,
             raft: config.raft,
-            store,
-            hub,
+            port,
             stop,
             tasks,
         })))
@@ -151,16 +224,25 @@ impl Manager {
     /// Makes a cluster of this one manager, or tells the id of the one it is in already.
     pub async fn init(&self, options: InitOptions) -> Result<ClusterId, InitError> {
         check(&options)?;
-        self.0.store.bootstrap().await?;
-        if let Some(cluster) = self.0.store.state().cluster() {
+        let store = &self.0.port.store;
+        store.bootstrap().await?;
+        if let Some(cluster) = store.state().cluster() {
             return Ok(cluster.id);
         }
-        let id = ClusterId::from_random(rng().random());
-        let changes = self.first_changes(id, options)?;
-        let at = self.0.hub.clock.wall();
-        match self.0.store.propose(Command { at, changes }).await {
+        let id = options.cluster;
+        if !options.manager_addr.is_empty() {
+            let reach = Reach {
+                node: self.0.node,
+                addr: options.manager_addr.clone(),
+            };
+            let told = store.set_address(self.0.raft, reach.to_string()).await;
+            told.map_err(InitError::Address)?;
+        }
+        let changes = self.first_changes(options)?;
+        let at = self.0.port.hub.clock.wall();
+        match store.propose(Command { at, changes }).await {
             Ok(_applied) => Ok(id),
-            Err(error) => match self.0.store.state().cluster() {
+            Err(error) => match store.state().cluster() {
                 // Another call was faster.
                 Some(cluster) => Ok(cluster.id),
                 None => Err(InitError::Propose(error)),
@@ -169,7 +251,7 @@ impl Manager {
     }
 
     pub fn control(&self) -> Control {
-        Control::new(self.0.store.clone(), self.0.hub.clock)
+        Control::new(self.0.port.store.clone(), self.0.port.hub.clock)
     }
 
     /// The node that this manager is a half of.
@@ -177,33 +259,124 @@ impl Manager {
         self.0.node
     }
 
-    /// Serves an agent over `stream` until it leaves, is superseded, or the manager stops.
-    pub async fn serve_agent<S>(&self, stream: S)
-    where
-        S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
-    {
-        // Dropping a session at any await is what a lost connection does, too.
-        let end = tokio::select! {
-            end = dispatch::serve(&self.0.store, &self.0.hub, stream) => end,
-            () = self.0.stop.cancelled() => SessionEnd::Stopped,
+    /// Serves the agent of this node, over a stream within this process.
+    pub async fn serve_local(&self, purpose: Purpose, stream: Stream) {
+        let port = &self.0.port;
+        match purpose {
+            Purpose::Reply { ticket } => port.hub.reply(self.0.node, ticket, stream),
+            Purpose::Session => {
+                let caller = Caller {
+                    node: self.0.node,
+                    addr: None,
+                };
+                // Dropping a session at any await is what a lost connection does, too.
+                let end = tokio::select! {
+                    end = dispatch::serve(&port.store, &port.hub, Some(caller), stream) => end,
+                    () = self.0.stop.cancelled() => SessionEnd::Stopped,
+                };
+                cluster::log_session(self.0.node, &end);
+            }
+            other => tracing::warn!(purpose = ?other, "nobody asks for this within a process"),
+        }
+    }
+
+    /// Serves a connection on the cluster port to its end, except for requests to the API.
+    pub async fn serve(&self, incoming: Incoming) {
+        tokio::select! {
+            () = self.0.port.serve(incoming) => {}
+            () = self.0.stop.cancelled() => {}
+        }
+    }
+
+    /// Whether the node may use the managers' API over the cluster port.
+    pub fn may_use_api(&self, node: &NodeId) -> bool {
+        cluster::is_manager(&self.0.port.store.state(), node)
+    }
+
+    /// Who leads, as far as this manager knows.
+    pub fn leader(&self) -> Leader {
+        let store = &self.0.port.store;
+        if store.leadership().borrow().is_leader() {
+            return Leader::Here;
+        }
+        cluster::leader(store).map_or(Leader::Unknown, Leader::At)
+    }
+
+    /// Whether each manager answers, as the leader sees it; empty on managers that do not lead.
+    pub fn reachability(&self) -> BTreeMap<NodeId, bool> {
+        let store = &self.0.port.store;
+        if !store.leadership().borrow().is_leader() {
+            return BTreeMap::new();
+        }
+        let state = store.state();
+        let health = store.health();
+        let managers = state.nodes().filter_map(|node| {
+            let raft = node.manager.as_ref()?.raft;
+            let reachable = health.iter().any(|m| m.id == raft && m.reachable);
+            Some((node.id, reachable))
+        });
+        managers.collect()
+    }
+
+    /// Waits until somebody leads, or for `limit`.
+    pub async fn wait_leader(&self, limit: Duration) -> Leader {
+        let mut leadership = self.0.port.store.leadership();
+        let known = async {
+            loop {
+                leadership.mark_unchanged();
+                let leader = self.leader();
+                if leader != Leader::Unknown || leadership.changed().await.is_err() {
+                    return leader;
+                }
+            }
         };
-        tracing::debug!(reason = %end, "a session with an agent ended");
+        let known = tokio::time::timeout(limit, known).await;
+        known.unwrap_or(Leader::Unknown)
+    }
+
+    /// Output of a task, from the agent of the node it is on: [`shoal_types::wire::LogFrame`]s until the end of the
+    /// stream. Only the leader knows the agents.
+    pub async fn task_logs(&self, task: &TaskId, options: LogOptions) -> Result<Stream, LogsError> {
+        let port = &self.0.port;
+        let state = port.store.state();
+        let known = state.task(task).ok_or(LogsError::NoTask { task: *task })?;
+        let Some(node) = known.node else {
+            return Err(LogsError::NotPlaced { task: *task });
+        };
+        let open = Open::Logs {
+            task: *task,
+            options,
+        };
+        let silent = || {
+            let hostname = state.node(&node).map(|n| n.description.hostname.clone());
+            LogsError::Silent {
+                task: *task,
+                node,
+                hostname: hostname.unwrap_or_default(),
+            }
+        };
+        let opening = port.hub.open(node, open).ok_or_else(silent)?;
+        opening.arrived(LOGS_TIMEOUT).await.ok_or_else(silent)
     }
 
     /// Ends sessions and loops, then the store, with everything acknowledged on disk.
     pub async fn shutdown(&self) {
         self.0.stop.cancel();
-        self.0.hub.end_term();
+        self.0.port.hub.end_term();
+        // The others then need not wait until they miss this one.
+        if let Err(error) = self.0.port.store.hand_over().await {
+            tracing::warn!(%error, "leadership was not handed on");
+        }
         self.0.tasks.close();
         self.0.tasks.wait().await;
-        self.0.store.shutdown().await;
+        self.0.port.store.shutdown().await;
     }
 
     /// The cluster, this node, and the predefined networks.
-    fn first_changes(&self, id: ClusterId, options: InitOptions) -> Result<Vec<Change>, InitError> {
-        let now = self.0.hub.clock.wall();
+    fn first_changes(&self, options: InitOptions) -> Result<Vec<Change>, InitError> {
+        let now = self.0.port.hub.clock.wall();
         let cluster = Cluster {
-            id,
+            id: options.cluster,
             meta: Meta::default(),
             name: "default".to_owned(),
             labels: std::collections::BTreeMap::new(),
@@ -211,7 +384,7 @@ impl Manager {
             address_pools: options.address_pools,
             subnet_prefix: options.subnet_prefix,
             data_path_port: options.data_path_port,
-            trust: Trust::default(),
+            trust: options.trust,
         };
         let node = Node {
             id: self.0.node,
@@ -271,6 +444,31 @@ impl Manager {
         }
         Ok(changes)
     }
+}
+
+/// Who leads.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Leader {
+    Here,
+    At(ManagerPeer),
+    Unknown,
+}
+
+/// Why there is no output of a task.
+#[derive(Debug, thiserror::Error)]
+pub enum LogsError {
+    #[error("task {task} not found")]
+    NoTask { task: TaskId },
+    #[error("task {task} has not been scheduled")]
+    NotPlaced { task: TaskId },
+    #[error(
+        "node {hostname} ({node}) does not answer, so the output of task {task} cannot be read"
+    )]
+    Silent {
+        task: TaskId,
+        node: NodeId,
+        hostname: String,
+    },
 }
 
 fn check(options: &InitOptions) -> Result<(), InitError> {

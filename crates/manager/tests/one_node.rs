@@ -15,10 +15,10 @@ use std::{
 };
 
 use shoal_manager::{
-    Control, ControlError, InitOptions, LivenessConfig, Manager, ManagerConfig, NewFile,
+    Control, ControlError, Founding, InitOptions, LivenessConfig, Manager, ManagerConfig, NewFile,
     RaftTuning, State, Tuning,
 };
-use shoal_transport::session;
+use shoal_transport::{identity::NodeKey, session};
 use shoal_types::{
     Desired, NodeId, RaftId, ServiceId, TaskId, TaskState, TaskStatus,
     object::{NodeDescription, NodeResources, NodeState, TaskPlace, UpdateState},
@@ -27,7 +27,7 @@ use shoal_types::{
         Platform, PortConfig, Protocol, PublishMode, Resources, RestartPolicy, ServiceMode,
         ServiceSpec, TaskSpec, UpdateConfig,
     },
-    wire::{AgentMessage, Assignments, ManagerMessage},
+    wire::{AgentMessage, Assignments, ManagerMessage, Purpose},
 };
 use tokio::task::JoinHandle;
 
@@ -35,6 +35,12 @@ const WAIT: Duration = Duration::from_secs(20);
 
 fn node() -> NodeId {
     NodeId::from_random([9; 17])
+}
+
+fn founding() -> Founding {
+    let key = NodeKey::generate();
+    let node = NodeId::from_random([9; 17]);
+    Founding::new(node, &key.signing_request()).expect("a new authority")
 }
 
 fn description() -> NodeDescription {
@@ -65,6 +71,7 @@ async fn open(dir: &Path) -> Manager {
         dir: dir.to_owned(),
         node: node(),
         raft: RaftId(1),
+        cluster: None,
         tuning: Tuning {
             raft,
             liveness: LivenessConfig {
@@ -74,7 +81,7 @@ async fn open(dir: &Path) -> Manager {
         },
     });
     let manager = manager.await.expect("the manager opens");
-    let options = InitOptions::new(description());
+    let options = InitOptions::new(&founding(), description());
     manager.init(options).await.expect("the cluster starts");
     manager
 }
@@ -91,7 +98,11 @@ impl Agent {
     fn connect(manager: &Manager) -> Self {
         let (ours, theirs) = session::local_stream();
         let manager = manager.clone();
-        let serving = tokio::spawn(async move { manager.serve_agent(theirs).await });
+        let serving = tokio::spawn(async move {
+            manager
+                .serve_local(Purpose::Session, Box::new(theirs))
+                .await
+        });
         let last = Arc::new(Mutex::new(Assignments::default()));
         let accepted = Arc::default();
         let agent = agent(ours, last.clone(), Arc::clone(&accepted));
@@ -531,7 +542,11 @@ async fn a_stranger_is_refused_with_the_way_out() {
     let (ours, theirs) = session::local_stream();
     let serving = tokio::spawn({
         let manager = manager.clone();
-        async move { manager.serve_agent(theirs).await }
+        async move {
+            manager
+                .serve_local(Purpose::Session, Box::new(theirs))
+                .await
+        }
     });
     let (mut to, mut from) = session::open::<AgentMessage, ManagerMessage, _>(ours);
     let stranger = NodeId::from_random([1; 17]);

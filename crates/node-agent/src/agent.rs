@@ -3,7 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     io,
-    net::{Ipv4Addr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, SocketAddr},
     path::PathBuf,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
@@ -14,7 +14,9 @@ use shoal_network::{ApplyError, Datapath, NetworkState};
 use shoal_runtime::Runtime;
 use shoal_transport::dial::Dialer;
 use shoal_types::{
-    Generation, NetworkId, NodeId, TaskId, object::NodeDescription, wire::Assignments,
+    Generation, NetworkId, NodeId, TaskId,
+    object::NodeDescription,
+    wire::{Assignments, Open},
 };
 use tokio::{
     sync::watch,
@@ -25,7 +27,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, error, info_span, warn};
 
 use crate::{
-    network,
+    logs, network,
     saved::Saved,
     session::{Outbox, Session},
     task::container_id,
@@ -120,12 +122,18 @@ impl Agent {
 
     /// Opens a session with the managers that `dialer` reaches, and keeps it open.
     pub fn join(&self, node: NodeId, dialer: Dialer) {
+        let (runtime, back) = (self.inner.tools.runtime.clone(), dialer.clone());
+        let bring = move |ticket, Open::Logs { task, options }: Open| {
+            let bringing = logs::bring(runtime.clone(), back.clone(), ticket, task, options);
+            tokio::spawn(bringing.in_current_span());
+        };
         let session = Session {
             node,
             dialer,
             description: self.inner.description.subscribe(),
             outbox: self.inner.tools.outbox.clone(),
             assignments: self.inner.assignments.clone(),
+            bring: Box::new(bring),
         };
         let session = tokio::spawn(
             session
@@ -208,6 +216,21 @@ impl Agent {
     /// The newest assignment set.
     pub fn assignments(&self) -> Arc<Assignments> {
         self.inner.assignments.borrow().clone().unwrap_or_default()
+    }
+
+    /// Told whenever a newer assignment set arrives.
+    pub fn watch_assignments(&self) -> watch::Receiver<Option<Arc<Assignments>>> {
+        self.inner.assignments.subscribe()
+    }
+
+    /// Has the node say of itself that other nodes send the traffic of cluster networks to `addr`;
+    /// `None`: that it takes part in none.
+    pub fn set_data_addr(&self, addr: Option<IpAddr>) {
+        self.inner.description.send_if_modified(|description| {
+            let changed = description.data_addr != addr;
+            description.data_addr = addr;
+            changed
+        });
     }
 
     /// Told whenever a task of the node changes.

@@ -9,6 +9,7 @@
 mod agent;
 mod clock;
 mod description;
+mod logs;
 mod network;
 mod saved;
 mod session;

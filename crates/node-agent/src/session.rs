@@ -19,7 +19,7 @@ use shoal_transport::{
 use shoal_types::{
     NodeId, TaskId, TaskState, TaskStatus,
     object::NodeDescription,
-    wire::{AgentMessage, Assignments, ManagerMessage},
+    wire::{AgentMessage, Assignments, ManagerMessage, ManagerPeer, Open},
 };
 use tokio::{
     sync::{Notify, watch},
@@ -47,8 +47,8 @@ enum SessionError {
     Silent,
     #[error("the manager refused this node: {0}")]
     Refused(String),
-    #[error("the manager does not lead")]
-    Elsewhere,
+    #[error("the manager does not lead{}", if *known { ", another one does" } else { "" })]
+    Elsewhere { known: bool },
 }
 
 /// Statuses on their way to a manager: the newest of each task, until it is accepted.
@@ -122,21 +122,32 @@ pub(crate) struct Session {
     pub(crate) description: watch::Receiver<NodeDescription>,
     pub(crate) outbox: Arc<Outbox>,
     pub(crate) assignments: watch::Sender<Option<Arc<Assignments>>>,
+    /// Called with a ticket and what a manager wants brought; returns at once.
+    pub(crate) bring: Box<dyn Fn(u64, Open) + Send + Sync>,
 }
 
 impl Session {
     /// Runs until it is dropped.
     pub(crate) async fn run(mut self) {
         let mut backoff = Backoff::new(RETRY.0, RETRY.1);
+        let mut moved = false;
         loop {
             let error = match self.converse(&mut backoff).await {
                 Ok(never) => match never {},
                 Err(error) => error,
             };
             self.outbox.session_lost();
+            if let SessionError::Elsewhere { known: true } = error {
+                // The next call goes there; a pause comes only if it fails, or sends back here.
+                debug!(error = %error, "the session moves to another manager");
+                if !std::mem::replace(&mut moved, true) {
+                    continue;
+                }
+            }
             let pause = backoff.next(&mut rand::rng());
             warn!(error = %error, pause_ms = pause.as_millis(), "session with the manager ended");
             time::sleep(pause).await;
+            moved = false;
         }
     }
 
@@ -158,6 +169,7 @@ impl Session {
         let period = match welcome.map_err(|_elapsed| SessionError::Silent)?? {
             Some(ManagerMessage::Welcome { heartbeat }) => heartbeat,
             Some(ManagerMessage::Refused { reason }) => return Err(SessionError::Refused(reason)),
+            Some(ManagerMessage::Elsewhere { leader }) => return Err(self.elsewhere(leader)),
             Some(_) | None => return Err(SessionError::Closed),
         };
         info!(
@@ -193,6 +205,14 @@ impl Session {
         }
     }
 
+    fn elsewhere(&self, leader: Option<ManagerPeer>) -> SessionError {
+        let known = leader.is_some();
+        if let Some(managers) = self.dialer.managers() {
+            managers.prefer(leader);
+        }
+        SessionError::Elsewhere { known }
+    }
+
     /// Takes a message in; gives the answer to it, if there is one.
     fn receive(&self, message: ManagerMessage) -> Result<Option<AgentMessage>, SessionError> {
         match message {
@@ -206,6 +226,11 @@ impl Session {
                     newer
                 });
                 debug!(%generation, taken, "assignments received");
+                if let (true, Some(managers)) = (taken, self.dialer.managers())
+                    && let Some(set) = self.assignments.borrow().as_ref()
+                {
+                    managers.set(set.managers.clone());
+                }
                 Ok(None)
             }
             ManagerMessage::StatusAccepted(tasks) => {
@@ -213,15 +238,19 @@ impl Session {
                 Ok(None)
             }
             ManagerMessage::Refused { reason } => Err(SessionError::Refused(reason)),
-            ManagerMessage::Elsewhere { .. } => Err(SessionError::Elsewhere),
-            ManagerMessage::Open { .. } | ManagerMessage::Welcome { .. } => Ok(None),
+            ManagerMessage::Elsewhere { leader } => Err(self.elsewhere(leader)),
+            ManagerMessage::Open { ticket, open } => {
+                (self.bring)(ticket, open);
+                Ok(None)
+            }
+            ManagerMessage::Welcome { .. } => Ok(None),
         }
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use shoal_transport::dial;
+    use shoal_transport::{dial, stream::Stream};
     use shoal_types::Generation;
 
     use super::*;
@@ -237,12 +266,12 @@ mod tests {
         listener: dial::Listener,
     }
 
-    type ToAgent = session::Sender<ManagerMessage, tokio::io::DuplexStream>;
-    type FromAgent = session::Receiver<AgentMessage, tokio::io::DuplexStream>;
+    type ToAgent = session::Sender<ManagerMessage, Stream>;
+    type FromAgent = session::Receiver<AgentMessage, Stream>;
 
     impl Manager {
         async fn accept(&mut self) -> (ToAgent, FromAgent) {
-            let stream = self.listener.accept().await.expect("the agent dials");
+            let (_purpose, stream) = self.listener.accept().await.expect("the agent dials");
             let (mut to_agent, mut from_agent) = session::open(stream);
             let hello = from_agent.receive().await.expect("readable");
             assert!(
@@ -280,6 +309,7 @@ mod tests {
             description,
             outbox: outbox.clone(),
             assignments,
+            bring: Box::new(|ticket, open| panic!("{ticket}: {open:?}")),
         };
         (
             Manager { listener },

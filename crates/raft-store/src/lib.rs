@@ -41,8 +41,8 @@ pub use peers::{Lane, NoPeers, Peer, PeerError, Peers, Router, SnapshotBody};
 pub use snapshot::SnapshotError;
 pub use state::{AddressOwner, ObjectChange, State};
 pub use store::{
-    AnswerError, BootstrapError, Leadership, Member, MembershipError, OpenError, ProposeError,
-    ReadError, SnapshotRequestError, StorageError, Store, StoreStats,
+    AnswerError, BootstrapError, Leadership, Member, MemberHealth, MembershipError, OpenError,
+    ProposeError, ReadError, SnapshotRequestError, StorageError, Store, StoreStats,
 };
 pub use table::Table;
 pub use wal::WalError;

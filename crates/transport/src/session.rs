@@ -30,6 +30,8 @@ pub enum ReceiveError {
     Decode(#[from] DecodeError),
     #[error("receive a message")]
     Io(#[from] io::Error),
+    #[error("a message of {length} bytes where at most {limit} are expected")]
+    TooLong { length: usize, limit: usize },
 }
 
 /// The two ends of a stream within this process.

@@ -1,27 +1,38 @@
 //! The node as the API sees it: translation, and nothing else.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    sync::Arc,
+};
 
 use bytes::Bytes;
 use futures_util::{FutureExt, StreamExt, future::BoxFuture};
 use shoal_engine_api::engine::{
-    ActiveSwarm, BoxReader, BoxStream, ContainerInfo, Diagnosis, EngineError, ImageDescriptor,
-    ImageDetails, ImageInfo, ImportRequest, InitRequest, LocalEngine, LogRecord, LogRequest,
-    NodeInfo, OutputStream, ProgressSink, Removed, Result, SwarmState, Tokens,
+    ActiveSwarm, BoxReader, BoxStream, ContainerInfo, Diagnosis, EngineError, Forward,
+    ImageDescriptor, ImageDetails, ImageInfo, ImportRequest, InitRequest, JoinRequest, LocalEngine,
+    LocalNetwork, LogRecord, LogRequest, NodeInfo, OutputStream, ProgressSink, Removed, Result,
+    SwarmState, Tokens,
 };
-use shoal_manager::InitOptions;
+use shoal_manager::{InitOptions, Leader};
 use shoal_node_agent::{
     LocalTask, container_id,
     image::{self, Image, ImageId},
     runtime::{self, LogOptions, Phase},
 };
+use shoal_transport::token::JoinToken;
 use shoal_types::{ContainerId, NodeId, TaskId, object::Network};
 
 use super::{
+    address::CLUSTER_PORT,
     machine::Machine,
-    node::{InitError, LeaveError, Node},
-    translate,
+    member::MemberError,
+    node::{InitError, JoinError, Joining, LeaveError, Node, Place},
+    swarm, translate,
 };
+
+/// Where the cluster port listens unless told otherwise, as dockerd's.
+const ANY: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), CLUSTER_PORT);
 
 /// Answers the API from a node.
 pub(crate) struct Engine {
@@ -85,16 +96,12 @@ impl Engine {
 
     /// The cluster's networks, as far as this node knows them.
     fn networks(&self) -> Vec<Arc<Network>> {
-        let leading = self.node.leading();
-        leading.map_or_else(Vec::new, |leading| {
-            leading
-                .manager
-                .control()
-                .local_state()
-                .networks()
-                .cloned()
-                .collect()
-        })
+        let Some(manager) = self.node.manager() else {
+            let set = self.node.agent().assignments();
+            return set.networks.iter().map(swarm::network).collect();
+        };
+        let state = manager.control().local_state();
+        state.networks().cloned().collect()
     }
 
     fn logs(&self, container: &str, request: LogRequest) -> BoxStream<'static, Result<LogRecord>> {
@@ -138,27 +145,61 @@ impl LocalEngine for Engine {
     }
 
     fn swarm(&self) -> SwarmState {
-        let Some(leading) = self.node.leading() else {
+        let Some(member) = self.node.member() else {
             return SwarmState::Inactive;
         };
-        let node = leading.membership.node;
-        let state = leading.manager.control().local_state();
-        let addr = state
-            .node(&node)
-            .map(|node| node.status.addr.clone())
-            .unwrap_or_default();
+        let node = member.node();
+        let links = member.links.as_ref();
+        let Some(manager) = member.manager() else {
+            let managers = self.node.agent().assignments().managers.clone();
+            let addr = self.node.agent().description().data_addr;
+            return SwarmState::Active(Box::new(ActiveSwarm {
+                node,
+                node_addr: member
+                    .advertised()
+                    .map(|addr| addr.ip())
+                    .ok()
+                    .or(addr)
+                    .map_or_else(String::new, |ip| ip.to_string()),
+                control: None,
+                leader: None,
+                managers: managers.into_iter().map(|m| (m.node, m.addr)).collect(),
+                trust_root: links.map_or_else(String::new, |links| {
+                    swarm::pem(links.credentials().root_certificate())
+                }),
+                tokens: Tokens::default(),
+                reachability: BTreeMap::new(),
+            }));
+        };
+        let state = manager.control().local_state();
+        let known = state.node(&node);
+        let addr = known.map(|node| node.status.addr.clone());
         let managers = state.nodes().filter(|node| node.is_manager());
         let managers = managers
-            .map(|node| (node.id, node.status.addr.clone()))
+            .map(|node| {
+                let reached = node.manager.as_ref().map(|manager| manager.addr.clone());
+                let addr = reached.filter(|addr| !addr.is_empty());
+                (node.id, addr.unwrap_or_else(|| node.status.addr.clone()))
+            })
             .collect();
+        let trust = state.cluster().map(|cluster| &cluster.trust);
+        let (trust_root, tokens) = match (trust, links) {
+            (Some(trust), Some(_)) => (swarm::pem(&trust.root_certificate), swarm::tokens(trust)),
+            _ => (String::new(), Tokens::default()),
+        };
         SwarmState::Active(Box::new(ActiveSwarm {
             node,
-            node_addr: addr,
-            control: Some(Arc::new(leading.manager.control())),
-            leader: Some(node),
+            node_addr: addr.unwrap_or_default(),
+            control: Some(Arc::new(manager.control())),
+            leader: match manager.leader() {
+                Leader::Here => Some(node),
+                Leader::At(leader) => Some(leader.node),
+                Leader::Unknown => None,
+            },
             managers,
-            trust_root: String::new(),
-            tokens: Tokens::default(),
+            trust_root,
+            tokens,
+            reachability: manager.reachability(),
         }))
     }
 
@@ -169,30 +210,62 @@ impl LocalEngine for Engine {
                     "swarm init --force-new-cluster".to_owned(),
                 ));
             }
-            let options = InitOptions {
-                addr: translate::advertised(&request),
-                subnet_prefix: request.subnet_prefix,
-                data_path_port: request.data_path_port,
-                availability: request.availability,
-                task_history_limit: request.task_history_limit,
-                ..InitOptions::new(self.node.agent().description())
+            let place = Place {
+                listen: Some(request.listen.unwrap_or(ANY)),
+                advertise: request.advertise,
+                data_path: request.data_path,
             };
-            let options = if request.address_pools.is_empty() {
-                options
-            } else {
-                InitOptions {
-                    address_pools: request.address_pools,
-                    ..options
+            let edit = move |options: &mut InitOptions| {
+                options.subnet_prefix = request.subnet_prefix;
+                options.data_path_port = request.data_path_port;
+                options.availability = request.availability;
+                options.task_history_limit = request.task_history_limit;
+                if !request.address_pools.is_empty() {
+                    options.address_pools = request.address_pools;
                 }
             };
-            let id = NodeId::from_random(rand::random());
             let node = self.node.clone();
             // In a task of its own: a client that hangs up must not leave half a swarm.
-            let initialised = tokio::spawn(async move { node.init(id, options).await });
+            let initialised = tokio::spawn(async move { node.init(place, edit).await });
             let initialised = initialised.await.map_err(failed("initialise the swarm"))?;
             initialised.map_err(|error| match error {
                 InitError::AlreadyMember => EngineError::Unavailable(error.to_string()),
+                InitError::Address(error) => EngineError::Invalid(error.to_string()),
+                InitError::Init(error @ shoal_manager::InitError::Invalid { .. }) => {
+                    EngineError::Invalid(error.to_string())
+                }
                 other => failed("initialise the swarm")(other),
+            })
+        }
+        .boxed()
+    }
+
+    fn join(&self, request: JoinRequest) -> BoxFuture<'_, Result<()>> {
+        async move {
+            let token = request.token.parse::<JoinToken>();
+            let joining = Joining {
+                place: Place {
+                    listen: Some(request.listen.unwrap_or(ANY)),
+                    advertise: request.advertise,
+                    data_path: request.data_path,
+                },
+                remotes: request.remotes,
+                token: token.map_err(|error| EngineError::Invalid(error.to_string()))?,
+                availability: request.availability,
+            };
+            let node = self.node.clone();
+            // In a task of its own: a client that hangs up must not leave half a member.
+            let joined = tokio::spawn(async move { node.join(joining).await });
+            let joined = joined.await.map_err(failed("join the swarm"))?;
+            joined.map(drop).map_err(|error| match error {
+                JoinError::AlreadyMember | JoinError::Unreachable(_) => {
+                    EngineError::Unavailable(error.to_string())
+                }
+                JoinError::Address(_) | JoinError::Refused(_) => {
+                    EngineError::Invalid(error.to_string())
+                }
+                JoinError::Member(MemberError::Refused(reason)) => EngineError::Invalid(reason),
+                other => failed("join the swarm")(other),
             })
         }
         .boxed()
@@ -205,13 +278,33 @@ impl LocalEngine for Engine {
             let left = tokio::spawn(async move { node.leave(force).await });
             let left = left.await.map_err(failed("leave the swarm"))?;
             left.map_err(|error| match error {
-                LeaveError::NotMember | LeaveError::LastManager => {
+                LeaveError::NotMember | LeaveError::Manager { .. } => {
                     EngineError::Unavailable(error.to_string())
                 }
                 LeaveError::Home(_) => failed("leave the swarm")(error),
             })
         }
         .boxed()
+    }
+
+    fn forward(&self) -> BoxFuture<'_, Result<Forward>> {
+        async move {
+            let Some(member) = self.node.member() else {
+                return Ok(Forward::Here);
+            };
+            match member.leader_api().await {
+                Ok(None) => Ok(Forward::Here),
+                Ok(Some(stream)) => Ok(Forward::To(Box::new(stream))),
+                Err(error) => Err(EngineError::Unavailable(translate::chain(&error))),
+            }
+        }
+        .boxed()
+    }
+
+    fn local_networks(&self) -> BoxFuture<'_, Result<Vec<LocalNetwork>>> {
+        let set = self.node.agent().assignments();
+        let networks = set.networks.iter().map(swarm::local_network);
+        std::future::ready(Ok(networks.collect())).boxed()
     }
 
     fn images(&self) -> BoxFuture<'_, Result<Vec<ImageInfo>>> {
@@ -363,13 +456,20 @@ impl LocalEngine for Engine {
         async move {
             let container = container_id(&task);
             let known = self.node.agent().runtime().state(container.as_str()).await;
-            // A task without a container has written nothing.
-            Ok(
-                match known.map_err(failed("look for the task's container"))? {
-                    Some(_) => self.logs(container.as_str(), request),
-                    None => Box::pin(futures_util::stream::empty()),
-                },
-            )
+            if known
+                .map_err(failed("look for the task's container"))?
+                .is_some()
+            {
+                return Ok(self.logs(container.as_str(), request));
+            }
+            let Some(member) = self.node.member() else {
+                return Ok(Box::pin(futures_util::stream::empty()) as BoxStream<'static, _>);
+            };
+            match member.manager() {
+                Some(manager) => swarm::task_logs(&manager, member.node(), task, request).await,
+                // A task without a container has written nothing.
+                None => Ok(Box::pin(futures_util::stream::empty()) as BoxStream<'static, _>),
+            }
         }
         .boxed()
     }

@@ -3,13 +3,15 @@
 use std::{
     fs::{self, File},
     io::{self, Read, Seek, Write},
+    net::SocketAddr,
     os::unix::fs::DirBuilderExt,
     path::{Path, PathBuf},
 };
 
 use nix::fcntl::{Flock, FlockArg};
 use serde::{Deserialize, Serialize};
-use shoal_types::{NodeId, RaftId};
+use shoal_transport::identity::{Credentials, CredentialsError};
+use shoal_types::{NodeId, RaftId, wire::ManagerPeer};
 
 /// Letters of an instance's name. Six of 36 make two daemons on one host differ, and leave room in
 /// the 15 bytes of an interface's name.
@@ -29,6 +31,12 @@ pub(crate) enum HomeError {
          give this one another --data-root and --exec-root"
     )]
     InUse { path: PathBuf, pid: String },
+    #[error("the node's certificate in {path} cannot be used")]
+    Credentials {
+        path: PathBuf,
+        #[source]
+        source: CredentialsError,
+    },
     #[error("{path} is damaged ({source}); restore it, or move it away to start without a swarm")]
     Damaged {
         path: PathBuf,
@@ -52,7 +60,20 @@ pub(crate) struct Home {
 #[serde(deny_unknown_fields)]
 pub(crate) struct Membership {
     pub(crate) node: NodeId,
+    /// Its manager half, when it has one.
     pub(crate) raft: Option<u64>,
+    /// Where the cluster port listens when the node is a manager; `None` in local mode.
+    #[serde(default)]
+    pub(crate) listen: Option<SocketAddr>,
+    /// Address or interface that others are told; empty: chosen from the routes.
+    #[serde(default)]
+    pub(crate) advertise: String,
+    /// The same for traffic between containers; empty: as `advertise`.
+    #[serde(default)]
+    pub(crate) data_path: String,
+    /// Where managers were last known to be.
+    #[serde(default)]
+    pub(crate) managers: Vec<ManagerPeer>,
 }
 
 impl Membership {
@@ -140,6 +161,33 @@ impl Home {
         File::open(&directory)
             .and_then(|d| d.sync_all())
             .map_err(io("flush the directory of"))
+    }
+
+    /// The node's certificate and key; `None` when it has none.
+    pub(crate) fn credentials(&self) -> Result<Option<Credentials>, HomeError> {
+        let path = self.certificates();
+        Credentials::load(&path).map_err(|source| HomeError::Credentials { path, source })
+    }
+
+    /// On the disk when this returns.
+    pub(crate) fn save_credentials(&self, credentials: &Credentials) -> Result<(), HomeError> {
+        self.directory("swarm")?;
+        let path = self.certificates();
+        let saved = credentials.save(&path);
+        saved.map_err(|source| HomeError::Io {
+            action: "write the node's certificate to",
+            path,
+            source,
+        })
+    }
+
+    fn certificates(&self) -> PathBuf {
+        self.data.join("swarm").join("certificates")
+    }
+
+    /// Forgets the manager half: the replicated state on this node goes.
+    pub(crate) fn forget_raft(&self) -> Result<(), HomeError> {
+        remove_tree(&self.data.join("swarm").join("raft"))
     }
 
     /// Forgets the swarm: its state on this node goes.
@@ -254,6 +302,10 @@ mod tests {
         let membership = Membership {
             node: NodeId::from_random([1; 17]),
             raft: Some(7),
+            listen: None,
+            advertise: "eth0".to_owned(),
+            data_path: String::new(),
+            managers: Vec::new(),
         };
         home.remember(&membership).unwrap();
         assert_eq!(home.membership().unwrap(), Some(membership));

@@ -8,13 +8,16 @@
 //! Whatever way it ends, containers and networks go on; the next daemon with the same directories
 //! takes them over. [`purge`] is the only thing that takes them away.
 
+mod address;
 mod engine;
 mod home;
 mod listen;
 mod machine;
+mod member;
 mod node;
 mod purge;
 mod resolver;
+mod swarm;
 mod translate;
 
 use std::{
@@ -23,11 +26,11 @@ use std::{
     io::IsTerminal,
     net::Ipv4Addr,
     path::{Path, PathBuf},
+    sync::{Arc, OnceLock},
 };
 
 use anyhow::{Context, Result, bail};
 use shoal_engine_api as api;
-use shoal_manager::InitOptions;
 use shoal_node_agent::{
     Agent, AgentConfig,
     datapath::{Datapath, Ipv4Net, NetworkConfig},
@@ -35,7 +38,7 @@ use shoal_node_agent::{
     image::{ImageConfig, ImageStore, RegistryConfig},
     runtime::{Runtime, RuntimeConfig},
 };
-use shoal_types::{NodeId, object::NodeDescription};
+use shoal_types::object::NodeDescription;
 use tokio::{
     signal::unix::{SignalKind, signal},
     task::JoinSet,
@@ -44,7 +47,14 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 use tracing_subscriber::EnvFilter;
 
-use self::{engine::Engine, home::Home, listen::Address, machine::Machine, node::Node};
+use self::{
+    engine::Engine,
+    home::Home,
+    listen::Address,
+    machine::Machine,
+    member::ServeApi,
+    node::{Node, Place},
+};
 use crate::daemon_args::{DaemonArgs, PurgeArgs};
 
 /// Where the API listens unless told otherwise.
@@ -126,15 +136,31 @@ async fn run(mut args: DaemonArgs) -> Result<()> {
         labels,
         &description,
     );
-    let node = Node::open(home, agent).await?;
-    if args.local && node.leading().is_none() {
-        init_local(&node, description).await?;
+    // The API needs the node, and the node's cluster port serves the API.
+    let for_managers: Arc<OnceLock<axum::Router>> = Arc::default();
+    let serving = for_managers.clone();
+    let serve_api: ServeApi = Arc::new(move |stream| {
+        // A caller that is too early asks again.
+        if let Some(router) = serving.get() {
+            tokio::spawn(api::serve_stream(router.clone(), stream));
+        }
+    });
+    let node = Node::open(home, agent, serve_api).await?;
+    if args.local && node.member().is_none() {
+        let place = Place {
+            listen: None,
+            advertise: String::new(),
+            data_path: String::new(),
+        };
+        node.init(place, |_options| {}).await?;
     }
 
-    let router = api::router(api::Engine::new(Engine {
+    let engine = api::Engine::new(Engine {
         node: node.clone(),
         machine,
-    }));
+    });
+    for_managers.get_or_init(|| api::router_for_managers(engine.clone()));
+    let router = api::router(engine);
     let mut serving = JoinSet::new();
     for listener in listeners {
         info!(address = %listener, "the API listens");
@@ -200,16 +226,6 @@ fn labels(words: &[String]) -> BTreeMap<String, String> {
     pairs
         .map(|(key, value)| (key.to_owned(), value.to_owned()))
         .collect()
-}
-
-async fn init_local(node: &Node, description: NodeDescription) -> Result<()> {
-    let options = InitOptions {
-        addr: "127.0.0.1".to_owned(),
-        ..InitOptions::new(description)
-    };
-    node.init(NodeId::from_random(rand::random()), options)
-        .await?;
-    Ok(())
 }
 
 fn runtime_config(home: &Home) -> Result<RuntimeConfig> {

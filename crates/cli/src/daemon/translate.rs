@@ -4,8 +4,8 @@ use std::{error::Error, sync::Arc};
 
 use shoal_engine_api::engine::{
     ContainerInfo, ContainerMount, ContainerNetwork, ContainerPort, ContainerState, EngineError,
-    HistoryItem, ImageDescriptor, ImageDetails, ImageInfo, ImagePlatform, ImageSettings,
-    InitRequest, Progress, ProgressSink, Removed, Result,
+    HistoryItem, ImageDescriptor, ImageDetails, ImageInfo, ImagePlatform, ImageSettings, Progress,
+    ProgressSink, Removed, Result,
 };
 use shoal_node_agent::{
     LocalTask, container_id, expanded,
@@ -340,19 +340,6 @@ fn container_mount(mount: &shoal_types::spec::Mount) -> ContainerMount {
         target: mount.target.to_string_lossy().into_owned(),
         read_only: mount.read_only,
         propagation,
-    }
-}
-
-/// The address by which the node is known. In a cluster of one nobody but its user reads it.
-pub(crate) fn advertised(request: &InitRequest) -> String {
-    let host = request
-        .advertise
-        .rsplit_once(':')
-        .map_or(request.advertise.as_str(), |(host, _)| host);
-    if host.is_empty() {
-        "127.0.0.1".to_owned()
-    } else {
-        host.to_owned()
     }
 }
 

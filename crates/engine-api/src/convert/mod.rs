@@ -20,12 +20,12 @@ use shoal_types::object::Meta;
 
 pub(crate) use self::{
     container::image_reference,
-    network::{network_inspect, network_spec, swarm_network},
+    network::{is_predefined, local_network, network_inspect, network_spec, swarm_network},
     node::{availability, node, node_spec},
     secret::{config, config_spec, secret, secret_spec},
     service::{Resolve, service_spec},
     service_out::{generic_resources, health_check, port_config, service, task_spec_out},
-    swarm::{cluster_info, swarm, swarm_spec},
+    swarm::{CERTIFICATE_LIFE, cluster_info, default_swarm_spec, swarm, swarm_spec},
     task::task,
 };
 use crate::wire::{Time, Version};

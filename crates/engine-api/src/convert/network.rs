@@ -6,10 +6,12 @@ use shoal_types::{
 };
 
 use super::{Result, SpecError, created, dns_name, only_empty, updated, version};
-use crate::wire;
+use crate::{engine::LocalNetwork, wire};
 
 /// What Docker calls the only kind of driver options that Shoal can honour by doing nothing more.
 const ENCRYPTED: &str = "encrypted";
+/// Docker's name for the option with a network's VXLAN id.
+const VXLAN_IDS: &str = "com.docker.network.driver.overlay.vxlanid_list";
 
 pub(crate) fn network_spec(request: wire::NetworkCreate) -> Result<NetworkSpec> {
     dns_name(&request.name, "Name")?;
@@ -183,6 +185,39 @@ pub(crate) fn network_inspect(network: &Network) -> wire::NetworkInspect {
     }
 }
 
+/// The same, of a network that this node knows no more of.
+pub(crate) fn local_network(network: LocalNetwork) -> wire::NetworkInspect {
+    wire::NetworkInspect {
+        name: network.name,
+        id: network.id.to_string(),
+        scope: "swarm".to_owned(),
+        driver: network.driver,
+        enable_ipv4: true,
+        ipam: wire::Ipam {
+            driver: "default".to_owned(),
+            options: None,
+            config: Some(vec![wire::IpamConfig {
+                subnet: network.subnet.to_string(),
+                gateway: network.gateway.to_string(),
+                ..wire::IpamConfig::default()
+            }]),
+        },
+        internal: network.internal,
+        ingress: network.ingress,
+        options: Some(wire::Map::from([(
+            VXLAN_IDS.to_owned(),
+            network.vni.to_string(),
+        )])),
+        labels: Some(wire::Map::new()),
+        ..wire::NetworkInspect::default()
+    }
+}
+
+/// The networks that every cluster begins with.
+pub(crate) fn is_predefined(name: &str) -> bool {
+    matches!(name, "bridge" | "ingress")
+}
+
 /// As a task shows the networks it is in.
 pub(crate) fn swarm_network(network: &Network) -> wire::SwarmNetwork {
     let ipam = wire::SwarmIpam {
@@ -231,9 +266,6 @@ pub(crate) fn swarm_network(network: &Network) -> wire::SwarmNetwork {
 /// The user's options and the VXLAN id, under the name that Docker gives it.
 fn options(network: &Network) -> wire::Map {
     let mut options = network.spec.driver_options.clone();
-    options.insert(
-        "com.docker.network.driver.overlay.vxlanid_list".to_owned(),
-        network.vni.to_string(),
-    );
+    options.insert(VXLAN_IDS.to_owned(), network.vni.to_string());
     options
 }

@@ -1,13 +1,12 @@
 //! Nodes, in both directions.
 
 use shoal_types::{
-    NodeId,
     object::{Node, NodeState},
     spec::{Availability, NodeSpec, Role},
 };
 
 use super::{Result, SpecError, created, generic_resources, updated, version};
-use crate::wire;
+use crate::{engine::ActiveSwarm, wire};
 
 pub(crate) fn node_spec(spec: wire::NodeSpec) -> Result<NodeSpec> {
     Ok(NodeSpec {
@@ -37,7 +36,14 @@ pub(crate) fn availability(text: &str) -> Result<Availability> {
     }
 }
 
-pub(crate) fn node(node: &Node, leader: Option<NodeId>, trust_root: &str) -> wire::Node {
+pub(crate) fn node(node: &Node, swarm: &ActiveSwarm) -> wire::Node {
+    // A manager that nobody has tried to reach lately is judged by its node.
+    let is_reachable = swarm.leader == Some(node.id)
+        || swarm
+            .reachability
+            .get(&node.id)
+            .copied()
+            .unwrap_or(node.status.state != NodeState::Down);
     let description = &node.description;
     let signed = |value: u64| i64::try_from(value).unwrap_or(i64::MAX);
     wire::Node {
@@ -75,7 +81,7 @@ pub(crate) fn node(node: &Node, leader: Option<NodeId>, trust_root: &str) -> wir
                     .collect(),
             },
             tls_info: wire::TlsInfo {
-                trust_root: trust_root.to_owned(),
+                trust_root: swarm.trust_root.clone(),
                 ..wire::TlsInfo::default()
             },
         },
@@ -85,11 +91,11 @@ pub(crate) fn node(node: &Node, leader: Option<NodeId>, trust_root: &str) -> wir
             addr: node.status.addr.clone(),
         },
         manager_status: node.manager.as_ref().map(|manager| wire::ManagerStatus {
-            leader: leader == Some(node.id),
-            reachability: if node.status.state == NodeState::Down {
-                "unreachable"
-            } else {
+            leader: swarm.leader == Some(node.id),
+            reachability: if is_reachable {
                 "reachable"
+            } else {
+                "unreachable"
             }
             .to_owned(),
             addr: manager.addr.clone(),

@@ -1,21 +1,37 @@
 //! The swarm into Docker's JSON.
 
+use std::time::Duration;
+
 use shoal_types::object::Cluster;
 
-use super::{created, updated, version};
+use super::{created, nanos, updated, version};
 use crate::wire;
 
+/// Docker's default: 90 days.
+pub(crate) const CERTIFICATE_LIFE: Duration = Duration::from_hours(90 * 24);
+
 /// Docker's defaults for what Shoal does not let a user change; clients print them.
-const NODE_CERT_EXPIRY_NANOS: i64 = 90 * 24 * 3600 * 1_000_000_000;
 const HEARTBEAT_NANOS: i64 = 5_000_000_000;
 const SNAPSHOT_INTERVAL: u64 = 10_000;
 
 pub(crate) fn swarm_spec(cluster: &Cluster) -> wire::SwarmSpec {
+    let mut spec = default_swarm_spec();
+    spec.name.clone_from(&cluster.name);
+    spec.labels.clone_from(&cluster.labels);
+    spec.orchestration.task_history_retention_limit = Some(cluster.task_history_limit);
+    // A cluster in local mode has no certificates, and no life of theirs.
+    if !cluster.trust.certificate_life.is_zero() {
+        spec.ca_config.node_cert_expiry = nanos(cluster.trust.certificate_life);
+    }
+    spec
+}
+
+/// What a swarm that was made without any words has.
+pub(crate) fn default_swarm_spec() -> wire::SwarmSpec {
     wire::SwarmSpec {
-        name: cluster.name.clone(),
-        labels: cluster.labels.clone(),
+        name: "default".to_owned(),
         orchestration: wire::Orchestration {
-            task_history_retention_limit: Some(cluster.task_history_limit),
+            task_history_retention_limit: Some(5),
         },
         raft: wire::Raft {
             snapshot_interval: SNAPSHOT_INTERVAL,
@@ -28,7 +44,7 @@ pub(crate) fn swarm_spec(cluster: &Cluster) -> wire::SwarmSpec {
             heartbeat_period: HEARTBEAT_NANOS,
         },
         ca_config: wire::CaConfig {
-            node_cert_expiry: NODE_CERT_EXPIRY_NANOS,
+            node_cert_expiry: nanos(CERTIFICATE_LIFE),
             ..wire::CaConfig::default()
         },
         ..wire::SwarmSpec::default()

@@ -33,11 +33,15 @@ pub enum ControlError {
     OutOfSequence,
     #[error("{0}")]
     NotSupported(String),
+    /// Nothing changed.
     #[error(
         "The swarm does not have a leader. It's possible that too few managers are online. \
          Make sure more than half of the managers are online."
     )]
     NoLeader,
+    /// This manager did not take the request, since another one leads. Nothing changed.
+    #[error("this manager does not lead the swarm")]
+    NotLeader,
     #[error("{0}")]
     Unavailable(String),
 }
@@ -73,11 +77,20 @@ pub trait Control: Send + Sync + 'static {
         self.state()
     }
     fn changes(&self) -> Changes;
+    /// The newest state that this manager has, which may lag behind the leader's.
+    fn local_state(&self) -> Arc<State>;
 
     fn update_cluster(
         &self,
         version: Version,
         settings: ClusterSettings,
+    ) -> BoxFuture<'_, ControlResult<()>>;
+    /// Makes new join tokens for the roles that are named; the old ones are worth nothing from then on.
+    fn rotate_tokens(
+        &self,
+        version: Version,
+        worker: bool,
+        manager: bool,
     ) -> BoxFuture<'_, ControlResult<()>>;
 
     fn create_service(&self, spec: ServiceSpec) -> BoxFuture<'_, ControlResult<ServiceId>>;

@@ -40,9 +40,10 @@ impl From<shoal_manager::ControlError> for ControlError {
             Theirs::OutOfSequence { .. } => Self::OutOfSequence,
             Theirs::NotSupported { message } => Self::NotSupported(message),
             Theirs::NoLeader { leader: None } => Self::NoLeader,
-            Theirs::NoLeader { leader: Some(_) }
-            | Theirs::NoCluster
-            | Theirs::Unavailable { .. } => Self::Unavailable(crate::server::with_causes(&error)),
+            Theirs::NoLeader { leader: Some(_) } => Self::NotLeader,
+            Theirs::NoCluster | Theirs::Unavailable { .. } => {
+                Self::Unavailable(crate::server::with_causes(&error))
+            }
         }
     }
 }
@@ -92,12 +93,25 @@ impl Control for Manager {
         .boxed()
     }
 
+    fn local_state(&self) -> Arc<State> {
+        Self::local_state(self)
+    }
+
     fn update_cluster(
         &self,
         version: Version,
         settings: ClusterSettings,
     ) -> BoxFuture<'_, ControlResult<()>> {
         done(Self::update_cluster(self, version, settings))
+    }
+
+    fn rotate_tokens(
+        &self,
+        version: Version,
+        worker: bool,
+        manager: bool,
+    ) -> BoxFuture<'_, ControlResult<()>> {
+        done(Self::rotate_tokens(self, version, worker, manager))
     }
 
     fn create_service(&self, spec: ServiceSpec) -> BoxFuture<'_, ControlResult<ServiceId>> {

@@ -29,7 +29,10 @@ pub use self::{
         ImportRequest, Removed,
     },
     progress::{Progress, ProgressReceiver, ProgressSink, progress},
-    swarm::{ActiveSwarm, InitRequest, SwarmState, Tokens},
+    swarm::{
+        ActiveSwarm, BoxDuplex, Duplex, Forward, InitRequest, JoinRequest, LocalNetwork,
+        SwarmState, Tokens,
+    },
 };
 
 pub type BoxStream<'a, T> = Pin<Box<dyn Stream<Item = T> + Send + 'a>>;
@@ -82,8 +85,27 @@ pub trait LocalEngine: Send + Sync + 'static {
     /// The node's place in a swarm, now.
     fn swarm(&self) -> SwarmState;
     fn init(&self, request: InitRequest) -> BoxFuture<'_, Result<shoal_types::NodeId>>;
+    /// Makes this node one of a swarm; done when it takes part. When that takes longer than a person
+    /// waits, the answer is [`EngineError::Unavailable`] and the attempt goes on.
+    ///
+    /// A token or an address that cannot be right, or that the managers refuse, is
+    /// [`EngineError::Invalid`].
+    fn join(&self, _request: JoinRequest) -> BoxFuture<'_, Result<()>> {
+        let error = EngineError::NotSupported("joining a swarm".to_owned());
+        Box::pin(std::future::ready(Err(error)))
+    }
     /// Leaves the swarm and forgets it; a manager only with `force`.
     fn leave(&self, force: bool) -> BoxFuture<'_, Result<()>>;
+    /// Who answers for the cluster now; asked of managers only, for each request. It is asked again
+    /// after a short pause when it says [`EngineError::Unavailable`]: no leader is known, or the leader
+    /// cannot be reached.
+    fn forward(&self) -> BoxFuture<'_, Result<Forward>> {
+        Box::pin(std::future::ready(Ok(Forward::Here)))
+    }
+    /// The cluster's networks that this node knows; asked of nodes that are no managers.
+    fn local_networks(&self) -> BoxFuture<'_, Result<Vec<LocalNetwork>>> {
+        Box::pin(std::future::ready(Ok(Vec::new())))
+    }
 
     fn images(&self) -> BoxFuture<'_, Result<Vec<ImageInfo>>>;
     /// By id, unique prefix of an id, or name.

@@ -1,11 +1,18 @@
 //! A node's place in a swarm.
 
-use std::{fmt, net::SocketAddr, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    fmt,
+    net::{Ipv4Addr, SocketAddr},
+    sync::Arc,
+    time::Duration,
+};
 
 use shoal_types::{
-    NodeId,
+    NetworkId, NodeId,
     spec::{Availability, Ipv4Net},
 };
+use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::Control;
 
@@ -31,8 +38,11 @@ pub struct ActiveSwarm {
     pub control: Option<Arc<dyn Control>>,
     /// The manager that leads, when one is known.
     pub leader: Option<NodeId>,
-    /// Managers, with their addresses.
+    /// Managers, with their addresses (`host:port`).
     pub managers: Vec<(NodeId, String)>,
+    /// Which managers answer, as the one that leads sees it; empty elsewhere. A manager that is not
+    /// named counts as reachable while its node is not down.
+    pub reachability: BTreeMap<NodeId, bool>,
     /// The swarm's root certificate in PEM; empty in local mode.
     pub trust_root: String,
     /// What others join with; empty in local mode.
@@ -80,5 +90,75 @@ pub struct InitRequest {
     /// Of each network made from the pools.
     pub subnet_prefix: u8,
     pub task_history_limit: i64,
-    pub labels: std::collections::BTreeMap<String, String>,
+    /// How long a node's certificate is good for; at least an hour.
+    pub certificate_life: Duration,
+    pub labels: BTreeMap<String, String>,
+}
+
+/// This node is to become one of a swarm that exists.
+#[derive(Clone, PartialEq, Eq)]
+pub struct JoinRequest {
+    /// `None`: 0.0.0.0:2377.
+    pub listen: Option<SocketAddr>,
+    /// Address or interface, perhaps with a port; empty: as the manager sees the node.
+    pub advertise: String,
+    /// Address or interface for traffic between containers; empty: as `advertise`.
+    pub data_path: String,
+    /// Managers to ask, each `host:port`; at least one.
+    pub remotes: Vec<String>,
+    /// Of the shape `SWMTKN-1-digest-secret`; it says which role the node gets.
+    pub token: String,
+    pub availability: Availability,
+}
+
+impl fmt::Debug for JoinRequest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("JoinRequest")
+            .field("listen", &self.listen)
+            .field("advertise", &self.advertise)
+            .field("data_path", &self.data_path)
+            .field("remotes", &self.remotes)
+            .field("availability", &self.availability)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Bytes both ways.
+pub trait Duplex: AsyncRead + AsyncWrite + Send + Unpin {}
+
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Duplex for T {}
+
+pub type BoxDuplex = Box<dyn Duplex>;
+
+/// Who answers for the cluster.
+pub enum Forward {
+    /// This node.
+    Here,
+    /// The manager that leads. What is written to the stream is HTTP/1.1 for its API, served there by
+    /// [`serve_stream`](crate::serve_stream) with [`router_for_managers`](crate::router_for_managers).
+    To(BoxDuplex),
+}
+
+impl fmt::Debug for Forward {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Here => "Here",
+            Self::To(_) => "To(..)",
+        })
+    }
+}
+
+/// A network, as a node that only runs tasks knows it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LocalNetwork {
+    pub id: NetworkId,
+    pub name: String,
+    /// `overlay` or `bridge`.
+    pub driver: String,
+    pub subnet: Ipv4Net,
+    pub gateway: Ipv4Addr,
+    /// Identifies its traffic between nodes.
+    pub vni: u32,
+    pub internal: bool,
+    pub ingress: bool,
 }

@@ -14,7 +14,7 @@ use super::error::ApiError;
 use crate::{engine::BoxReader, wire::json};
 
 /// The largest body that is read into memory: a config of 1000 KiB in base64, and some room.
-const BODY_LIMIT: usize = 4 << 20;
+pub(crate) const BODY_LIMIT: usize = 4 << 20;
 
 /// A JSON body. Docker takes a body without a type only when it is empty.
 pub(crate) struct Json<T>(pub(crate) T);
@@ -39,7 +39,7 @@ impl<T: Serialize> IntoResponse for Json<T> {
     }
 }
 
-async fn read(body: Body) -> Result<bytes::Bytes, ApiError> {
+pub(crate) async fn read(body: Body) -> Result<bytes::Bytes, ApiError> {
     match Limited::new(body, BODY_LIMIT).collect().await {
         Ok(body) => Ok(body.to_bytes()),
         Err(error) if error.is::<LengthLimitError>() => Err(ApiError::new(

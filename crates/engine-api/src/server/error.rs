@@ -16,7 +16,13 @@ use crate::{
 pub(crate) struct ApiError {
     pub(crate) status: StatusCode,
     pub(crate) message: String,
+    /// It is so because this manager does not lead, and the request has had no effect.
+    pub(crate) not_leader: bool,
 }
+
+/// In the extensions of an answer that is an [`ApiError`] with `not_leader`.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct NotLeader;
 
 pub(crate) type ApiResult<T> = Result<T, ApiError>;
 
@@ -25,7 +31,13 @@ impl ApiError {
         Self {
             status,
             message: message.into(),
+            not_leader: false,
         }
+    }
+
+    /// Of a request that had done `what` before it failed.
+    pub(crate) fn after_effect(self, what: &str) -> Self {
+        Self::new(self.status, format!("{what}: {}", self.message))
     }
 
     pub(crate) fn bad_request(message: impl Into<String>) -> Self {
@@ -56,6 +68,14 @@ impl ApiError {
         )
     }
 
+    /// It may become one of its managers.
+    pub(crate) fn not_yet_a_manager() -> Self {
+        Self::unavailable(
+            "This node is not a swarm manager. Manager is being prepared or has trouble connecting \
+             to the cluster.",
+        )
+    }
+
     pub(crate) fn not_a_manager() -> Self {
         Self::unavailable(
             "This node is not a swarm manager. Worker nodes can't be used to view or modify \
@@ -73,6 +93,9 @@ impl IntoResponse for ApiError {
         let mut response = (self.status, body).into_response();
         let kind = HeaderValue::from_static("application/json");
         response.headers_mut().insert(header::CONTENT_TYPE, kind);
+        if self.not_leader {
+            response.extensions_mut().insert(NotLeader);
+        }
         response
     }
 }
@@ -108,11 +131,14 @@ impl From<ControlError> for ApiError {
             ControlError::InUse(_) => (StatusCode::BAD_REQUEST, "FailedPrecondition"),
             ControlError::OutOfSequence => (StatusCode::INTERNAL_SERVER_ERROR, "Unknown"),
             ControlError::NotSupported(_) => (StatusCode::NOT_IMPLEMENTED, "Unimplemented"),
-            ControlError::NoLeader | ControlError::Unavailable(_) => {
+            ControlError::NoLeader | ControlError::NotLeader | ControlError::Unavailable(_) => {
                 (StatusCode::SERVICE_UNAVAILABLE, "Unavailable")
             }
         };
-        Self::new(status, format!("rpc error: code = {code} desc = {error}"))
+        Self {
+            not_leader: matches!(error, ControlError::NoLeader | ControlError::NotLeader),
+            ..Self::new(status, format!("rpc error: code = {code} desc = {error}"))
+        }
     }
 }
 

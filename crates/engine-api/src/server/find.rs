@@ -82,7 +82,7 @@ fn by_prefix<'a, T, Id: Display>(
     }
 }
 
-fn ambiguous(kind: &str, reference: &str) -> ApiError {
+pub(crate) fn ambiguous(kind: &str, reference: &str) -> ApiError {
     ApiError::bad_request(format!(
         "{kind} {reference} is ambiguous (2 or more matches found)"
     ))

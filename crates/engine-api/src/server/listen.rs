@@ -68,6 +68,15 @@ pub async fn serve<L: Listener>(mut listener: L, router: Router, stop: Cancellat
     while connections.join_next().await.is_some() {}
 }
 
+/// Serves `router` to one peer, HTTP/1.1 or HTTP/2 without TLS, until it has gone away. Dropping this
+/// closes the connection.
+pub async fn serve_stream<Io>(router: Router, stream: Io)
+where
+    Io: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    connection(stream, router, CancellationToken::new()).await;
+}
+
 async fn connection<Io>(io: Io, router: Router, stop: CancellationToken)
 where
     Io: AsyncRead + AsyncWrite + Unpin + Send + 'static,

@@ -5,6 +5,7 @@ mod error;
 mod events;
 mod filters;
 mod find;
+mod forward;
 mod listen;
 mod logs;
 mod names;
@@ -17,9 +18,12 @@ use std::sync::Arc;
 
 use axum::Router;
 
-use self::error::ApiError;
 pub(crate) use self::error::with_causes;
-pub use self::listen::{Listener, serve};
+pub use self::listen::{Listener, serve, serve_stream};
+use self::{
+    error::ApiError,
+    forward::{Caller, Gate},
+};
 use crate::engine::{ActiveSwarm, Control, LocalEngine, SwarmState};
 
 /// What the API stands in front of. Cheap to clone.
@@ -49,7 +53,8 @@ impl Engine {
                 }),
                 None => Err(ApiError::not_a_manager()),
             },
-            SwarmState::Inactive | SwarmState::Pending => Err(ApiError::no_swarm()),
+            SwarmState::Inactive => Err(ApiError::no_swarm()),
+            SwarmState::Pending => Err(ApiError::not_yet_a_manager()),
             SwarmState::Error(reason) => Err(ApiError::unavailable(reason)),
         }
     }
@@ -67,7 +72,24 @@ pub(crate) struct Manager {
     pub(crate) swarm: ActiveSwarm,
 }
 
-/// Every route of the API, with and without a version before it.
+/// Every route of the API, with and without a version before it. Requests about the cluster are passed
+/// on to the manager that leads.
 pub fn router(engine: Engine) -> Router {
-    version::layer(engine.clone(), routes::all().with_state(engine))
+    routed(engine, Caller::Client)
+}
+
+/// The same for requests that other managers have passed on: they are answered here or not at all. One
+/// that needs the manager that leads, and this is not it, has had no effect and is answered with 503 and
+/// the header `X-Shoal-Not-Leader: 1`.
+pub fn router_for_managers(engine: Engine) -> Router {
+    routed(engine, Caller::Manager)
+}
+
+fn routed(engine: Engine, caller: Caller) -> Router {
+    let routes = routes::all().with_state(engine.clone());
+    version::layer(Gate {
+        engine,
+        routes,
+        caller,
+    })
 }

@@ -2,15 +2,10 @@
 
 use std::convert::Infallible;
 
-use axum::{
-    Router,
-    body::Body,
-    response::{IntoResponse, Response},
-};
+use axum::{Router, body::Body, response::IntoResponse};
 use http::{HeaderName, HeaderValue, Request, Uri, header, uri::PathAndQuery};
-use tower::ServiceExt;
 
-use super::{Engine, error::ApiError};
+use super::{error::ApiError, forward::Gate};
 
 /// Newest and oldest version that is understood.
 pub(crate) const MAX: ApiVersion = ApiVersion {
@@ -34,22 +29,22 @@ impl std::fmt::Display for ApiVersion {
     }
 }
 
-/// Puts the version handling around `routes`. It must be outside, since it changes the path that
+/// In the extensions of a request: what it asked for, with the version.
+#[derive(Debug, Clone)]
+pub(crate) struct Original(pub(crate) Uri);
+
+/// Puts the version handling around the routes. It must be outside, since it changes the path that
 /// routing goes by.
-pub(super) fn layer(engine: Engine, routes: Router) -> Router {
+pub(super) fn layer(gate: Gate) -> Router {
     let server = concat!("Docker/", env!("CARGO_PKG_VERSION"), " (linux)");
-    let _ = engine;
     let service = tower::service_fn(move |request: Request<Body>| {
-        let routes = routes.clone();
+        let gate = gate.clone();
         async move {
             let mut response = match versioned(request) {
                 Ok(request) if request.method() == http::Method::OPTIONS => {
-                    Response::new(Body::empty())
+                    Body::empty().into_response()
                 }
-                Ok(request) => routes
-                    .oneshot(request)
-                    .await
-                    .unwrap_or_else(|never| match never {}),
+                Ok(request) => gate.answer(request).await,
                 Err(error) => error.into_response(),
             };
             let headers = response.headers_mut();
@@ -74,6 +69,8 @@ pub(super) fn layer(engine: Engine, routes: Router) -> Router {
 
 /// Takes the prefix off the path and leaves the version it names with the request.
 fn versioned(mut request: Request<Body>) -> Result<Request<Body>, ApiError> {
+    let original = Original(relative(request.uri()));
+    request.extensions_mut().insert(original);
     let Some((version, rest)) = split(request.uri().path()) else {
         request.extensions_mut().insert(MAX);
         return Ok(request);
@@ -104,6 +101,14 @@ fn versioned(mut request: Request<Body>) -> Result<Request<Body>, ApiError> {
         .map_err(|error| ApiError::bad_request(format!("invalid path: {error}")))?;
     request.extensions_mut().insert(version);
     Ok(request)
+}
+
+/// Path and query alone: the rest of an absolute address is of the connection it came by.
+fn relative(uri: &Uri) -> Uri {
+    uri.path_and_query()
+        .cloned()
+        .map(Uri::from)
+        .unwrap_or_default()
 }
 
 /// `/v1.43/info` into `1.43` and `/info`.

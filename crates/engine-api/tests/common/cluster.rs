@@ -317,6 +317,31 @@ impl Control for MemoryCluster {
         commits.filter_map(|commit| async { commit.ok() }).boxed()
     }
 
+    fn local_state(&self) -> Arc<State> {
+        Arc::new(self.now())
+    }
+
+    fn rotate_tokens(
+        &self,
+        version: Version,
+        worker: bool,
+        manager: bool,
+    ) -> BoxFuture<'_, ControlResult<()>> {
+        async move {
+            let mut cluster = (**self.now().cluster().unwrap()).clone();
+            if worker {
+                cluster.trust.worker_secret = random();
+            }
+            if manager {
+                cluster.trust.manager_secret = random();
+            }
+            let cluster = Box::new(cluster);
+            self.apply(vec![Change::UpdateCluster { version, cluster }])?;
+            Ok(())
+        }
+        .boxed()
+    }
+
     fn update_cluster(
         &self,
         version: Version,
@@ -326,6 +351,7 @@ impl Control for MemoryCluster {
             let mut cluster = (**self.now().cluster().unwrap()).clone();
             cluster.labels = settings.labels;
             cluster.task_history_limit = settings.task_history_limit;
+            cluster.trust.certificate_life = settings.certificate_life;
             self.apply(vec![Change::UpdateCluster {
                 version,
                 cluster: Box::new(cluster),

@@ -177,6 +177,7 @@ impl LocalEngine for MemoryNode {
             leader: Some(cluster.node),
             managers: vec![(cluster.node, "127.0.0.1:2377".into())],
             control: Some(cluster as Arc<dyn Control>),
+            reachability: BTreeMap::new(),
             trust_root: String::new(),
             tokens: Tokens {
                 worker: "SWMTKN-1-w".into(),

@@ -8,15 +8,15 @@ mod find;
 mod runnable;
 mod validate;
 
-use std::{collections::BTreeMap, net::Ipv4Addr, sync::Arc};
+use std::{collections::BTreeMap, net::Ipv4Addr, sync::Arc, time::Duration};
 
 use rand::{RngExt, rng};
 use shoal_raft_store::{
-    Applied, Change, Command, Commits, Kind, ProposeError, Rejection, State, Store,
+    Applied, Change, Command, Commits, Kind, MembershipError, ProposeError, Rejection, State, Store,
 };
 use shoal_types::{
-    ClusterId, ConfigId, NetworkId, NodeId, SecretId, ServiceId, Version,
-    object::{Cluster, Config, Meta, Network, NodeState, Secret, UpdateState, UpdateStatus},
+    ClusterId, ConfigId, NetworkId, NodeId, RaftId, SecretId, ServiceId, Version,
+    object::{Cluster, Config, Meta, Network, NodeState, Secret, Trust, UpdateState, UpdateStatus},
     spec::{Ipv4Net, NetworkSpec, NodeSpec, Role, ServiceSpec},
 };
 use tokio::sync::watch;
@@ -40,6 +40,8 @@ pub struct ClusterSettings {
     pub labels: BTreeMap<String, String>,
     /// Tasks kept for each slot, the running one included; negative: all.
     pub task_history_limit: i64,
+    /// How long a node's certificate is good for.
+    pub certificate_life: Duration,
 }
 
 /// A secret or config to be made.
@@ -191,9 +193,23 @@ impl Control {
                     message: "attempting to demote the last manager of the swarm".to_owned(),
                 });
             }
+            if let Some(manager) = &node.manager {
+                self.check_demotion(manager.raft).await?;
+            }
         }
         self.propose(Change::UpdateNodeSpec { id, version, spec })
             .await
+    }
+
+    /// The leader takes a demoted manager out of the raft group afterwards; whether it can is told now.
+    async fn check_demotion(&self, raft: RaftId) -> Result<(), ControlError> {
+        match self.store.check_removal(raft).await {
+            Ok(()) => Ok(()),
+            Err(MembershipError::NotLeader { leader }) => Err(ControlError::NoLeader { leader }),
+            Err(error) => Err(ControlError::Precondition {
+                message: error.to_string(),
+            }),
+        }
     }
 
     /// Removes a node that is down; `force` removes one that is not, too.
@@ -344,8 +360,35 @@ impl Control {
         let cluster = Cluster {
             labels: settings.labels,
             task_history_limit: settings.task_history_limit,
+            trust: Trust {
+                certificate_life: settings.certificate_life,
+                ..cluster.trust.clone()
+            },
             ..(**cluster).clone()
         };
+        self.propose(Change::UpdateCluster {
+            version,
+            cluster: Box::new(cluster),
+        })
+        .await
+    }
+
+    /// Gives the join tokens of the named roles new secrets, if the cluster is still at `version`.
+    pub async fn rotate_tokens(
+        &self,
+        version: Version,
+        worker: bool,
+        manager: bool,
+    ) -> Result<Applied, ControlError> {
+        let state = self.basis().await?;
+        let cluster = state.cluster().ok_or(ControlError::NoCluster)?;
+        let mut cluster = (**cluster).clone();
+        if worker {
+            cluster.trust.worker_secret = rng().random();
+        }
+        if manager {
+            cluster.trust.manager_secret = rng().random();
+        }
         self.propose(Change::UpdateCluster {
             version,
             cluster: Box::new(cluster),

@@ -4,5 +4,5 @@ mod assignments;
 pub(crate) mod reports;
 mod session;
 
-pub(crate) use assignments::assignments;
+pub(crate) use assignments::{assignments, managers};
 pub(crate) use session::{SessionEnd, serve};

@@ -6,13 +6,13 @@
 use std::{sync::Arc, time::Duration};
 
 use rand::{RngExt, rng};
-use shoal_raft_store::{Leadership, State, Store};
+use shoal_raft_store::{State, Store};
 use shoal_transport::session::{self, ReceiveError, Receiver, SendError, Sender};
 use shoal_types::{
     Generation, NodeId,
     object::{Config, NodeDescription, Secret, Task},
     spec::{PortConfig, PublishMode},
-    wire::{AgentMessage, Assignments, ManagerMessage},
+    wire::{AgentMessage, Assignments, ManagerMessage, ManagerPeer},
 };
 use tokio::{
     io::{AsyncRead, AsyncWrite},
@@ -21,7 +21,10 @@ use tokio::{
 };
 
 use super::assignments;
-use crate::hub::{Hub, Session};
+use crate::{
+    cluster::{self, Caller},
+    hub::{Hub, Session},
+};
 
 /// An agent says who it is at once.
 const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
@@ -39,6 +42,8 @@ pub(crate) enum SessionEnd {
     NoHello,
     #[error("refused: {reason}")]
     Refused { reason: String },
+    #[error("another manager leads")]
+    Elsewhere { leader: Option<ManagerPeer> },
     #[error("the agent left")]
     Left,
     #[error("a newer session of the node took over, or this manager ceased to lead")]
@@ -54,13 +59,19 @@ pub(crate) enum SessionEnd {
 type ToAgent<S> = Sender<ManagerMessage, S>;
 type FromAgent<S> = Receiver<AgentMessage, S>;
 
-/// Serves one agent until either side has enough.
-pub(crate) async fn serve<S>(store: &Store, hub: &Hub, stream: S) -> SessionEnd
+/// Serves one agent until either side has enough. `caller` is what its certificate says; an agent of
+/// this process has none.
+pub(crate) async fn serve<S>(
+    store: &Store,
+    hub: &Hub,
+    caller: Option<Caller>,
+    stream: S,
+) -> SessionEnd
 where
     S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
     let (mut to_agent, mut from_agent) = session::open(stream);
-    match welcome(store, hub, &mut to_agent, &mut from_agent).await {
+    match welcome(store, hub, caller, &mut to_agent, &mut from_agent).await {
         Ok(session) => {
             let end = converse(store, hub, &session, to_agent, from_agent).await;
             hub.close_session(&session);
@@ -75,6 +86,15 @@ where
                 Err(error) => error.into(),
             }
         }
+        Err(SessionEnd::Elsewhere { leader }) => {
+            let message = ManagerMessage::Elsewhere {
+                leader: leader.clone(),
+            };
+            match to_agent.send(&message).await {
+                Ok(()) => SessionEnd::Elsewhere { leader },
+                Err(error) => error.into(),
+            }
+        }
         Err(end) => end,
     }
 }
@@ -82,6 +102,7 @@ where
 async fn welcome<S: AsyncRead + AsyncWrite>(
     store: &Store,
     hub: &Hub,
+    caller: Option<Caller>,
     to_agent: &mut ToAgent<S>,
     from_agent: &mut FromAgent<S>,
 ) -> Result<Arc<Session>, SessionEnd> {
@@ -91,9 +112,15 @@ async fn welcome<S: AsyncRead + AsyncWrite>(
     let Some(AgentMessage::Hello { node, description }) = hello else {
         return Err(SessionEnd::NoHello);
     };
+    if let Some(caller) = caller.as_ref().filter(|caller| caller.node != node) {
+        return Err(SessionEnd::Refused {
+            reason: format!("node {} may not open a session as node {node}", caller.node),
+        });
+    }
     must_lead(store, hub).await?;
     check_node(hub, &store.state(), node, description)?;
-    let session = hub.open_session(node).ok_or(SessionEnd::Superseded)?;
+    let addr = caller.and_then(|caller| caller.addr);
+    let session = hub.open_session(node, addr).ok_or(SessionEnd::Superseded)?;
     // Spread out, so that a thousand agents do not speak in the same instant.
     let heartbeat = hub.config.heartbeat.mul_f64(rng().random_range(0.9..=1.0));
     to_agent
@@ -102,25 +129,31 @@ async fn welcome<S: AsyncRead + AsyncWrite>(
     Ok(session)
 }
 
+/// A manager that has just started, or hears of no leader, waits a moment for it to be known.
 async fn must_lead(store: &Store, hub: &Hub) -> Result<(), SessionEnd> {
     let mut leading = hub.leading();
-    let leads = leading.wait_for(|leading| *leading);
-    let outcome = timeout(LEADER_TIMEOUT, leads)
-        .await
-        .map(|result| result.is_ok());
-    match outcome {
-        Ok(true) => Ok(()),
-        Ok(false) => Err(SessionEnd::Stopped),
-        Err(_elapsed) => {
-            let reason = match *store.leadership().borrow() {
-                Leadership::Follower {
+    let mut leadership = store.leadership();
+    let outcome = timeout(LEADER_TIMEOUT, async {
+        loop {
+            if *leading.borrow_and_update() {
+                return Ok(());
+            }
+            leadership.mark_unchanged();
+            if let Some(leader) = cluster::leader(store) {
+                return Err(SessionEnd::Elsewhere {
                     leader: Some(leader),
-                } => format!("this manager is not the leader, raft member {leader} is"),
-                _nobody => "the swarm has no leader at the moment; try again".to_owned(),
-            };
-            Err(SessionEnd::Refused { reason })
+                });
+            }
+            // Both only observe.
+            tokio::select! {
+                changed = leading.changed() => changed.map_err(|_| SessionEnd::Stopped)?,
+                changed = leadership.changed() => changed.map_err(|_| SessionEnd::Stopped)?,
+            }
         }
-    }
+    });
+    outcome
+        .await
+        .unwrap_or(Err(SessionEnd::Elsewhere { leader: None }))
 }
 
 fn check_node(
@@ -207,6 +240,12 @@ async fn tell<S: AsyncWrite>(
         let acknowledged = session.take_acknowledged();
         if !acknowledged.is_empty() {
             let message = ManagerMessage::StatusAccepted(acknowledged);
+            if let Err(error) = to_agent.send(&message).await {
+                return error.into();
+            }
+        }
+        for (ticket, open) in session.take_openings() {
+            let message = ManagerMessage::Open { ticket, open };
             if let Err(error) = to_agent.send(&message).await {
                 return error.into();
             }

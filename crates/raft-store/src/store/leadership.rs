@@ -11,6 +11,7 @@ use shoal_types::RaftId;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+use super::members::{finish, is_half_done};
 use crate::raft::Raft;
 
 /// The part this member plays.
@@ -88,6 +89,17 @@ pub(super) async fn follow(
                         show(&announced, NOBODY);
                         let confirmed = raft.ensure_linearizable(ReadPolicy::ReadIndex).await;
                         if confirmed.is_ok() && view(&raft).term == term {
+                            if is_half_done(&raft) {
+                                let raft = raft.clone();
+                                tokio::spawn(async move {
+                                    // Whoever changes the members next tries again.
+                                    if let Err(error) =
+                                        raft.change_membership(finish(), false).await
+                                    {
+                                        tracing::warn!(%error, "half-done change of the members");
+                                    }
+                                });
+                            }
                             Leadership::Leader { term }
                         } else {
                             pause = Duration::from_millis(10);

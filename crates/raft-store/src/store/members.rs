@@ -1,6 +1,9 @@
 //! Who belongs to the group.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 use openraft::{
     ChangeMembers,
@@ -10,8 +13,17 @@ use openraft::{
 };
 use shoal_types::RaftId;
 
-use super::{Leadership, StorageError, Store};
-use crate::raft::TypeConfig;
+use super::{
+    Leadership, StorageError, Store,
+    health::{may_agree, may_lose},
+};
+use crate::raft::{Raft, TypeConfig};
+
+/// A new member may be this many entries behind and yet get a vote: under load it always is a little.
+const CAUGHT_UP: u64 = 500;
+/// A new member that answers but has no more of the state after this time never will: its disk is
+/// full, for example. A snapshot of the largest clusters gets to it in less.
+const STANDSTILL: Duration = Duration::from_mins(10);
 
 /// One member of the group.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -44,6 +56,51 @@ pub enum MembershipError {
     LastVoter { id: RaftId },
     #[error("another change of the members is under way")]
     InProgress,
+    #[error(
+        "raft member {id} is a member already, at {known:?} and not at {given:?}; change its address \
+         or remove it first"
+    )]
+    OtherAddress {
+        id: RaftId,
+        known: String,
+        given: String,
+    },
+    /// It was taken out again.
+    #[error(
+        "raft member {id} did not answer at {addr:?}; see that it runs and can be reached there from \
+         this manager, then add it again"
+    )]
+    NoAnswer { id: RaftId, addr: String },
+    #[error(
+        "raft member {id} did not answer at {addr:?}, and could not be taken out again; remove it, or \
+         see that it can be reached"
+    )]
+    LeftBehind {
+        id: RaftId,
+        addr: String,
+        #[source]
+        source: Box<Self>,
+    },
+    #[error(
+        "removing this manager would leave {voters} managers of which {} reachable; {needed} are \
+         needed for a quorum: bring the others back first",
+        count_is(*reachable)
+    )]
+    WouldLoseQuorum {
+        voters: usize,
+        reachable: usize,
+        needed: usize,
+    },
+    #[error(
+        "{reachable} of {voters} managers {} reachable, {needed} are needed to agree on anything: \
+         bring the others back, or make a new cluster of this manager alone",
+        if *reachable == 1 { "is" } else { "are" }
+    )]
+    NoQuorum {
+        voters: usize,
+        reachable: usize,
+        needed: usize,
+    },
     #[error("the change of the members was refused: {reason}")]
     Refused { reason: String },
     #[error("the store is shut down")]
@@ -53,6 +110,10 @@ pub enum MembershipError {
     /// It may still take effect.
     #[error("the change of the members did not finish in time")]
     Timeout,
+}
+
+fn count_is(count: usize) -> String {
+    format!("{count} {}", if count == 1 { "is" } else { "are" })
 }
 
 impl Store {
@@ -110,44 +171,227 @@ impl Store {
     }
 
     /// Adds a member that can be reached at `addr`: it gets the state first and a vote then. Only the
-    /// leader can. Doing it again does no harm.
-    pub async fn add_member(&self, id: RaftId, addr: String) -> Result<(), MembershipError> {
-        let node = BasicNode::new(addr);
-        let raft = &self.0.raft;
-        self.limited(async {
-            let learns = raft.add_learner(id.0, node, true).await;
-            learns.map_err(|error| self.refusal(error))?;
-            let votes = ChangeMembers::AddVoterIds(BTreeSet::from([id.0]));
-            let changed = raft.change_membership(votes, true).await;
-            changed.map_err(|error| self.refusal(error)).map(drop)
-        })
-        .await
+    /// leader can. Doing it again does no harm, and finishes what a leader before has begun. A member
+    /// that does not answer is taken out again.
+    pub async fn add_member(
+        &self,
+        id: RaftId,
+        addr: impl Into<String>,
+    ) -> Result<(), MembershipError> {
+        self.add_learner(id, addr).await?;
+        self.promote(id).await
     }
 
-    /// Removes a member from the group. A leader that removes itself hands leadership on.
+    /// Adds a member without a vote, and returns when it has caught up with the group. One that is a
+    /// member already, with or without a vote, is left as it is.
+    pub async fn add_learner(
+        &self,
+        id: RaftId,
+        addr: impl Into<String>,
+    ) -> Result<(), MembershipError> {
+        let addr = addr.into();
+        self.must_lead()?;
+        match self.member(id) {
+            Some(known) if known.addr != addr => {
+                return Err(MembershipError::OtherAddress {
+                    id,
+                    known: known.addr,
+                    given: addr,
+                });
+            }
+            Some(known) if known.voter => return Ok(()),
+            Some(_learns) => {}
+            None => {
+                self.allowed(may_agree).await?;
+                let node = BasicNode::new(addr);
+                self.limited(async {
+                    let added = self.0.raft.add_learner(id.0, node, false).await;
+                    added.map_err(|error| self.refusal(error)).map(drop)
+                })
+                .await?;
+            }
+        }
+        match self.caught_up(id).await {
+            Err(MembershipError::NoAnswer { id, addr }) => {
+                let removed = ChangeMembers::RemoveNodes(BTreeSet::from([id.0]));
+                match self.change(removed).await {
+                    Ok(()) => Err(MembershipError::NoAnswer { id, addr }),
+                    Err(source) => Err(MembershipError::LeftBehind {
+                        id,
+                        addr,
+                        source: Box::new(source),
+                    }),
+                }
+            }
+            result => result,
+        }
+    }
+
+    /// Gives a vote to a member that has none, once it has caught up. Nothing changes if it has one,
+    /// or does not answer.
+    pub async fn promote(&self, id: RaftId) -> Result<(), MembershipError> {
+        self.must_lead()?;
+        self.finish_change().await?;
+        let member = self.member(id).ok_or(MembershipError::NoMember { id })?;
+        if member.voter {
+            return Ok(());
+        }
+        self.caught_up(id).await?;
+        // One that answers, more than before, leaves a group that has a majority with one.
+        self.allowed(may_agree).await?;
+        self.change(ChangeMembers::AddVoterIds(BTreeSet::from([id.0])))
+            .await
+    }
+
+    /// Whether the group could go on without the member as things stand.
+    pub async fn check_removal(&self, id: RaftId) -> Result<(), MembershipError> {
+        self.must_lead()?;
+        let voters = self.members().iter().filter(|m| m.voter).count();
+        match self.member(id) {
+            Some(member) if member.voter && voters == 1 => Err(MembershipError::LastVoter { id }),
+            Some(member) if member.voter => self.allowed(|health| may_lose(health, id)).await,
+            _ => Ok(()),
+        }
+    }
+
+    /// Removes a member, alive or dead. A leader that removes itself hands leadership on. Refused when
+    /// those who remain and can be reached are no majority.
     pub async fn remove_member(&self, id: RaftId) -> Result<(), MembershipError> {
+        self.must_lead()?;
+        self.finish_change().await?;
         let members = self.members();
         let Some(member) = members.iter().find(|member| member.id == id) else {
             return Err(MembershipError::NoMember { id });
         };
-        let change = if member.voter {
-            if members.iter().filter(|member| member.voter).count() == 1 {
-                return Err(MembershipError::LastVoter { id });
-            }
-            ChangeMembers::RemoveVoters(BTreeSet::from([id.0]))
-        } else {
-            ChangeMembers::RemoveNodes(BTreeSet::from([id.0]))
-        };
-        self.change(change).await
+        if !member.voter {
+            self.allowed(may_agree).await?;
+            let removed = ChangeMembers::RemoveNodes(BTreeSet::from([id.0]));
+            return self.change(removed).await;
+        }
+        if members.iter().filter(|member| member.voter).count() == 1 {
+            return Err(MembershipError::LastVoter { id });
+        }
+        self.allowed(|health| may_lose(health, id)).await?;
+        self.change(ChangeMembers::RemoveVoters(BTreeSet::from([id.0])))
+            .await
     }
 
     /// Tells the group where this or another member is reached from now on.
-    pub async fn set_address(&self, id: RaftId, addr: String) -> Result<(), MembershipError> {
-        if !self.members().iter().any(|member| member.id == id) {
-            return Err(MembershipError::NoMember { id });
+    pub async fn set_address(
+        &self,
+        id: RaftId,
+        addr: impl Into<String>,
+    ) -> Result<(), MembershipError> {
+        let addr = addr.into();
+        self.must_lead()?;
+        let member = self.member(id).ok_or(MembershipError::NoMember { id })?;
+        if member.addr == addr {
+            return Ok(());
         }
+        self.finish_change().await?;
+        self.allowed(may_agree).await?;
         let nodes = BTreeMap::from([(id.0, BasicNode::new(addr))]);
         self.change(ChangeMembers::SetNodes(nodes)).await
+    }
+
+    /// Gives leadership to the voter that is most up to date, and returns when this member does not
+    /// lead any more; does nothing when it does not, or nobody else could. For a member that is about
+    /// to stop: the others need not wait until they miss it. Takes no longer than an election.
+    pub async fn hand_over(&self) -> Result<(), MembershipError> {
+        if self.must_lead().is_err() {
+            return Ok(());
+        }
+        let health = self.health();
+        let others = health.iter().filter(|m| m.id != self.0.id);
+        let next = others
+            .filter(|m| m.voter && m.reachable)
+            .max_by_key(|m| (m.matched, std::cmp::Reverse(m.id)));
+        let Some(next) = next else {
+            return Ok(());
+        };
+        let limit = self.0.tuning.election_max * 2;
+        let handed = tokio::time::timeout(limit, self.transfer_leader(next.id)).await;
+        match handed {
+            Ok(Err(MembershipError::NotLeader { .. })) => Ok(()),
+            Ok(result) => result,
+            Err(_elapsed) => Err(MembershipError::Timeout),
+        }
+    }
+
+    fn member(&self, id: RaftId) -> Option<Member> {
+        self.members().into_iter().find(|member| member.id == id)
+    }
+
+    pub(super) fn must_lead(&self) -> Result<(), MembershipError> {
+        let metrics = self.0.raft.metrics();
+        let metrics = metrics.borrow_watched();
+        if let Err(fatal) = &metrics.running_state {
+            return Err(match self.fatal(fatal) {
+                Some(storage) => MembershipError::Storage(storage),
+                None => MembershipError::Stopped,
+            });
+        }
+        if metrics.state.is_leader() {
+            return Ok(());
+        }
+        Err(MembershipError::NotLeader {
+            leader: metrics.current_leader.map(RaftId),
+        })
+    }
+
+    /// Waits until a member has what the group has, as long as it gives signs of life.
+    async fn caught_up(&self, id: RaftId) -> Result<(), MembershipError> {
+        let patience = self.0.tuning.propose_timeout;
+        let mut changes = self.0.raft.metrics();
+        let mut matched = None;
+        let started = tokio::time::Instant::now();
+        let (mut alive_at, mut moved_at) = (started, started);
+        loop {
+            self.must_lead()?;
+            let health = self.health();
+            let mine = health.iter().find(|m| m.id == self.0.id);
+            let newest = mine.and_then(|m| m.matched);
+            let now = tokio::time::Instant::now();
+            let Some(it) = health.iter().find(|m| m.id == id) else {
+                // What is known of the members may lag a little behind the change that added it.
+                if now >= started + self.answer_patience() {
+                    return Err(MembershipError::NoMember { id });
+                }
+                if let Ok(Err(_closed)) = tokio::time::timeout(patience, changes.changed()).await {
+                    return Err(MembershipError::Stopped);
+                }
+                continue;
+            };
+            if it.matched.is_some() && it.matched.map(|m| m + CAUGHT_UP) >= newest && it.reachable {
+                return Ok(());
+            }
+            if it.matched > matched {
+                (matched, moved_at, alive_at) = (it.matched, now, now);
+            }
+            if it.reachable {
+                alive_at = now;
+            }
+            let waits = (alive_at + patience).min(moved_at + STANDSTILL);
+            if now >= waits {
+                return Err(MembershipError::NoAnswer {
+                    id,
+                    addr: it.addr.clone(),
+                });
+            }
+            let changed = tokio::time::timeout_at(waits, changes.changed()).await;
+            if let Ok(Err(_closed)) = changed {
+                return Err(MembershipError::Stopped);
+            }
+        }
+    }
+
+    /// Finishes a change that a leader before left half done.
+    async fn finish_change(&self) -> Result<(), MembershipError> {
+        if !is_half_done(&self.0.raft) {
+            return Ok(());
+        }
+        self.allowed(may_agree).await?;
+        self.change(finish()).await
     }
 
     /// Hands leadership to another voter; returns when this member does not lead any more.
@@ -183,12 +427,12 @@ impl Store {
         .await
     }
 
-    /// A member that catches up by snapshot takes its time.
+    /// A change is two entries that a majority has to write, one after the other.
     async fn limited(
         &self,
         work: impl Future<Output = Result<(), MembershipError>>,
     ) -> Result<(), MembershipError> {
-        let limit = self.0.tuning.propose_timeout * 6;
+        let limit = self.0.tuning.propose_timeout * 2;
         let result = tokio::time::timeout(limit, work).await;
         result.unwrap_or(Err(MembershipError::Timeout))
     }
@@ -229,4 +473,18 @@ impl Store {
         });
         asked.await
     }
+}
+
+/// The members are still those from before and those from after a change, together. A leader that
+/// died between the two steps of a change leaves it so.
+pub(super) fn is_half_done(raft: &Raft) -> bool {
+    let metrics = raft.metrics();
+    let metrics = metrics.borrow_watched();
+    let members = metrics.membership_config.membership();
+    members.get_joint_config().len() > 1
+}
+
+/// The change that only finishes the one before.
+pub(super) fn finish() -> ChangeMembers<u64, BasicNode> {
+    ChangeMembers::AddVoterIds(BTreeSet::new())
 }

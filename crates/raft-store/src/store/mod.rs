@@ -1,6 +1,7 @@
 //! One member of the group: opened from its directory, asked, told, shut down.
 
 mod answer;
+mod health;
 mod leadership;
 mod lock;
 mod members;
@@ -18,6 +19,7 @@ use tokio_util::sync::CancellationToken;
 use self::lock::DirLock;
 pub use self::{
     answer::AnswerError,
+    health::MemberHealth,
     leadership::Leadership,
     members::{BootstrapError, Member, MembershipError},
     propose::{ProposeError, ReadError, StorageError},
@@ -267,6 +269,14 @@ impl Store {
             Ok(Err::<(), Fatal<TypeConfig>>(_fatal)) => Err(SnapshotRequestError::Stopped),
             Err(_elapsed) => Err(SnapshotRequestError::Timeout),
         }
+    }
+
+    /// As [`Store::shutdown`], after leadership was given to another member if there is one to take it.
+    pub async fn shutdown_gracefully(&self) {
+        if let Err(error) = self.hand_over().await {
+            tracing::warn!(%error, "stopping without having handed leadership over");
+        }
+        self.shutdown().await;
     }
 
     /// Stops this member, with everything it was told to write on disk. Calls that are under way end

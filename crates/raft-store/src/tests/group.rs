@@ -19,18 +19,18 @@ use crate::{
     Leadership, MembershipError, ProposeError, RaftTuning, Router, State, Store, StoreConfig,
 };
 
-const PATIENCE: Duration = Duration::from_secs(20);
+pub(super) const PATIENCE: Duration = Duration::from_secs(20);
 
-struct Group {
-    dir: TempDir,
-    router: Router,
-    tuning: RaftTuning,
-    members: BTreeMap<RaftId, Store>,
+pub(super) struct Group {
+    pub(super) dir: TempDir,
+    pub(super) router: Router,
+    pub(super) tuning: RaftTuning,
+    pub(super) members: BTreeMap<RaftId, Store>,
 }
 
 impl Group {
     /// `count` voters, of which the first founded the group.
-    async fn new(count: u64, tuning: RaftTuning) -> Self {
+    pub(super) async fn new(count: u64, tuning: RaftTuning) -> Self {
         let mut group = Self {
             dir: tempfile::tempdir().expect("a directory"),
             router: Router::new(),
@@ -49,7 +49,7 @@ impl Group {
         group
     }
 
-    async fn start(&mut self, id: RaftId) {
+    pub(super) async fn start(&mut self, id: RaftId) {
         let config = StoreConfig {
             dir: self.dir.path().join(id.to_string()),
             raft: id,
@@ -61,7 +61,7 @@ impl Group {
         self.members.insert(id, store);
     }
 
-    async fn stop(&mut self, id: RaftId) {
+    pub(super) async fn stop(&mut self, id: RaftId) {
         self.router.detach(id);
         if let Some(store) = self.members.remove(&id) {
             store.shutdown().await;
@@ -69,7 +69,7 @@ impl Group {
     }
 
     /// The member that leads, once there is one among those that run.
-    async fn leader(&self) -> Store {
+    pub(super) async fn leader(&self) -> Store {
         let found = timeout(PATIENCE, async {
             loop {
                 let leader = self.members.values().find(|store| leads(store));
@@ -83,7 +83,7 @@ impl Group {
     }
 
     /// Waits until all members that run show the same, and gives it.
-    async fn settled(&self) -> Arc<State> {
+    pub(super) async fn settled(&self) -> Arc<State> {
         let found = timeout(PATIENCE, async {
             loop {
                 let leader = self.leader().await;
@@ -109,14 +109,14 @@ impl Group {
         })
     }
 
-    async fn end(self) {
+    pub(super) async fn end(self) {
         for store in self.members.values() {
             store.shutdown().await;
         }
     }
 }
 
-fn leads(store: &Store) -> bool {
+pub(super) fn leads(store: &Store) -> bool {
     store.leadership().borrow().is_leader()
 }
 

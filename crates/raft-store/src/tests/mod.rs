@@ -3,6 +3,7 @@
 mod crash;
 mod full_disk;
 mod group;
+mod members;
 mod single;
 mod suite;
 pub(crate) mod world;

@@ -8,14 +8,16 @@ mod not_yet;
 mod secrets;
 mod services;
 mod swarm;
+mod swarm_input;
 mod system;
 mod tasks;
 
 use axum::{
     Router,
+    response::Response,
     routing::{get, post},
 };
-use http::StatusCode;
+use http::{Method, StatusCode, request::Parts};
 
 pub(super) use self::containers::find as find_container;
 use super::{Engine, error::ApiError, events, logs};
@@ -32,7 +34,10 @@ pub(super) fn all() -> Router<Engine> {
         .route("/events", get(events::events))
         .route("/swarm", get(swarm::inspect))
         .route("/swarm/init", post(swarm::init))
+        .route("/swarm/join", post(swarm::join))
         .route("/swarm/leave", post(swarm::leave))
+        .route("/swarm/unlock", post(swarm::unlock))
+        .route("/swarm/unlockkey", get(swarm::unlock_key))
         .route("/swarm/update", post(swarm::update))
         .route("/nodes", get(nodes::list))
         .route("/nodes/{id}", get(nodes::inspect).delete(nodes::remove))
@@ -85,6 +90,37 @@ pub(super) fn all() -> Router<Engine> {
         .merge(not_yet::routes())
         .fallback(not_found)
         .method_not_allowed_fallback(not_found)
+}
+
+/// Whether the answer is the cluster's, not this node's.
+pub(super) fn is_of_cluster(method: &Method, path: &str) -> bool {
+    let mut segments = path.split('/').filter(|segment| !segment.is_empty());
+    let (kind, object, verb) = (segments.next(), segments.next(), segments.next());
+    match (kind, object, verb) {
+        // A node is made part of a swarm, and leaves it, for itself; containers are connected to
+        // networks on their own node.
+        (Some("swarm"), Some("init" | "join" | "leave" | "unlock"), _)
+        | (Some("networks"), _, Some(_)) => false,
+        (Some("networks"), Some("prune"), None) => method != Method::POST,
+        (
+            Some("swarm" | "nodes" | "services" | "tasks" | "networks" | "secrets" | "configs"),
+            ..,
+        ) => true,
+        _ => false,
+    }
+}
+
+/// Puts this node's part into what the leader answered: in a network it knows its own containers only.
+pub(super) async fn localized(engine: &Engine, request: &Parts, response: Response) -> Response {
+    let mut segments = request.uri.path().split('/').filter(|s| !s.is_empty());
+    let is_network = segments.next() == Some("networks")
+        && segments.next().is_some()
+        && segments.next().is_none();
+    if is_network && request.method == Method::GET && response.status() == StatusCode::OK {
+        networks::localized(engine, response).await
+    } else {
+        response
+    }
 }
 
 /// Docker says the same for an unknown path and a wrong method.

@@ -6,21 +6,21 @@ use axum::{
     extract::{Path, State},
     response::{IntoResponse, Response},
 };
-use http::StatusCode;
+use http::{StatusCode, header};
 use shoal_manager::State as Cluster;
 use shoal_types::{TaskState, object::Network};
 
 use crate::{
     convert,
-    engine::{ContainerInfo, ControlError},
+    engine::{ContainerInfo, ControlError, LocalNetwork},
     server::{
         Engine,
-        body::Json,
+        body::{Json, read},
         error::{ApiError, ApiResult},
         find,
         query::Query,
     },
-    wire,
+    wire::{self, json},
 };
 
 const FILTERS: &[&str] = &["dangling", "driver", "id", "label", "name", "scope", "type"];
@@ -33,29 +33,64 @@ pub(crate) async fn list(
     filters.one_of("scope", &["swarm", "local", "global"])?;
     filters.one_of("type", &["custom", "builtin"])?;
     let dangling = filters.flag("dangling")?;
-    let Ok(manager) = engine.manager() else {
-        // Asked of an engine without a swarm, Docker lists its own networks; there are none.
-        return Ok(Json(Vec::new()));
-    };
-    let state = manager.control.state().await?;
-    let networks = state.networks().filter(|network| {
-        let spec = &network.spec;
-        let kind = if network.predefined {
-            "builtin"
-        } else {
-            "custom"
-        };
-        filters.any("id", |id| network.id.as_str().contains(id))
-            && filters.any("name", |name| spec.name.contains(name))
-            && filters.exact("driver", &spec.driver)
+    let is_wanted = |network: &wire::NetworkInspect, predefined, is_used: &dyn Fn() -> bool| {
+        let kind = if predefined { "builtin" } else { "custom" };
+        let none = wire::Map::new();
+        filters.any("id", |id| network.id.contains(id))
+            && filters.any("name", |name| network.name.contains(name))
+            && filters.exact("driver", &network.driver)
             && filters.exact("scope", "swarm")
             && filters.exact("type", kind)
-            && filters.labels("label", &spec.labels)
-            && dangling.is_none_or(|wanted| wanted != is_used(&state, network))
+            && filters.labels("label", network.labels.as_ref().unwrap_or(&none))
+            && dangling.is_none_or(|wanted| wanted != is_used())
+    };
+    let Ok(manager) = engine.manager() else {
+        let networks = engine.local.local_networks().await?.into_iter();
+        // A node is told of a network as long as something there uses it.
+        let networks = networks
+            .map(convert::local_network)
+            .filter(|network| is_wanted(network, convert::is_predefined(&network.name), &|| true));
+        return Ok(Json(networks.collect()));
+    };
+    let state = manager.control.state().await?;
+    let networks = state.networks().filter_map(|network| {
+        let shown = convert::network_inspect(network);
+        is_wanted(&shown, network.predefined, &|| is_used(&state, network)).then_some(shown)
     });
-    Ok(Json(
-        networks.map(|n| convert::network_inspect(n)).collect(),
-    ))
+    Ok(Json(networks.collect()))
+}
+
+/// As in Docker: the whole id, then the name, then a prefix of one id only.
+fn find_local(networks: Vec<LocalNetwork>, reference: &str) -> ApiResult<LocalNetwork> {
+    let is_it = |n: &&LocalNetwork| n.id.as_str() == reference || n.name == reference;
+    if let Some(found) = networks.iter().find(is_it) {
+        return Ok(found.clone());
+    }
+    let begins = |n: &LocalNetwork| !reference.is_empty() && n.id.as_str().starts_with(reference);
+    let mut begun = networks.into_iter().filter(begins);
+    match (begun.next(), begun.next()) {
+        (Some(only), None) => Ok(only),
+        (None, _) => Err(ApiError::not_found("network", reference)),
+        (Some(_), Some(_)) => Err(find::ambiguous("network", reference)),
+    }
+}
+
+/// The leader's answer to [`inspect`], with the containers of this node in the place of its own.
+pub(crate) async fn localized(engine: &Engine, response: Response) -> Response {
+    let (mut head, body) = response.into_parts();
+    let body = match read(body).await {
+        Ok(body) => body,
+        Err(error) => return error.into_response(),
+    };
+    let containers = engine.local.containers().await;
+    let (Ok(mut network), Ok(containers)) =
+        (json::from_slice::<wire::NetworkInspect>(&body), containers)
+    else {
+        return Response::from_parts(head, body.into());
+    };
+    network.containers = Some(members(&network.id, &containers));
+    head.headers.remove(header::CONTENT_LENGTH);
+    Response::from_parts(head, json::to_bytes(&network).into())
 }
 
 fn is_used(state: &Cluster, network: &Network) -> bool {
@@ -74,17 +109,22 @@ pub(crate) async fn inspect(
     Path(id): Path<String>,
     query: Query,
 ) -> ApiResult<Json<wire::NetworkInspect>> {
-    let manager = engine
-        .manager()
-        .map_err(|_| ApiError::not_found("network", &id))?;
-    let state = manager.control.state().await?;
-    let network = find::network(&state, &id)?;
     if !matches!(query.text("scope"), "" | "swarm") {
         return Err(ApiError::not_found("network", &id));
     }
+    let Ok(manager) = engine.manager() else {
+        let network = find_local(engine.local.local_networks().await?, &id)?;
+        let containers = engine.local.containers().await?;
+        return Ok(Json(wire::NetworkInspect {
+            containers: Some(members(network.id.as_str(), &containers)),
+            ..convert::local_network(network)
+        }));
+    };
+    let state = manager.control.state().await?;
+    let network = find::network(&state, &id)?;
     let containers = engine.local.containers().await?;
     Ok(Json(wire::NetworkInspect {
-        containers: Some(members(network, &containers)),
+        containers: Some(members(network.id.as_str(), &containers)),
         services: if query.flag("verbose") {
             services(&state, network)
         } else {
@@ -96,14 +136,11 @@ pub(crate) async fn inspect(
 
 /// The containers of this node that are in the network.
 fn members(
-    network: &Network,
+    network: &str,
     containers: &[ContainerInfo],
 ) -> BTreeMap<String, wire::NetworkContainer> {
     let member = |container: &ContainerInfo| {
-        let endpoint = container
-            .networks
-            .iter()
-            .find(|n| n.id == network.id.as_str())?;
+        let endpoint = container.networks.iter().find(|n| n.id == network)?;
         let member = wire::NetworkContainer {
             name: container.name.clone(),
             mac_address: endpoint.mac.clone(),

@@ -29,11 +29,7 @@ pub(crate) async fn list(
             && filters.labels("node.label", &spec.labels)
     });
     let swarm = &manager.swarm;
-    Ok(Json(
-        nodes
-            .map(|node| convert::node(node, swarm.leader, &swarm.trust_root))
-            .collect(),
-    ))
+    Ok(Json(nodes.map(|node| convert::node(node, swarm)).collect()))
 }
 
 pub(crate) async fn inspect(
@@ -43,11 +39,7 @@ pub(crate) async fn inspect(
     let manager = engine.manager()?;
     let state = manager.control.state().await?;
     let node = find::node(&state, &id)?;
-    Ok(Json(convert::node(
-        node,
-        manager.swarm.leader,
-        &manager.swarm.trust_root,
-    )))
+    Ok(Json(convert::node(node, &manager.swarm)))
 }
 
 pub(crate) async fn update(

@@ -7,9 +7,6 @@ use axum::routing::{delete, get, post, put};
 /// Paths with their method, and what they would do.
 const ROUTES: &[(Method, &str, &str)] = &[
     (Method::Post, "/auth", "checking credentials"),
-    (Method::Post, "/swarm/join", "joining a swarm"),
-    (Method::Get, "/swarm/unlockkey", "locking a swarm"),
-    (Method::Post, "/swarm/unlock", "locking a swarm"),
     (
         Method::Post,
         "/containers/create",

@@ -1,11 +1,11 @@
 //! The swarm of this node.
 
 use axum::extract::State;
-use shoal_types::spec::{Availability, Ipv4Net};
 
+use super::swarm_input::{init_request, join_request, settings};
 use crate::{
     convert,
-    engine::{ClusterSettings, InitRequest, SwarmState},
+    engine::{ControlError, SwarmState},
     server::{
         Engine,
         body::Json,
@@ -14,11 +14,6 @@ use crate::{
     },
     wire,
 };
-
-/// VXLAN's registered port (RFC 7348), Docker's default for traffic between containers.
-const DATA_PATH_PORT: u32 = 4789;
-const SUBNET_PREFIX: u32 = 24;
-const TASK_HISTORY: i64 = 5;
 
 pub(crate) async fn inspect(State(engine): State<Engine>) -> ApiResult<Json<wire::Swarm>> {
     let manager = engine.manager()?;
@@ -39,92 +34,31 @@ pub(crate) async fn init(
     State(engine): State<Engine>,
     Json(request): Json<wire::InitRequest>,
 ) -> ApiResult<Json<String>> {
-    let taken = matches!(
-        engine.local.swarm(),
-        SwarmState::Active(_) | SwarmState::Pending
-    );
-    if taken && !request.force_new_cluster {
-        return Err(ApiError::unavailable(
-            "This node is already part of a swarm. Use \"docker swarm leave\" to leave this swarm \
-             and join another one.",
-        ));
+    if !request.force_new_cluster {
+        outside(&engine)?;
     }
     let node = engine.local.init(init_request(request)?).await?;
     Ok(Json(node.to_string()))
 }
 
-fn init_request(request: wire::InitRequest) -> ApiResult<InitRequest> {
-    let wrong = |field: &str, why: String| ApiError::bad_request(format!("{why} ({field})"));
-    if request.auto_lock_managers || request.spec.encryption_config.auto_lock_managers {
-        return Err(ApiError::not_yet("locking a swarm (AutoLockManagers)"));
+pub(crate) async fn join(
+    State(engine): State<Engine>,
+    Json(request): Json<wire::JoinRequest>,
+) -> ApiResult<()> {
+    outside(&engine)?;
+    engine.local.join(join_request(request)?).await?;
+    Ok(())
+}
+
+/// A node that could not take part in its swarm must leave it all the same before it is in another.
+fn outside(engine: &Engine) -> ApiResult<()> {
+    if matches!(engine.local.swarm(), SwarmState::Inactive) {
+        return Ok(());
     }
-    settings(&request.spec, None)?;
-    let listen = match request.listen_addr.as_str() {
-        "" => None,
-        text => {
-            // The port may be left out, as in Docker.
-            let whole = if text.contains(':') {
-                text.to_owned()
-            } else {
-                format!("{text}:2377")
-            };
-            Some(whole.parse().map_err(|_| {
-                wrong(
-                    "ListenAddr",
-                    format!("invalid listen address {text:?}: expected IP:PORT"),
-                )
-            })?)
-        }
-    };
-    let data_path_port = match request.data_path_port {
-        0 => DATA_PATH_PORT,
-        port @ 1024..=49151 => port,
-        port => {
-            let why = format!("Datapath port number must be in the range 1024-49151: {port}");
-            return Err(wrong("DataPathPort", why));
-        }
-    };
-    let pools = request.default_addr_pool.iter().map(|text| {
-        text.parse::<Ipv4Net>()
-            .map_err(|error| wrong("DefaultAddrPool", error.to_string()))
-    });
-    let address_pools: Vec<Ipv4Net> = pools.collect::<ApiResult<_>>()?;
-    let prefix = if request.subnet_size == 0 {
-        SUBNET_PREFIX
-    } else {
-        request.subnet_size
-    };
-    let largest = address_pools
-        .iter()
-        .map(|pool| pool.prefix())
-        .max()
-        .unwrap_or(8);
-    let subnet_prefix = u8::try_from(prefix)
-        .ok()
-        .filter(|p| (largest..=29).contains(p));
-    let subnet_prefix = subnet_prefix.ok_or_else(|| {
-        wrong(
-            "SubnetSize",
-            format!("subnet size must be between {largest} and 29: {prefix}"),
-        )
-    })?;
-    let availability = match request.availability.as_str() {
-        "" => Availability::Active,
-        text => convert::availability(text)?,
-    };
-    let history = request.spec.orchestration.task_history_retention_limit;
-    Ok(InitRequest {
-        listen,
-        advertise: request.advertise_addr,
-        data_path: request.data_path_addr,
-        data_path_port: u16::try_from(data_path_port).expect("checked against the range above"),
-        force_new_cluster: request.force_new_cluster,
-        availability,
-        address_pools,
-        subnet_prefix,
-        task_history_limit: history.unwrap_or(TASK_HISTORY),
-        labels: request.spec.labels,
-    })
+    Err(ApiError::unavailable(
+        "This node is already part of a swarm. Use \"docker swarm leave\" to leave this swarm \
+         and join another one.",
+    ))
 }
 
 pub(crate) async fn leave(State(engine): State<Engine>, query: Query) -> ApiResult<()> {
@@ -142,70 +76,52 @@ pub(crate) async fn update(
 ) -> ApiResult<()> {
     let manager = engine.manager()?;
     let version = query.version("swarm")?;
-    for rotation in [
-        "rotateWorkerToken",
-        "rotateManagerToken",
-        "rotateManagerUnlockKey",
-    ] {
-        if query.flag(rotation) {
-            return Err(ApiError::not_yet(&format!(
-                "changing a token or key ({rotation})"
-            )));
-        }
-    }
-    let state = manager.control.state().await?;
-    let current = state.cluster().ok_or_else(ApiError::no_swarm)?;
-    let settings = settings(&spec, Some(&convert::swarm_spec(current)))?;
-    manager.control.update_cluster(version, settings).await?;
-    Ok(())
-}
-
-/// What can be changed; anything else must be left out or as it is.
-fn settings(
-    spec: &wire::SwarmSpec,
-    current: Option<&wire::SwarmSpec>,
-) -> ApiResult<ClusterSettings> {
-    let default = wire::SwarmSpec::default();
-    let current = current.unwrap_or(&default);
-    let same = |changed: bool, field: &str| {
-        if changed {
-            Err(ApiError::not_yet(&format!("changing {field}")))
-        } else {
-            Ok(())
-        }
-    };
-    if !matches!(spec.name.as_str(), "" | "default") {
-        return Err(ApiError::bad_request(
-            "the name of a swarm is always \"default\" (Name)",
+    if query.flag("rotateManagerUnlockKey") {
+        return Err(ApiError::not_yet(
+            "changing the unlock key (rotateManagerUnlockKey)",
         ));
     }
-    let (raft, dispatcher, ca) = (&spec.raft, &spec.dispatcher, &spec.ca_config);
-    let unset = |value: bool, same: bool| !value && !same;
-    same(unset(*raft == default.raft, *raft == current.raft), "Raft")?;
-    same(
-        unset(
-            *dispatcher == default.dispatcher,
-            *dispatcher == current.dispatcher,
-        ),
-        "Dispatcher.HeartbeatPeriod",
-    )?;
-    same(
-        unset(*ca == default.ca_config, *ca == current.ca_config),
-        "CAConfig",
-    )?;
-    same(
-        spec.task_defaults != default.task_defaults,
-        "TaskDefaults.LogDriver",
-    )?;
-    same(
-        spec.encryption_config.auto_lock_managers,
-        "EncryptionConfig.AutoLockManagers",
-    )?;
-    Ok(ClusterSettings {
-        labels: spec.labels.clone(),
-        task_history_limit: spec
-            .orchestration
-            .task_history_retention_limit
-            .unwrap_or(TASK_HISTORY),
+    let worker = query.flag("rotateWorkerToken");
+    let rotated_manager = query.flag("rotateManagerToken");
+    let control = &manager.control;
+    let state = control.state().await?;
+    let current = state.cluster().ok_or_else(ApiError::no_swarm)?;
+    let current = convert::swarm_spec(current);
+    let wanted = settings(&spec, Some(&current))?;
+    if !worker && !rotated_manager {
+        control.update_cluster(version, wanted).await?;
+        return Ok(());
+    }
+    if wanted == settings(&current, Some(&current))? {
+        control
+            .rotate_tokens(version, worker, rotated_manager)
+            .await?;
+        return Ok(());
+    }
+    control.update_cluster(version, wanted).await?;
+    // From here on the request has had an effect, so that nothing may send it again by itself.
+    let rotate = async {
+        let state = control.basis().await?;
+        let version = state.cluster().map(|cluster| cluster.meta.version);
+        let version = version.unwrap_or_default();
+        control
+            .rotate_tokens(version, worker, rotated_manager)
+            .await
+    };
+    rotate.await.map_err(|error: ControlError| {
+        ApiError::from(error).after_effect("the settings are changed, the join tokens are not")
     })
+}
+
+/// No swarm is ever locked, which Docker's clients see in the key being empty.
+pub(crate) async fn unlock_key(State(engine): State<Engine>) -> ApiResult<Json<wire::UnlockKey>> {
+    engine.manager()?;
+    Ok(Json(wire::UnlockKey::default()))
+}
+
+pub(crate) async fn unlock(State(engine): State<Engine>) -> ApiError {
+    match engine.manager() {
+        Ok(_) => ApiError::new(http::StatusCode::CONFLICT, "swarm is not locked"),
+        Err(error) => error,
+    }
 }

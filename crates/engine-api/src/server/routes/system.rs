@@ -9,7 +9,7 @@ use http::{HeaderName, HeaderValue, header};
 use super::{containers, images};
 use crate::{
     convert,
-    engine::{ActiveSwarm, ContainerState, Diagnosis, NodeInfo, SwarmState},
+    engine::{ActiveSwarm, ContainerState, ControlError, Diagnosis, NodeInfo, SwarmState},
     server::{
         Engine,
         body::Json,
@@ -115,7 +115,7 @@ pub(crate) async fn info(State(engine): State<Engine>) -> ApiResult<Json<wire::I
         paused,
         images,
     };
-    let swarm = swarm_info(engine.local.swarm()).await;
+    let swarm = swarm_info(engine.local.swarm());
     Ok(Json(describe(node, counts, swarm)))
 }
 
@@ -210,7 +210,7 @@ fn describe(node: NodeInfo, counts: Counts, swarm: wire::SwarmInfo) -> wire::Inf
     }
 }
 
-async fn swarm_info(state: SwarmState) -> wire::SwarmInfo {
+fn swarm_info(state: SwarmState) -> wire::SwarmInfo {
     let named = |state: &str| wire::SwarmInfo {
         local_node_state: state.to_owned(),
         ..wire::SwarmInfo::default()
@@ -222,11 +222,18 @@ async fn swarm_info(state: SwarmState) -> wire::SwarmInfo {
             error,
             ..named("error")
         },
-        SwarmState::Active(swarm) => active(*swarm, named("active")).await,
+        SwarmState::Active(swarm) => active(*swarm, named("active")),
     }
 }
 
-async fn active(swarm: ActiveSwarm, base: wire::SwarmInfo) -> wire::SwarmInfo {
+/// moby's, `daemon/cluster/swarm.go`.
+const TWO_MANAGERS: &str = "\
+WARNING: Running Swarm in a two-manager configuration. This configuration provides
+         no fault tolerance, and poses a high risk to lose control over the cluster.
+         Refer to https://docs.docker.com/engine/swarm/admin_guide/ to configure the
+         Swarm for fault-tolerance.";
+
+fn active(swarm: ActiveSwarm, base: wire::SwarmInfo) -> wire::SwarmInfo {
     let managers = swarm.managers.iter();
     let managers = managers.map(|(id, addr)| wire::Peer {
         node_id: id.to_string(),
@@ -242,16 +249,18 @@ async fn active(swarm: ActiveSwarm, base: wire::SwarmInfo) -> wire::SwarmInfo {
     let Some(control) = &swarm.control else {
         return info;
     };
-    match control.state().await {
-        Ok(state) => {
-            info.nodes = state.nodes().count() as u64;
-            info.managers = state.nodes().filter(|n| n.manager.is_some()).count() as u64;
-            info.cluster = state
-                .cluster()
-                .map(|c| convert::cluster_info(c, &swarm.trust_root));
-        }
-        // The rest of `info` is still worth having when no leader is there.
-        Err(error) => info.error = error.to_string(),
+    // This node's own view, so that it is told even when no leader is there.
+    let state = control.local_state();
+    info.nodes = state.nodes().count() as u64;
+    info.managers = state.nodes().filter(|n| n.manager.is_some()).count() as u64;
+    info.cluster = state
+        .cluster()
+        .map(|c| convert::cluster_info(c, &swarm.trust_root));
+    if swarm.leader.is_none() {
+        info.error = ControlError::NoLeader.to_string();
+    }
+    if info.managers == 2 {
+        info.warnings.push(TWO_MANAGERS.to_owned());
     }
     info
 }

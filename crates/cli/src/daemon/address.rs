@@ -1,0 +1,160 @@
+//! Which addresses this node has, and which of them others are told.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
+
+use nix::{ifaddrs::getifaddrs, net::if_::InterfaceFlags};
+
+/// Docker's.
+pub(crate) const CLUSTER_PORT: u16 = 2377;
+
+/// An address on the way to everywhere (RFC 5737): asked of the routing table, never sent to.
+const ELSEWHERE: (Ipv4Addr, u16) = (Ipv4Addr::new(192, 0, 2, 1), 9);
+
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum AddressError {
+    #[error("could not find the system's IP address - specify one with --advertise-addr")]
+    None,
+    #[error(
+        "could not choose an IP address to advertise since this system has multiple addresses ({list}) - \
+         specify one with --advertise-addr"
+    )]
+    Several { list: String },
+    #[error("{text:?} is neither an IP address nor an interface of this system with one ({flag})")]
+    Unknown { flag: &'static str, text: String },
+    #[error("{text:?}: the port is not a number from 1 to 65535 ({flag})")]
+    Port { flag: &'static str, text: String },
+    #[error("{text:?}: others cannot reach an address that stands for all of them ({flag})")]
+    Unspecified { flag: &'static str, text: String },
+}
+
+/// What `--advertise-addr` and its like say: an address or an interface, perhaps with a port. Empty is
+/// whatever address the system reaches others from. `flag` names it in errors.
+pub(crate) fn resolve(
+    flag: &'static str,
+    text: &str,
+    default_port: u16,
+) -> Result<SocketAddr, AddressError> {
+    let (host, port) = split(flag, text, default_port)?;
+    let ip = if host.is_empty() {
+        chosen()?
+    } else if let Ok(ip) = host.parse::<IpAddr>() {
+        ip
+    } else {
+        let found = interfaces().into_iter().find(|(name, _)| name == host);
+        let unknown = || AddressError::Unknown {
+            flag,
+            text: text.to_owned(),
+        };
+        found.ok_or_else(unknown)?.1
+    };
+    if ip.is_unspecified() {
+        return Err(AddressError::Unspecified {
+            flag,
+            text: text.to_owned(),
+        });
+    }
+    Ok(SocketAddr::new(ip, port))
+}
+
+fn split<'a>(
+    flag: &'static str,
+    text: &'a str,
+    default_port: u16,
+) -> Result<(&'a str, u16), AddressError> {
+    // An address of version 6 has a port only behind brackets.
+    let bare = text.parse::<IpAddr>().is_ok() || !text.contains(':');
+    if bare {
+        return Ok((text, default_port));
+    }
+    let (host, port) = text.rsplit_once(':').expect("it has a colon");
+    let host = host.trim_start_matches('[').trim_end_matches(']');
+    match port.parse::<u16>() {
+        Ok(port) if port != 0 => Ok((host, port)),
+        _ => Err(AddressError::Port {
+            flag,
+            text: text.to_owned(),
+        }),
+    }
+}
+
+/// The address that this system reaches others from, or its only one.
+fn chosen() -> Result<IpAddr, AddressError> {
+    let route = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).and_then(|socket| {
+        socket.connect(ELSEWHERE)?;
+        socket.local_addr()
+    });
+    if let Ok(addr) = route
+        && !addr.ip().is_unspecified()
+        && !addr.ip().is_loopback()
+    {
+        return Ok(addr.ip());
+    }
+    let candidates = interfaces();
+    match candidates.as_slice() {
+        [] => Err(AddressError::None),
+        [(_, ip)] => Ok(*ip),
+        several => {
+            let list = several.iter().map(|(name, ip)| format!("{ip} on {name}"));
+            let list = list.collect::<Vec<_>>().join(", ");
+            Err(AddressError::Several { list })
+        }
+    }
+}
+
+/// Interfaces that are up, with their addresses, those of version 4 first; none of containers, none
+/// that only this machine has.
+fn interfaces() -> Vec<(String, IpAddr)> {
+    let Ok(all) = getifaddrs() else {
+        return Vec::new();
+    };
+    let usable = all.filter_map(|entry| {
+        let flags = entry.flags;
+        let up = flags.contains(InterfaceFlags::IFF_UP)
+            && !flags.contains(InterfaceFlags::IFF_LOOPBACK)
+            && !entry.interface_name.starts_with("docker")
+            && !entry.interface_name.starts_with("shoal");
+        let address = entry.address?;
+        let v4 = address.as_sockaddr_in().map(|v4| IpAddr::V4(v4.ip()));
+        let v6 = address.as_sockaddr_in6().map(|v6| IpAddr::V6(v6.ip()));
+        let ip = v4.or(v6.filter(|ip| matches!(ip, IpAddr::V6(ip) if !ip.is_unicast_link_local())));
+        Some((entry.interface_name, ip.filter(|_| up)?))
+    });
+    let mut usable: Vec<(String, IpAddr)> = usable.collect();
+    usable.sort_by_key(|(_, ip)| ip.is_ipv6());
+    usable
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(text: &str) -> Result<SocketAddr, AddressError> {
+        resolve("--advertise-addr", text, CLUSTER_PORT)
+    }
+
+    #[test]
+    fn an_address_may_have_a_port() {
+        assert_eq!(at("10.0.0.1").unwrap().to_string(), "10.0.0.1:2377");
+        assert_eq!(at("10.0.0.1:99").unwrap().to_string(), "10.0.0.1:99");
+        assert_eq!(at("2001:db8::1").unwrap().to_string(), "[2001:db8::1]:2377");
+        assert_eq!(
+            at("[2001:db8::1]:9").unwrap().to_string(),
+            "[2001:db8::1]:9"
+        );
+    }
+
+    #[test]
+    fn what_cannot_be_reached_is_told() {
+        for bad in [
+            "nosuchif0",
+            "10.0.0.1:0",
+            "10.0.0.1:x",
+            "0.0.0.0",
+            "[::]:2377",
+            "10.0.0.300",
+        ] {
+            let error = at(bad).expect_err(bad);
+            assert!(error.to_string().contains("--advertise-addr"), "{error}");
+        }
+    }
+}

@@ -1,0 +1,560 @@
+//! This node's part in a swarm: its agent's way to the managers, its certificate, and its manager half
+//! while it is one.
+//!
+//! One loop keeps certificate and manager half equal to the role that the managers say the node has. It
+//! looks at everything anew each time, so nothing depends on having seen a change.
+
+use std::{
+    net::{IpAddr, SocketAddr},
+    sync::{Arc, PoisonError, RwLock},
+    time::Duration,
+};
+
+use shoal_manager::{Leader, Manager, ManagerConfig};
+use shoal_node_agent::Agent;
+use shoal_transport::{
+    cluster::{self, ClusterTls, Incoming},
+    dial::{self, Dialer, Managers},
+    identity::{Credentials, NodeKey},
+    stream::Stream,
+};
+use shoal_types::{
+    NodeId, RaftId, Timestamp,
+    spec::Role,
+    wire::{JoinAnswer, ManagerPeer, MemberAnswer, MemberRequest, Purpose, RenewRequest},
+};
+use tokio::{sync::watch, task::JoinHandle, time};
+use tokio_util::sync::CancellationToken;
+use tracing::{Instrument, info, info_span, warn};
+
+use super::{
+    address::{self, AddressError, CLUSTER_PORT},
+    home::{Home, HomeError, Membership},
+};
+
+/// One question to a manager, with its answer.
+const ASK_TIMEOUT: Duration = Duration::from_secs(30);
+/// Before another try of what a manager did not do.
+const RETRY: Duration = Duration::from_secs(2);
+/// How often the node's own address is looked at.
+const LOOK: Duration = Duration::from_secs(10);
+/// A leader is looked for this long by a request that needs one.
+const LEADER_PATIENCE: Duration = Duration::from_millis(500);
+
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum MemberError {
+    #[error(transparent)]
+    Home(#[from] HomeError),
+    #[error(transparent)]
+    Address(#[from] AddressError),
+    #[error("open the manager")]
+    Open(#[from] shoal_manager::OpenError),
+    #[error("listen on {addr} for the swarm")]
+    Listen {
+        addr: SocketAddr,
+        #[source]
+        source: std::io::Error,
+    },
+    #[error(transparent)]
+    Credentials(#[from] shoal_transport::identity::CredentialsError),
+    #[error(transparent)]
+    Connect(#[from] shoal_transport::cluster::ConnectError),
+    #[error(transparent)]
+    Dial(#[from] dial::DialError),
+    #[error(transparent)]
+    Ask(#[from] shoal_transport::cluster::AskError),
+    /// In the words of the managers.
+    #[error("{0}")]
+    Refused(String),
+    #[error("the swarm has no leader that this node can reach")]
+    NoLeader,
+}
+
+/// What makes connections to other nodes.
+#[derive(Clone)]
+pub(crate) struct Links {
+    pub(crate) tls: ClusterTls,
+    pub(crate) managers: Managers,
+    dialer: Dialer,
+    credentials: Arc<watch::Sender<Credentials>>,
+}
+
+impl Links {
+    fn new(credentials: Credentials) -> Self {
+        let (credentials, current) = watch::channel(credentials);
+        let tls = ClusterTls::new(current);
+        let (dialer, managers) = dial::remote(tls.clone());
+        Self {
+            tls,
+            managers,
+            dialer,
+            credentials: Arc::new(credentials),
+        }
+    }
+
+    pub(crate) fn credentials(&self) -> Credentials {
+        self.credentials.borrow().clone()
+    }
+
+    /// Asks the leader, wherever it is, one question.
+    async fn ask<Q, A>(
+        &self,
+        purpose: Purpose,
+        question: &Q,
+        elsewhere: impl Fn(&A) -> Option<Option<ManagerPeer>>,
+    ) -> Result<A, MemberError>
+    where
+        Q: serde::Serialize + Sync,
+        A: serde::de::DeserializeOwned,
+    {
+        // Each hop names a better-informed manager; a few are enough unless leaders change meanwhile.
+        for _ in 0..4 {
+            let stream = self.dialer.dial_for(purpose).await?;
+            let answer: A = cluster::ask(stream, question, ASK_TIMEOUT).await?;
+            match elsewhere(&answer) {
+                None => return Ok(answer),
+                Some(leader) => {
+                    let known = leader.is_some();
+                    self.managers.prefer(leader);
+                    if !known {
+                        time::sleep(LEADER_PATIENCE).await;
+                    }
+                }
+            }
+        }
+        Err(MemberError::NoLeader)
+    }
+
+    async fn ask_member(&self, request: MemberRequest) -> Result<(), MemberError> {
+        let elsewhere = |answer: &MemberAnswer| match answer {
+            MemberAnswer::Elsewhere { leader } => Some(leader.clone()),
+            _ => None,
+        };
+        match self.ask(Purpose::Member, &request, elsewhere).await? {
+            MemberAnswer::Done => Ok(()),
+            MemberAnswer::Refused { reason } => Err(MemberError::Refused(reason)),
+            MemberAnswer::Elsewhere { .. } => Err(MemberError::NoLeader),
+        }
+    }
+}
+
+/// The manager half, while it runs.
+struct Half {
+    manager: Manager,
+    stop: CancellationToken,
+    tasks: Vec<JoinHandle<()>>,
+}
+
+impl Half {
+    async fn shutdown(self) {
+        self.stop.cancel();
+        self.manager.shutdown().await;
+        for task in self.tasks {
+            task.abort();
+            // An abort is the expected end.
+            let _ = task.await;
+        }
+    }
+}
+
+/// Called with the streams of other managers that pass on requests to the API.
+pub(crate) type ServeApi = Arc<dyn Fn(Stream) + Send + Sync>;
+
+/// What a member is made with.
+#[derive(Clone)]
+pub(crate) struct Parts {
+    pub(crate) home: Arc<Home>,
+    pub(crate) agent: Agent,
+    pub(crate) serve_api: ServeApi,
+}
+
+/// A node that takes part.
+pub(crate) struct Member {
+    parts: Parts,
+    membership: RwLock<Membership>,
+    /// `None` in local mode.
+    pub(crate) links: Option<Links>,
+    half: RwLock<Option<Half>>,
+    keeping: std::sync::Mutex<Option<JoinHandle<()>>>,
+}
+
+impl Member {
+    /// Takes part as the home remembers. The manager half, if there is one, runs when this returns.
+    pub(crate) async fn start(
+        parts: Parts,
+        membership: Membership,
+        credentials: Option<Credentials>,
+    ) -> Result<Arc<Self>, MemberError> {
+        let member = Arc::new(Self {
+            links: credentials.map(Links::new),
+            parts,
+            membership: RwLock::new(membership),
+            half: RwLock::new(None),
+            keeping: std::sync::Mutex::default(),
+        });
+        let membership = member.membership();
+        if let Some(links) = &member.links {
+            let mut managers = member.parts.agent.assignments().managers.clone();
+            managers.extend(membership.managers.iter().cloned());
+            links.managers.set(managers);
+            member.parts.agent.set_data_addr(member.data_addr().ok());
+        }
+        if let Some(raft) = membership.raft() {
+            let half = member.open_half(raft).await?;
+            member.take_half(half);
+        } else {
+            member.connect_agent(None);
+        }
+        Ok(member)
+    }
+
+    /// Keeps certificate, role and address as they should be, from now on.
+    pub(crate) fn keep(self: &Arc<Self>) {
+        let keeper = self.clone();
+        let span = info_span!("member", node.id = %self.membership().node);
+        let keeping = tokio::spawn(async move { keeper.run().await }.instrument(span));
+        *self.keeping.lock().unwrap_or_else(PoisonError::into_inner) = Some(keeping);
+    }
+
+    pub(crate) fn membership(&self) -> Membership {
+        read(&self.membership).clone()
+    }
+
+    pub(crate) fn manager(&self) -> Option<Manager> {
+        read(&self.half).as_ref().map(|half| half.manager.clone())
+    }
+
+    /// A stream to the API of the manager that leads; `None` when that is this one.
+    pub(crate) async fn leader_api(&self) -> Result<Option<Stream>, MemberError> {
+        let manager = self.manager().ok_or(MemberError::NoLeader)?;
+        match manager.wait_leader(LEADER_PATIENCE).await {
+            Leader::Here => Ok(None),
+            Leader::At(leader) => {
+                let links = self.links.as_ref().ok_or(MemberError::NoLeader)?;
+                let stream = links
+                    .tls
+                    .connect(&leader.addr, Some(leader.node), Purpose::Api)
+                    .await?;
+                Ok(Some(stream))
+            }
+            Leader::Unknown => Err(MemberError::NoLeader),
+        }
+    }
+
+    /// The address that other nodes see this one at.
+    pub(crate) fn advertised(&self) -> Result<SocketAddr, AddressError> {
+        let membership = self.membership();
+        let port = membership.listen.map_or(CLUSTER_PORT, |addr| addr.port());
+        address::resolve("--advertise-addr", &membership.advertise, port)
+    }
+
+    fn data_addr(&self) -> Result<IpAddr, AddressError> {
+        let membership = self.membership();
+        if membership.data_path.is_empty() {
+            return Ok(self.advertised()?.ip());
+        }
+        let addr = address::resolve("--data-path-addr", &membership.data_path, CLUSTER_PORT)?;
+        Ok(addr.ip())
+    }
+
+    /// Opens the store, and listens. Nobody is told.
+    async fn open_half(&self, raft: RaftId) -> Result<Half, MemberError> {
+        let membership = self.membership();
+        let home = &self.parts.home;
+        let config = ManagerConfig {
+            dir: home.directory("swarm/raft")?,
+            node: membership.node,
+            raft,
+            tuning: shoal_manager::Tuning::default(),
+            cluster: self.links.as_ref().map(|links| links.tls.clone()),
+        };
+        let listener = match (&self.links, membership.listen) {
+            (Some(links), Some(addr)) => {
+                let listener = links.tls.bind(addr).await;
+                Some(listener.map_err(|source| MemberError::Listen { addr, source })?)
+            }
+            _ => None,
+        };
+        let manager = Manager::open(config).await?;
+        let stop = CancellationToken::new();
+        let mut tasks = Vec::new();
+        if let Some(listener) = listener {
+            let handler = self.handler(manager.clone());
+            let span = info_span!("cluster_port");
+            tasks.push(tokio::spawn(
+                listener.run(handler, stop.clone()).instrument(span),
+            ));
+        }
+        Ok(Half {
+            manager,
+            stop,
+            tasks,
+        })
+    }
+
+    fn handler(&self, manager: Manager) -> Arc<dyn Fn(Incoming) + Send + Sync> {
+        let serve_api = self.parts.serve_api.clone();
+        Arc::new(move |incoming: Incoming| {
+            if incoming.purpose == Purpose::Api {
+                let caller = incoming.identity.as_ref().map(|identity| identity.node);
+                if caller.is_some_and(|node| manager.may_use_api(&node)) {
+                    serve_api(incoming.stream);
+                } else {
+                    warn!(remote = %incoming.remote, "a node that is no manager asked for the managers' API");
+                }
+                return;
+            }
+            let manager = manager.clone();
+            tokio::spawn(async move { manager.serve(incoming).await }.in_current_span());
+        })
+    }
+
+    fn take_half(&self, mut half: Half) {
+        let (dialer, mut listener) = dial::local();
+        let manager = half.manager.clone();
+        half.tasks.push(tokio::spawn(
+            async move {
+                while let Some((purpose, stream)) = listener.accept().await {
+                    let manager = manager.clone();
+                    let serving = async move { manager.serve_local(purpose, stream).await };
+                    tokio::spawn(serving.in_current_span());
+                }
+            }
+            .instrument(info_span!("dispatcher")),
+        ));
+        *write(&self.half) = Some(half);
+        self.connect_agent(Some(dialer));
+    }
+
+    fn connect_agent(&self, local: Option<Dialer>) {
+        let node = self.membership().node;
+        let dialer = match (local, &self.links) {
+            (Some(local), Some(links)) => Dialer::both(local, links.dialer.clone()),
+            (Some(local), None) => local,
+            (None, Some(links)) => links.dialer.clone(),
+            (None, None) => return,
+        };
+        self.parts.agent.join(node, dialer);
+    }
+
+    async fn run(&self) {
+        let Some(links) = &self.links else { return };
+        let mut assignments = self.parts.agent.watch_assignments();
+        let mut renew_at = links.credentials().renew_at(&mut rand::rng());
+        // What the saved set says may be old; a role is believed when a manager has said it.
+        assignments.mark_unchanged();
+        let mut role: Option<Role> = None;
+        loop {
+            let mut retry = false;
+            if let Err(error) = self.step(links, role, &mut renew_at).await {
+                retry = true;
+                warn!(
+                    error = super::translate::chain(&error),
+                    "this node is not yet as the swarm wants it; trying again"
+                );
+            }
+            let pause = if retry { RETRY } else { LOOK };
+            // Both only observe.
+            tokio::select! {
+                changed = assignments.changed() => {
+                    if changed.is_err() {
+                        return;
+                    }
+                    let set = assignments.borrow_and_update().clone();
+                    if let Some(set) = set {
+                        role = Some(set.role);
+                        self.remember_managers(&set.managers);
+                    }
+                }
+                () = time::sleep(pause) => {}
+            }
+        }
+    }
+
+    async fn step(
+        &self,
+        links: &Links,
+        role: Option<Role>,
+        renew_at: &mut Timestamp,
+    ) -> Result<(), MemberError> {
+        if let Ok(addr) = self.data_addr() {
+            self.parts.agent.set_data_addr(Some(addr));
+        }
+        let credentials = links.credentials();
+        let has = credentials.identity().role;
+        if role.is_some_and(|role| role != has) || now() >= *renew_at {
+            self.renew(links).await?;
+            *renew_at = links.credentials().renew_at(&mut rand::rng());
+        }
+        match (links.credentials().identity().role, self.manager()) {
+            (Role::Manager, None) => self.become_manager().await,
+            (Role::Worker, Some(_)) => self.become_worker().await,
+            (Role::Manager, Some(manager)) => self.tell_address(links, &manager).await,
+            (Role::Worker, None) => Ok(()),
+        }
+    }
+
+    async fn renew(&self, links: &Links) -> Result<(), MemberError> {
+        let key = NodeKey::generate();
+        let request = RenewRequest {
+            signing_request: key.signing_request(),
+        };
+        let elsewhere = |answer: &JoinAnswer| match answer {
+            JoinAnswer::Elsewhere { leader } => Some(leader.clone()),
+            _ => None,
+        };
+        match links.ask(Purpose::Renew, &request, elsewhere).await? {
+            JoinAnswer::Accepted(accepted) => {
+                let credentials =
+                    Credentials::new(key, accepted.certificate, accepted.root_certificate)?;
+                self.parts.home.save_credentials(&credentials)?;
+                info!(
+                    role = credentials.identity().role.as_str(),
+                    "the node has a new certificate"
+                );
+                links.credentials.send_replace(credentials);
+                Ok(())
+            }
+            JoinAnswer::Refused { reason } => Err(MemberError::Refused(reason)),
+            JoinAnswer::Elsewhere { .. } => Err(MemberError::NoLeader),
+        }
+    }
+
+    /// Opens the manager half and asks for its place in the group. Without one the half is closed again.
+    pub(crate) async fn become_manager(&self) -> Result<(), MemberError> {
+        let links = self.links.as_ref().ok_or(MemberError::NoLeader)?;
+        let advertised = self.advertised()?;
+        let home = &self.parts.home;
+        // Whatever an earlier term as a manager left belongs to another member.
+        home.forget_raft()?;
+        let raft = RaftId(rand::random_range(2..=u64::MAX >> 1));
+        self.update(|membership| membership.raft = Some(raft.0))?;
+        let half = match self.open_half(raft).await {
+            Ok(half) => half,
+            Err(error) => {
+                self.update(|membership| membership.raft = None)?;
+                return Err(error);
+            }
+        };
+        let add = MemberRequest::Add {
+            raft,
+            addr: advertised.to_string(),
+        };
+        match links.ask_member(add).await {
+            Ok(()) => {
+                self.take_half(half);
+                info!(%raft, %advertised, "this node is a manager");
+                Ok(())
+            }
+            Err(error) => {
+                half.shutdown().await;
+                self.update(|membership| membership.raft = None)?;
+                home.forget_raft()?;
+                Err(error)
+            }
+        }
+    }
+
+    async fn become_worker(&self) -> Result<(), MemberError> {
+        let half = write(&self.half).take();
+        self.connect_agent(None);
+        if let Some(half) = half {
+            half.shutdown().await;
+        }
+        self.update(|membership| membership.raft = None)?;
+        self.parts.home.forget_raft()?;
+        info!("this node is a worker");
+        Ok(())
+    }
+
+    /// Tells the leader when this manager is reached elsewhere than the others think.
+    async fn tell_address(&self, links: &Links, manager: &Manager) -> Result<(), MemberError> {
+        let Ok(advertised) = self.advertised() else {
+            return Ok(());
+        };
+        let state = manager.control().local_state();
+        let node = self.membership().node;
+        let known = state.node(&node).and_then(|node| node.manager.clone());
+        let Some(known) = known.filter(|known| known.addr != advertised.to_string()) else {
+            return Ok(());
+        };
+        let request = MemberRequest::Move {
+            raft: known.raft,
+            addr: advertised.to_string(),
+        };
+        links.ask_member(request).await
+    }
+
+    /// Leaves the group of managers, so that the others need not wait for this one.
+    pub(crate) async fn say_goodbye(&self) -> Result<(), MemberError> {
+        match &self.links {
+            Some(links) if self.manager().is_some() => links.ask_member(MemberRequest::Leave).await,
+            _ => Ok(()),
+        }
+    }
+
+    /// Takes a join that did not succeed back: the others forget the node.
+    pub(crate) async fn withdraw(&self) -> Result<(), MemberError> {
+        match &self.links {
+            Some(links) => links.ask_member(MemberRequest::Leave).await,
+            None => Ok(()),
+        }
+    }
+
+    fn remember_managers(&self, managers: &[ManagerPeer]) {
+        if managers.is_empty() || read(&self.membership).managers == managers {
+            return;
+        }
+        if let Err(error) = self.update(|membership| membership.managers = managers.to_vec()) {
+            warn!(
+                error = super::translate::chain(&error),
+                "managers not remembered"
+            );
+        }
+    }
+
+    fn update(&self, edit: impl FnOnce(&mut Membership)) -> Result<(), MemberError> {
+        let mut membership = write(&self.membership);
+        let mut next = membership.clone();
+        edit(&mut next);
+        if next != *membership {
+            self.parts.home.remember(&next)?;
+            *membership = next;
+        }
+        Ok(())
+    }
+
+    /// Ends this node's part; containers and networks go on.
+    pub(crate) async fn shutdown(&self) {
+        let keeping = self
+            .keeping
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
+        if let Some(keeping) = keeping {
+            keeping.abort();
+            // An abort is the expected end.
+            let _ = keeping.await;
+        }
+        let half = write(&self.half).take();
+        if let Some(half) = half {
+            half.shutdown().await;
+        }
+    }
+
+    pub(crate) fn node(&self) -> NodeId {
+        self.membership().node
+    }
+}
+
+fn now() -> Timestamp {
+    super::translate::from_jiff(jiff::Timestamp::now())
+}
+
+fn read<T>(lock: &RwLock<T>) -> std::sync::RwLockReadGuard<'_, T> {
+    lock.read().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn write<T>(lock: &RwLock<T>) -> std::sync::RwLockWriteGuard<'_, T> {
+    lock.write().unwrap_or_else(PoisonError::into_inner)
+}

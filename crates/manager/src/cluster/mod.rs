@@ -1,0 +1,157 @@
+//! What other nodes ask of a manager over the cluster port, and what it asks of other managers.
+//!
+//! The transport has checked that the caller holds a certificate of this cluster, and a manager's for
+//! what only managers may ask. Whether the node still is what its certificate says is checked here,
+//! against the state.
+
+mod join;
+mod member;
+mod peers;
+mod roles;
+
+use std::{net::SocketAddr, sync::Arc};
+
+use shoal_raft_store::{Leadership, State, Store};
+use shoal_transport::{
+    ca::Authority,
+    cluster::{ClusterTls, Incoming},
+};
+use shoal_types::{
+    NodeId, RaftId,
+    spec::Role,
+    wire::{ManagerPeer, Purpose},
+};
+
+pub(crate) use self::{
+    peers::{Reach, TlsPeers},
+    roles::run as keep_roles,
+};
+use crate::{
+    dispatch::{self, SessionEnd},
+    hub::Hub,
+};
+
+/// What the cluster port needs of its manager.
+pub(crate) struct Port {
+    pub(crate) store: Store,
+    pub(crate) hub: Arc<Hub>,
+    /// `None` in local mode.
+    pub(crate) tls: Option<ClusterTls>,
+}
+
+impl Port {
+    /// Serves one connection to its end.
+    pub(crate) async fn serve(&self, incoming: Incoming) {
+        let Incoming {
+            identity,
+            remote,
+            purpose,
+            stream,
+        } = incoming;
+        let result = match (purpose, identity) {
+            (Purpose::Join, _) => join::join(self, remote, stream).await,
+            (Purpose::Renew, Some(caller)) => join::renew(self, &caller, stream).await,
+            (Purpose::Session, Some(caller)) => {
+                let from = Caller {
+                    node: caller.node,
+                    addr: Some(remote.ip().to_string()),
+                };
+                let end = dispatch::serve(&self.store, &self.hub, Some(from), stream).await;
+                log_session(caller.node, &end);
+                Ok(())
+            }
+            (Purpose::Reply { ticket }, Some(caller)) => {
+                self.hub.reply(caller.node, ticket, stream);
+                Ok(())
+            }
+            (Purpose::Raft { to, lane }, Some(_)) => {
+                peers::answer(&self.store, to, lane, stream).await
+            }
+            (Purpose::Member, Some(caller)) => member::serve(self, &caller, remote, stream).await,
+            // The API is served by whoever wired this manager.
+            (Purpose::Api, _) | (_, None) => Err(CallError::Unauthorised),
+        };
+        if let Err(error) = result {
+            tracing::debug!(
+                %remote,
+                ?purpose,
+                error = crate::error_chain(&error),
+                "a call on the cluster port failed"
+            );
+        }
+    }
+
+    fn leader(&self) -> Option<ManagerPeer> {
+        leader(&self.store)
+    }
+
+    fn leads(&self) -> bool {
+        self.store.leadership().borrow().is_leader()
+    }
+}
+
+pub(crate) fn log_session(node: NodeId, end: &SessionEnd) {
+    tracing::debug!(node.id = %node, reason = %end, "a session with an agent ended");
+}
+
+/// The node at the other end of a connection, as its certificate says.
+#[derive(Debug, Clone)]
+pub(crate) struct Caller {
+    pub(crate) node: NodeId,
+    /// Where it calls from; `None` within this process.
+    pub(crate) addr: Option<String>,
+}
+
+/// Why a call got no answer.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum CallError {
+    #[error("the caller may not ask for this")]
+    Unauthorised,
+    #[error("a message for raft member {to} reached member {me}")]
+    OtherMember { to: RaftId, me: RaftId },
+    #[error(transparent)]
+    Io(#[from] std::io::Error),
+    #[error(transparent)]
+    Answer(#[from] shoal_transport::call::AnswerError),
+    #[error("answer a member of the raft group")]
+    Raft(#[from] shoal_raft_store::AnswerError),
+}
+
+/// The manager that leads, when one is known and is not this one.
+pub(crate) fn leader(store: &Store) -> Option<ManagerPeer> {
+    let Leadership::Follower { leader: Some(raft) } = *store.leadership().borrow() else {
+        return None;
+    };
+    if raft == store.id() {
+        return None;
+    }
+    let members = store.members();
+    let member = members.iter().find(|member| member.id == raft)?;
+    let reach = Reach::parse(&member.addr)?;
+    Some(ManagerPeer {
+        node: reach.node,
+        addr: reach.addr,
+    })
+}
+
+/// Whether the node is a manager now, whatever its certificate says.
+pub(crate) fn is_manager(state: &State, node: &NodeId) -> bool {
+    state
+        .node(node)
+        .is_some_and(|node| node.spec.role == Role::Manager)
+}
+
+fn authority(state: &State) -> Option<Result<Authority, shoal_transport::ca::AuthorityError>> {
+    let trust = &state.cluster()?.trust;
+    (!trust.root_key.is_empty()).then(|| Authority::open(&trust.root_certificate, &trust.root_key))
+}
+
+/// `addr` with the caller's own address in place of an unspecified one.
+fn seen_from(addr: &str, remote: SocketAddr) -> String {
+    match addr.parse::<SocketAddr>() {
+        Ok(parsed) if parsed.ip().is_unspecified() => {
+            SocketAddr::new(remote.ip(), parsed.port()).to_string()
+        }
+        _ => addr.to_owned(),
+    }
+}

@@ -28,7 +28,9 @@ struct Block {
 impl Runbook {
     /// Reads a page below the root of the repository.
     pub fn read(page: &str) -> Result<Self> {
-        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").join(page);
+        let path = Path::new(env!("CARGO_MANIFEST_DIR"))
+            .join("../..")
+            .join(page);
         let text = fs::read_to_string(&path).with_context(|| path.display().to_string())?;
         let mut blocks = Vec::new();
         let (mut heading, mut open) = (String::new(), None::<String>);
@@ -63,7 +65,7 @@ impl Runbook {
         self.blocks.is_empty()
     }
 
-    /// The block below this heading whose first line is the comment `# PLACE`, or begins with it.
+    /// The block below this heading whose first line is the comment `# PLACE`, or `# PLACE: MORE`.
     ///
     /// # Panics
     ///
@@ -78,7 +80,7 @@ impl Runbook {
                 let comment = first.strip_prefix("# ").unwrap_or_default();
                 let rest = comment.strip_prefix(place);
                 block.heading == heading
-                    && rest.is_some_and(|rest| rest.is_empty() || rest.starts_with([':', ',']))
+                    && rest.is_some_and(|rest| rest.is_empty() || rest.starts_with(':'))
             })
             .collect();
         let [block] = wanted[..] else {

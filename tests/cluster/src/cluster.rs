@@ -415,14 +415,6 @@ impl Cluster {
         self.hosts.iter().map(Host::inventory).collect()
     }
 
-    /// Waits until every host is as it was `before`.
-    #[track_caller]
-    pub fn wait_clean(&self, before: &[Inventory]) {
-        for (host, before) in self.hosts.iter().zip(before) {
-            host.wait_clean(before);
-        }
-    }
-
     /// Imports the image that `tar` makes in a host's directory, on every host.
     #[track_caller]
     pub fn import(&self, name: &str, tar: impl Fn(&std::path::Path) -> Result<std::path::PathBuf>) {

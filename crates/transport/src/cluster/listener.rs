@@ -58,7 +58,7 @@ impl std::fmt::Debug for Incoming {
 pub struct ClusterListener {
     tls: ClusterTls,
     tcp: TcpListener,
-    limit: Duration,
+    pub(super) limit: Duration,
 }
 
 impl ClusterListener {
@@ -94,7 +94,12 @@ impl ClusterListener {
                         handshakes.spawn(async move {
                             match time::timeout(limit, receive(&tls, tcp, remote)).await {
                                 Ok(Ok(incoming)) => handler(incoming),
-                                Ok(Err(rejection)) => rejection.log(remote),
+                                Ok(Err(rejection)) => {
+                                    rejection.log(remote);
+                                    if let Rejection::Tls { tcp, .. } = rejection {
+                                        linger(tcp).await;
+                                    }
+                                }
                                 Err(_elapsed) => Rejection::Slow(limit).log(remote),
                             }
                         });
@@ -118,8 +123,8 @@ enum Rejection {
     Silent,
     #[error("set up the connection: {0}")]
     Socket(#[source] io::Error),
-    #[error("no TLS as nodes of this swarm speak it: {0}")]
-    Tls(#[source] io::Error),
+    #[error("no TLS as nodes of this swarm speak it: {source}")]
+    Tls { source: io::Error, tcp: TcpStream },
     #[error("it does not speak the cluster port's protocol")]
     Protocol,
     #[error("its certificate is not a node's: {0}")]
@@ -173,10 +178,7 @@ async fn receive(
     let acceptor = TlsAcceptor::from(own.server_config());
     let mut stream = match acceptor.accept(tcp).into_fallible().await {
         Ok(stream) => stream,
-        Err((error, tcp)) => {
-            linger(tcp).await;
-            return Err(Rejection::Tls(error));
-        }
+        Err((source, tcp)) => return Err(Rejection::Tls { source, tcp }),
     };
     let (_, connection) = stream.get_ref();
     if connection.alpn_protocol() != Some(tls::ALPN) {

@@ -234,7 +234,7 @@ mod tests {
 
     /// A manager that says its number and nothing else.
     struct Peer {
-        peer: ManagerPeer,
+        known_as: ManagerPeer,
         purposes: mpsc::UnboundedReceiver<Purpose>,
         _stop: DropGuard,
     }
@@ -252,7 +252,7 @@ mod tests {
             let stop = CancellationToken::new();
             tokio::spawn(listener.run(Arc::new(handler), stop.clone()));
             Self {
-                peer: ManagerPeer {
+                known_as: ManagerPeer {
                     node: node(n),
                     addr,
                 },
@@ -322,11 +322,11 @@ mod tests {
             dialer.dial().await.err(),
             Some(DialError::NoneKnown)
         ));
-        managers.set(vec![one.peer.clone(), two.peer.clone()]);
-        managers.prefer(Some(two.peer.clone()));
+        managers.set(vec![one.known_as.clone(), two.known_as.clone()]);
+        managers.prefer(Some(two.known_as.clone()));
         assert_eq!(number(dialer.dial().await).await, 2);
         // Another one leads now, but the ticket is the old one's.
-        managers.prefer(Some(one.peer.clone()));
+        managers.prefer(Some(one.known_as.clone()));
         let reply = Purpose::Reply { ticket: 3 };
         assert_eq!(number(dialer.dial_for(reply).await).await, 2);
         assert_eq!(number(dialer.dial_for(Purpose::Renew).await).await, 1);
@@ -341,7 +341,7 @@ mod tests {
         let one = Peer::start(&swarm, 1).await;
         let (leader, _held) = gone(2);
         let (dialer, managers) = remote(tls(&swarm, 9, Role::Worker));
-        managers.set(vec![one.peer.clone(), leader.clone()]);
+        managers.set(vec![one.known_as.clone(), leader.clone()]);
         managers.prefer(Some(leader));
         assert_eq!(number(dialer.dial().await).await, 1);
         assert_eq!(managers.preferred(), None);
@@ -352,7 +352,7 @@ mod tests {
         let swarm = Swarm::new(1);
         let ((one, _held), (two, _also)) = (gone(1), gone(2));
         // Someone else has the address of a manager.
-        let mut three = Peer::start(&swarm, 4).await.peer;
+        let mut three = Peer::start(&swarm, 4).await.known_as;
         three.node = node(3);
         let (dialer, managers) = remote(tls(&swarm, 9, Role::Worker));
         managers.set(vec![one.clone(), two.clone(), three]);
@@ -374,11 +374,11 @@ mod tests {
         let dialer = Dialer::both(here, there);
         let (own, _held) = gone(1);
         assert_eq!(number(dialer.dial().await).await, 0);
-        managers.set(vec![own.clone(), other.peer.clone()]);
+        managers.set(vec![own.clone(), other.known_as.clone()]);
         assert_eq!(number(dialer.dial().await).await, 0);
         managers.prefer(Some(own));
         assert_eq!(number(dialer.dial().await).await, 0);
-        managers.prefer(Some(other.peer.clone()));
+        managers.prefer(Some(other.known_as.clone()));
         assert_eq!(number(dialer.dial().await).await, 2);
         let reply = Purpose::Reply { ticket: 1 };
         assert_eq!(number(dialer.dial_for(reply).await).await, 2);
@@ -396,7 +396,7 @@ mod tests {
         let (here, listener) = local();
         let (there, managers) = remote(tls(&swarm, 1, Role::Manager));
         let dialer = Dialer::both(here, there);
-        managers.set(vec![other.peer.clone()]);
+        managers.set(vec![other.known_as.clone()]);
         drop(listener);
         assert_eq!(number(dialer.dial().await).await, 2);
         let alone = Dialer::both(local().0, remote(tls(&swarm, 1, Role::Manager)).0);

@@ -22,7 +22,8 @@ pub trait Duplex: AsyncRead + AsyncWrite + Send + Unpin + 'static {}
 
 impl<T: AsyncRead + AsyncWrite + Send + Unpin + 'static> Duplex for T {}
 
-/// A connection: TLS to another machine, or a pipe within this process.
+/// A connection: TLS to another machine, or a pipe within this process. Shut it down when all has
+/// been written: TLS that just ends is an error for its reader, who may miss a part.
 pub type Stream = Box<dyn Duplex>;
 
 /// Writes one message as a frame and flushes it.

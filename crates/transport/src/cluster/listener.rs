@@ -189,19 +189,19 @@ async fn receive(
         .and_then(<[_]>::first)
         .map(|leaf| Certificate::parse(leaf))
         .transpose()?;
-    let purpose: Purpose = stream::read_frame(&mut stream, FRAME_BYTES)
-        .await
-        .map_err(Rejection::Purpose)?
-        .ok_or(Rejection::Silent)?;
-    let ours = own.identity().cluster;
-    let admitted = admission::admit(certificate.as_ref(), purpose, ours, clock::now());
-    let admission = match &admitted {
-        Ok(_) => Admission::Welcome,
-        Err(refusal) => refusal.into(),
+    let purpose: Purpose = match stream::read_frame(&mut stream, FRAME_BYTES).await {
+        Ok(purpose) => purpose.ok_or(Rejection::Silent)?,
+        Err(error) => {
+            if matches!(error, ReceiveError::Decode(_)) {
+                refuse(stream, &Refusal::Unknown).await;
+            }
+            return Err(Rejection::Purpose(error));
+        }
     };
-    let answered = stream::write_frame(&mut stream, &admission).await;
-    match admitted {
+    let ours = own.identity().cluster;
+    match admission::admit(certificate.as_ref(), purpose, ours, clock::now()) {
         Ok(identity) => {
+            let answered = stream::write_frame(&mut stream, &Admission::Welcome).await;
             answered.map_err(Rejection::Gone)?;
             Ok(Incoming {
                 identity,
@@ -211,7 +211,7 @@ async fn receive(
             })
         }
         Err(refusal) => {
-            close(stream).await;
+            refuse(stream, &refusal).await;
             Err(Rejection::Refused {
                 refusal,
                 purpose,
@@ -221,8 +221,9 @@ async fn receive(
     }
 }
 
-/// Ends TLS and TCP in order. Errors mean that the client has gone already.
-async fn close(mut stream: TlsStream<TcpStream>) {
+/// Tells the client why, and ends TLS and TCP in order. Errors mean that it has gone already.
+async fn refuse(mut stream: TlsStream<TcpStream>, refusal: &Refusal) {
+    drop(stream::write_frame(&mut stream, &Admission::from(refusal)).await);
     drop(stream.shutdown().await);
 }
 

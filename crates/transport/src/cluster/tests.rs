@@ -22,6 +22,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use super::*;
 use crate::{
     identity::{DEFAULT_CERTIFICATE_LIFE, Identity},
+    session,
     testing::{Swarm, node},
 };
 
@@ -127,6 +128,37 @@ async fn members_are_let_in_and_known_by_their_certificates() {
         echoes(stream.expect("let in")).await;
         let (seen, _, said) = manager.incoming.recv().await.expect("handed over");
         assert_eq!((seen, said), (Some(identity(3, Role::Manager)), purpose));
+    }
+}
+
+#[tokio::test]
+async fn a_session_over_tls_ends_in_order_when_closed_and_with_an_error_when_cut() {
+    let swarm = Swarm::new(1);
+    let tls = client(swarm.credentials(1, Role::Manager));
+    let listener = tls.bind(([127, 0, 0, 1], 0).into()).await.expect("bound");
+    let addr = listener.local_addr().expect("has one").to_string();
+    let handler = |incoming: Incoming| {
+        tokio::spawn(async move {
+            let (mut out, _input) = session::open::<Vec<u8>, Purpose, _>(incoming.stream);
+            // More than any buffer on the way holds.
+            out.send(&vec![7; 3 << 20]).await.expect("sent");
+            if incoming.purpose == Purpose::Session {
+                out.close().await.expect("closed");
+            }
+        });
+    };
+    let stop = CancellationToken::new();
+    let _stop = stop.clone().drop_guard();
+    tokio::spawn(listener.run(Arc::new(handler), stop));
+    for (purpose, in_order) in [(Purpose::Session, true), (Purpose::Renew, false)] {
+        let stream = tls.connect(&addr, None, purpose).await.expect("let in");
+        let (_out, mut input) = session::open::<Purpose, Vec<u8>, _>(stream);
+        let got = input.receive().await.expect("received");
+        assert_eq!(got.expect("a message").len(), 3 << 20);
+        assert_eq!(
+            input.receive().await.is_ok_and(|end| end.is_none()),
+            in_order
+        );
     }
 }
 
@@ -588,6 +620,28 @@ async fn a_question_gets_its_answer_over_the_cluster_port() {
     let near: Stream = Box::new(near);
     let got = ask::<_, MemberAnswer>(near, &question, Duration::from_millis(10)).await;
     assert!(matches!(got, Err(AskError::Timeout(_))));
+}
+
+/// As a newer release would.
+#[tokio::test]
+async fn a_purpose_that_is_not_known_is_refused_with_a_reason() {
+    let swarm = Swarm::new(1);
+    let mut manager = Manager::start(swarm.credentials(1, Role::Manager)).await;
+    for body in [&[1, 200][..], &[9, 2], &[]] {
+        let config = swarm.credentials(2, Role::Worker).client_config();
+        let tcp = TcpStream::connect(&manager.addr).await.expect("connected");
+        let connecting = TlsConnector::from(config).connect(tls::server_name(), tcp);
+        let mut stream = connecting.await.expect("TLS");
+        let length = u32::try_from(body.len()).expect("short").to_be_bytes();
+        let frame = [&length[..], body].concat();
+        stream.write_all(&frame).await.expect("written");
+        stream.flush().await.expect("flushed");
+        let admission = stream::read_frame(&mut stream, FRAME_BYTES).await;
+        let admission = admission.expect("read").expect("an answer");
+        let error = judge(&manager.addr, admission, None).expect_err("refused");
+        assert!(error.to_string().contains("upgrade"), "{error}");
+    }
+    assert!(manager.incoming.try_recv().is_err());
 }
 
 /// Log lines of one test.

@@ -53,7 +53,7 @@ pub enum CredentialsError {
     Unfit {
         dir: PathBuf,
         #[source]
-        source: Box<CredentialsError>,
+        source: Box<Self>,
     },
 }
 
@@ -62,12 +62,20 @@ pub(super) fn save(credentials: &Credentials, dir: &Path) -> io::Result<()> {
         .recursive(true)
         .mode(0o700)
         .create(dir)?;
+    if let Some(parent) = dir.canonicalize()?.parent() {
+        sync(parent)?;
+    }
     let name = format!("{SET}{:016x}", rand::random::<u64>());
     let set = dir.join(&name);
-    write_set(credentials, &set)?;
-    // The set must be reachable on disk before anything names it.
-    sync(dir)?;
-    point(dir, CURRENT, &name)?;
+    let written = write_set(credentials, &set)
+        // The set must be reachable on disk before anything names it.
+        .and_then(|()| sync(dir))
+        .and_then(|()| point(dir, CURRENT, &name));
+    if let Err(error) = written {
+        // Nothing names it, and it holds a key.
+        drop(fs::remove_dir_all(&set));
+        return Err(error);
+    }
     for file in [CERTIFICATE, KEY, ROOT] {
         let target = format!("{CURRENT}/{file}");
         if fs::read_link(dir.join(file)).is_ok_and(|to| to == Path::new(&target)) {
@@ -283,6 +291,19 @@ mod tests {
             .save(dir.path())
             .expect("saved");
         assert_eq!(fs::read_dir(dir.path()).expect("listed").count(), 5);
+    }
+
+    #[test]
+    fn a_save_that_fails_leaves_nothing_of_its_own() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let credentials = Swarm::new(1).credentials(1, Role::Worker);
+        // No link can take the place of a directory.
+        fs::create_dir(dir.path().join(CURRENT)).expect("made");
+        credentials.save(dir.path()).expect_err("must fail");
+        assert_eq!(fs::read_dir(dir.path()).expect("listed").count(), 1);
+        let file = dir.path().join("file");
+        fs::write(&file, "").expect("written");
+        credentials.save(&file).expect_err("must fail");
     }
 
     #[test]

@@ -87,7 +87,7 @@ impl Authority {
             &PKCS_ECDSA_P256_SHA256,
         )
         .map_err(AuthorityError::RootKey)?;
-        if x509.public_key().subject_public_key.data != key.public_key_raw() {
+        if x509.public_key().raw != key.subject_public_key_info() {
             return Err(AuthorityError::OtherRootKey);
         }
         let issuer = Issuer::from_ca_cert_der(&CertificateDer::from(root_certificate), key)
@@ -265,7 +265,7 @@ mod tests {
         let issued = issued.expect("issued");
         let read = Certificate::parse(&issued).expect("a node's certificate");
         assert_eq!(read.identity, decided);
-        assert_eq!(read.public_key, key.public_key_raw());
+        assert_eq!(read.public_key, key.subject_public_key_info());
 
         let x509 = certificate::parse(&issued).expect("X.509");
         assert!(!x509.is_ca());

@@ -7,7 +7,7 @@
 use std::{path::Path, sync::Arc, sync::OnceLock, time::Duration};
 
 use rand::{Rng, RngExt};
-use rcgen::{CertificateParams, KeyPair, PKCS_ECDSA_P256_SHA256};
+use rcgen::{CertificateParams, KeyPair, PKCS_ECDSA_P256_SHA256, PublicKeyData};
 use rustls::{
     ClientConfig, ServerConfig,
     pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer},
@@ -92,7 +92,7 @@ impl Credentials {
         root: Vec<u8>,
     ) -> Result<Self, CredentialsError> {
         let parsed = Certificate::parse(&certificate)?;
-        if parsed.public_key != key.0.public_key_raw() {
+        if parsed.public_key != key.0.subject_public_key_info() {
             return Err(CredentialsError::OtherKey);
         }
         let (certificate, root) = (

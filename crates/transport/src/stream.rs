@@ -1,6 +1,6 @@
 //! A stream of bytes in both directions, whatever carries it, and single frames on it.
 //!
-//! [`read_frame`] takes not one byte more than its frame, so what follows a frame can be of another
+//! `read_frame` takes not one byte more than its frame, so what follows a frame can be of another
 //! kind. A [`session`](crate::session) reads ahead; it owns its stream to the end.
 
 use std::io;

@@ -8,7 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use shoal_raft_store::{Change, Command, RaftTuning, Store, StoreConfig};
+use shoal_raft_store::{Change, Command, DataKey, RaftTuning, Store, StoreConfig};
 use shoal_types::{
     ConfigId, RaftId, Timestamp,
     object::{Config, Meta},
@@ -37,6 +37,8 @@ async fn measure(dir: PathBuf, time: Duration) -> Result<Vec<String>, Box<dyn st
         dir,
         raft: RaftId(1),
         tuning: RaftTuning::default(),
+        key: DataKey::generate(),
+        older_keys: Vec::new(),
     };
     let store = Store::open(config).await?;
     store.bootstrap().await?;

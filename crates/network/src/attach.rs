@@ -62,7 +62,8 @@ impl State {
                     source,
                 }
             };
-            let mtu = self.mtu;
+            let state = self.networks[&leg.endpoint.network].state.as_ref();
+            let mtu = state.map_or(self.mtu.out, |state| self.mtu.of(state));
             let network = self
                 .networks
                 .get_mut(&leg.endpoint.network)
@@ -203,8 +204,14 @@ impl State {
         let Some(network) = self.networks.get_mut(id).filter(|_| ours.peek().is_some()) else {
             return Ok((batch, found));
         };
-        let Some(gateway) = network.state.as_ref().map(|state| state.gateway) else {
+        let Some(state) = network.state.clone() else {
             return Ok((batch, found));
+        };
+        let gateway = state.gateway;
+        // What is wanted goes over what still runs.
+        let is_elsewhere = |addr| {
+            let overlay = state.tunnel();
+            overlay.is_some_and(|overlay| overlay.remote.contains_key(addr))
         };
         let links: BTreeMap<String, Link> = network
             .route
@@ -214,7 +221,7 @@ impl State {
             .collect();
         let routes: BTreeSet<_> = network.route.routes()?.into_iter().collect();
         let neighbours: BTreeSet<_> = network.route.neighbours()?.into_iter().collect();
-        for ((_, addr), _) in ours {
+        for ((_, addr), _) in ours.filter(|((_, addr), _)| !is_elsewhere(addr)) {
             let before = found.len();
             let Some(link) = links.get(&interface_name(*addr)) else {
                 found.push(format!("container {addr} has no interface"));

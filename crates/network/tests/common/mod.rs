@@ -13,6 +13,7 @@ use std::{
     io::{BufRead, BufReader, ErrorKind, Read, Write},
     net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket},
     os::fd::{AsFd, OwnedFd},
+    path::Path,
     process::Command,
     sync::{
         Arc,
@@ -36,6 +37,8 @@ use shoal_network::{
 };
 use tempfile::TempDir;
 
+pub(crate) mod cluster;
+
 pub(crate) const HOST: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 1);
 pub(crate) const CLIENT: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 2);
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -48,6 +51,15 @@ pub(crate) struct World {
 
 /// Runs `test` in a world of its own.
 pub(crate) fn in_world<F: Future<Output = ()>>(test: impl FnOnce(World) -> F + Send) {
+    apart(async |dir| {
+        let world = World::new(dir.path());
+        let _removal = Removal(world.config.clone());
+        test(world).await;
+    });
+}
+
+/// Runs `test` in a network and a mount namespace of its own, with a directory for its files.
+pub(crate) fn apart(test: impl AsyncFnOnce(&TempDir) + Send) {
     assert!(
         nix::unistd::geteuid().is_root(),
         "needs root: run `sudo -E cargo test -p shoal-network`"
@@ -67,9 +79,7 @@ pub(crate) fn in_world<F: Future<Output = ()>>(test: impl FnOnce(World) -> F + S
                 runtime.block_on(async {
                     // Goes last: while namespaces are pinned in it, it cannot be removed.
                     let dir = TempDir::new().unwrap();
-                    let world = World::new(&dir);
-                    let _removal = Removal(world.config.clone());
-                    test(world).await;
+                    test(&dir).await;
                 });
                 runtime.shutdown_timeout(Duration::from_secs(1));
             })
@@ -93,7 +103,7 @@ impl Drop for Removal {
 }
 
 impl World {
-    fn new(dir: &TempDir) -> Self {
+    fn new(dir: &Path) -> Self {
         let client = Container::new();
         sh("ip link set lo up");
         let ns = format!(
@@ -114,7 +124,7 @@ impl World {
             ));
         });
         let config = NetworkConfig {
-            exec_root: dir.path().to_owned(),
+            exec_root: dir.to_owned(),
             instance: "test1".to_owned(),
             uplink_pool: "169.254.128.0/18".parse().unwrap(),
             dns_upstreams: Vec::new(),
@@ -364,6 +374,7 @@ pub(crate) fn network(id: &str, subnet: &str) -> NetworkState {
         vips: Vec::new(),
         published: Vec::new(),
         names: BTreeMap::new(),
+        overlay: None,
     }
 }
 

@@ -127,8 +127,8 @@ pub struct ContainerEndpoints {
     /// The container's own id. An address belongs to the container that was attached to it last;
     /// another's [`detach`](crate::Datapath::detach) leaves it alone.
     pub owner: String,
-    /// In the order of the container's interfaces. The first of a network with an uplink gives
-    /// the default route.
+    /// In the order of the container's interfaces. That of the ingress network gives the default
+    /// route, otherwise the first of a network with an uplink.
     pub endpoints: Vec<Endpoint>,
     /// Names that only this container can look up, such as links. Case does not matter.
     pub names: BTreeMap<String, Vec<Ipv4Addr>>,

@@ -46,7 +46,7 @@ const SYSCTLS: [(&str, &str); 8] = [
 ];
 
 /// Written too where connections enter by other nodes: what the kernel itself says of such a
-/// connection, such as that its container is gone, goes back through that node as well.
+/// connection, such as that a packet is too large, goes back through that node as well.
 const MESH_SYSCTL: (&str, &str) = ("ipv4/fwmark_reflect", "1");
 
 /// What of the host a network depends on.

@@ -4,38 +4,39 @@ use std::{
     fs::{self, File},
     os::unix::process::CommandExt,
     path::{Path, PathBuf},
-    process::{Child, Command, ExitStatus, Stdio},
-    sync::atomic::{AtomicU32, Ordering},
+    process::{Child, Command, Stdio},
+    sync::Arc,
     thread,
 };
 
-use anyhow::{Context, Result, bail, ensure};
-use nix::{
-    sys::signal::{Signal, kill},
-    unistd::{Pid, geteuid},
-};
+use anyhow::{Context, Result, bail};
+use nix::sys::signal::Signal;
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::{Inventory, wait_for};
-
-static COUNT: AtomicU32 = AtomicU32::new(0);
-
-/// What a command printed, and how it ended.
-#[derive(Debug, Clone)]
-pub struct Output {
-    pub status: ExitStatus,
-    pub stdout: String,
-    pub stderr: String,
-}
+use crate::{
+    Inventory, Network, Output,
+    command::run,
+    network::Switch,
+    process::{parent_of, processes, send},
+    wait_for,
+};
 
 /// A machine with one daemon.
 #[derive(Debug)]
 pub struct Host {
-    netns: String,
-    dir: TempDir,
-    daemon: Option<Child>,
+    network: Network,
+    pub(crate) dir: TempDir,
+    pub(crate) daemon: Option<Child>,
+    /// Further flags of the daemon.
     args: Vec<String>,
+    /// Its own name, instead of the machine's.
+    pub(crate) hostname: Option<String>,
+    /// The switch it is plugged into, and the port's number.
+    pub(crate) plug: Option<(Arc<Switch>, usize)>,
+    binary: PathBuf,
+    /// Variables of the daemon's environment.
+    pub(crate) env: Vec<(String, String)>,
 }
 
 impl Host {
@@ -49,28 +50,34 @@ impl Host {
 
     /// A machine whose daemon is not started yet.
     pub fn new() -> Result<Self> {
-        ensure!(
-            geteuid().is_root(),
-            "these tests make namespaces: run them as root, by tests/run.sh"
-        );
-        let netns = format!(
-            "shoal-{}-{}",
-            std::process::id(),
-            COUNT.fetch_add(1, Ordering::Relaxed)
-        );
         // Short: the path of a unix socket has 107 bytes.
         let dir = tempfile::Builder::new()
             .prefix("shoal-")
             .tempdir_in("/tmp")?;
-        let host = Self {
-            netns,
+        Ok(Self {
+            network: Network::new()?,
             dir,
             daemon: None,
             args: Vec::new(),
-        };
-        ok(Command::new("ip").args(["netns", "add", &host.netns]))?;
-        ok(host.in_network("ip").args(["link", "set", "lo", "up"]))?;
+            hostname: None,
+            plug: None,
+            binary: binary(),
+            env: Vec::new(),
+        })
+    }
+
+    /// A machine at port `number` of a switch, with a name of its own.
+    pub(crate) fn plugged(switch: &Arc<Switch>, number: usize, hostname: &str) -> Result<Self> {
+        let mut host = Self::new()?;
+        host.hostname = Some(hostname.to_owned());
+        host.plug = Some((switch.clone(), number));
+        switch.plug(number, &host.network)?;
         Ok(host)
+    }
+
+    /// From the next start on, the daemon is this program.
+    pub fn set_binary(&mut self, binary: &Path) {
+        binary.clone_into(&mut self.binary);
     }
 
     /// Starts the daemon and waits until it answers and, in local mode, its node takes tasks.
@@ -82,18 +89,15 @@ impl Host {
             .append(true)
             .open(self.log_path())
             .expect("a log file");
-        let mut command = self.in_network(binary());
+        let mut command = self.with_hostname();
         command
             .arg("daemon")
-            .args([
-                "--data-root",
-                &self.path("data"),
-                "--exec-root",
-                &self.path("run"),
-            ])
+            .args(["--data-root", &self.data_root()])
+            .args(["--exec-root", &self.path("run")])
             .args(["--pidfile", &self.path("pid"), "--host", &self.socket()])
             .args(&self.args)
             .env("SHOAL_LOG", "debug")
+            .envs(self.env.iter().cloned())
             .stdin(Stdio::null())
             .stdout(log.try_clone().expect("a log file"))
             .stderr(log)
@@ -135,8 +139,7 @@ impl Host {
     #[track_caller]
     pub fn stop_daemon(&mut self) {
         let mut daemon = self.daemon.take().expect("the daemon runs");
-        let pid = Pid::from_raw(i32::try_from(daemon.id()).expect("a pid"));
-        kill(pid, Signal::SIGTERM).expect("signal the daemon");
+        send(daemon.id(), Signal::SIGTERM);
         wait_for(
             "the daemon to end",
             || daemon.try_wait().expect("waitable"),
@@ -151,12 +154,12 @@ impl Host {
     /// Runs `shoal` against this host's daemon; fails the test when it fails.
     #[track_caller]
     pub fn shoal(&self, args: &[&str]) -> String {
-        expect_success("shoal", args, self.try_shoal(args))
+        self.try_shoal(args).success(&format!("shoal {args:?}"))
     }
 
     pub fn try_shoal(&self, args: &[&str]) -> Output {
         run(self
-            .in_network(binary())
+            .in_network(&self.binary)
             .args(["--host", &self.socket()])
             .args(args))
     }
@@ -164,7 +167,7 @@ impl Host {
     /// Runs the docker CLI against this host's daemon; fails the test when it fails.
     #[track_caller]
     pub fn docker(&self, args: &[&str]) -> String {
-        expect_success("docker", args, self.try_docker(args))
+        self.try_docker(args).success(&format!("docker {args:?}"))
     }
 
     pub fn try_docker(&self, args: &[&str]) -> Output {
@@ -183,24 +186,25 @@ impl Host {
 
     /// `program`, to be run with this host's network.
     pub fn in_network(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {
-        let mut command = Command::new("nsenter");
-        command
-            .arg(format!("--net=/run/netns/{}", self.netns))
-            .arg("--")
-            .arg(program);
-        command
+        self.network.command(program)
     }
 
     /// GETs a URL from this host; the body, or why there is none.
     pub fn get(&self, url: &str) -> Result<String, String> {
-        let output = run(self
-            .in_network("curl")
-            .args(["-sS", "--fail", "--max-time", "5", url]));
-        if output.status.success() {
-            Ok(output.stdout)
-        } else {
-            Err(output.stderr)
-        }
+        self.network.get(url)
+    }
+
+    /// The binary under test, to be run with this host's network and name.
+    fn with_hostname(&self) -> Command {
+        let Some(hostname) = &self.hostname else {
+            return self.in_network(&self.binary);
+        };
+        let mut command = self.in_network("unshare");
+        command
+            .args(["--uts", "--", "sh", "-c", "hostname \"$0\" && exec \"$@\""])
+            .arg(hostname)
+            .arg(&self.binary);
+        command
     }
 
     /// Pids of this host's tasks' first processes, by task name prefix.
@@ -289,7 +293,8 @@ impl Host {
 
     /// The cgroups above those of the host's containers, one in each hierarchy that has one.
     pub fn parent_cgroups(&self) -> Vec<PathBuf> {
-        let instance = fs::read_to_string(self.path("data/instance")).unwrap_or_default();
+        let instance =
+            fs::read_to_string(format!("{}/instance", self.data_root())).unwrap_or_default();
         if instance.trim().is_empty() {
             return Vec::new();
         }
@@ -316,12 +321,26 @@ impl Host {
         );
     }
 
+    pub fn network(&self) -> &Network {
+        &self.network
+    }
+
     pub fn netns(&self) -> &str {
-        &self.netns
+        self.network.name()
     }
 
     pub fn socket(&self) -> String {
         format!("unix://{}", self.path("shoal.sock"))
+    }
+
+    /// Where the daemon keeps what outlives a boot.
+    pub fn data_root(&self) -> String {
+        let disk = self.dir().join("disk");
+        if disk.exists() {
+            disk.join("data").to_string_lossy().into_owned()
+        } else {
+            self.path("data")
+        }
     }
 
     /// The path of `name` in the host's own directory.
@@ -343,17 +362,18 @@ impl Host {
 
     /// Ends the daemon and takes away everything it made.
     pub fn purge(&mut self) -> Result<()> {
+        self.resume();
+        self.restore_network()?;
         if let Some(mut daemon) = self.daemon.take() {
             daemon.kill().context("kill the daemon")?;
             daemon.wait().context("wait for the daemon")?;
         }
-        let output = run(self.in_network(binary()).args([
-            "purge",
-            "--data-root",
-            &self.path("data"),
-            "--exec-root",
-            &self.path("run"),
-        ]));
+        let mut purge = self.in_network(&self.binary);
+        purge
+            .arg("purge")
+            .args(["--data-root", &self.data_root()])
+            .args(["--exec-root", &self.path("run")]);
+        let output = run(&mut purge);
         if !output.status.success() {
             bail!("purge failed: {}{}", output.stdout, output.stderr);
         }
@@ -361,25 +381,32 @@ impl Host {
     }
 }
 
+impl AsRef<Network> for Host {
+    fn as_ref(&self) -> &Network {
+        &self.network
+    }
+}
+
 impl Drop for Host {
     fn drop(&mut self) {
         if thread::panicking() {
-            let kept = std::env::temp_dir().join(format!("{}.log", self.netns));
+            let name = self.hostname.as_deref().unwrap_or("the host");
+            let kept = std::env::temp_dir().join(format!("{}.log", self.netns()));
             if fs::copy(self.log_path(), &kept).is_ok() {
-                eprintln!("the daemon's log: {}", kept.display());
+                eprintln!("the log of the daemon of {name}: {}", kept.display());
             }
         }
         let purged = self.purge();
-        let removed = ok(Command::new("ip").args(["netns", "del", &self.netns]));
+        let unmounted = self.eject_disk();
         if !thread::panicking() {
             purged.expect("nothing of the host stays");
-            removed.expect("the network namespace goes");
+            unmounted.expect("its disk goes");
         }
     }
 }
 
 /// The binary under test, which `cargo xtask test` builds beside the tests.
-fn binary() -> PathBuf {
+pub(crate) fn binary() -> PathBuf {
     let mut path = std::env::current_exe().expect("a test knows its path");
     path.pop();
     if path.ends_with("deps") {
@@ -392,64 +419,6 @@ fn binary() -> PathBuf {
         path.display()
     );
     path
-}
-
-/// Pids of the processes whose command line `wanted` picks.
-pub(crate) fn processes(wanted: impl Fn(&[String]) -> bool) -> Vec<u32> {
-    let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
-    entries
-        .filter_map(|entry| {
-            let pid: u32 = entry.file_name().to_str()?.parse().ok()?;
-            let cmdline = fs::read(entry.path().join("cmdline")).ok()?;
-            let cmdline: Vec<String> = cmdline
-                .split(|byte| *byte == 0)
-                .map(|arg| String::from_utf8_lossy(arg).into_owned())
-                .collect();
-            wanted(&cmdline).then_some(pid)
-        })
-        .collect()
-}
-
-/// The fourth field of proc_pid_stat(5); the second, in parentheses, may hold anything.
-fn parent_of(pid: u32) -> u32 {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    let after_name = stat.rsplit_once(") ").map_or("", |(_, rest)| rest);
-    after_name
-        .split_whitespace()
-        .nth(1)
-        .and_then(|ppid| ppid.parse().ok())
-        .unwrap_or(0)
-}
-
-#[track_caller]
-fn expect_success(program: &str, args: &[&str], output: Output) -> String {
-    assert!(
-        output.status.success(),
-        "{program} {args:?} failed: {output:#?}"
-    );
-    output.stdout
-}
-
-fn run(command: &mut Command) -> Output {
-    let output = command.stdin(Stdio::null()).output();
-    let output = output.unwrap_or_else(|error| panic!("start {command:?}: {error}"));
-    Output {
-        status: output.status,
-        stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
-        stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
-    }
-}
-
-fn ok(command: &mut Command) -> Result<()> {
-    let output = command
-        .output()
-        .with_context(|| format!("start {command:?}"))?;
-    ensure!(
-        output.status.success(),
-        "{command:?} failed: {}",
-        String::from_utf8_lossy(&output.stderr)
-    );
-    Ok(())
 }
 
 fn tail(path: &Path) -> String {

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeSet, fs, path::Path, process::Command};
 
-use crate::{Host, host::processes};
+use crate::{Host, process::processes};
 
 /// Everything of one host that must not be left over, each thing as a line of text.
 #[derive(Debug, Clone, PartialEq, Eq)]

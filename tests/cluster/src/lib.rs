@@ -2,6 +2,7 @@
 //! driven by `shoal` and by the docker CLI.
 //!
 //! A [`Host`] is a machine as far as a daemon can tell: its own network, data directories and cgroups.
+//! A [`Cluster`] is several of them on one switch, whose cables and power can be cut.
 //! Dropping it ends everything it started, by pid, and takes its directories away; when the test is
 //! failing, the daemon's log stays and its path is printed.
 #![expect(
@@ -9,14 +10,25 @@
     reason = "a failing test says where its logs are"
 )]
 
+mod cluster;
+mod command;
+mod faults;
 mod host;
 mod image;
 mod leaks;
 mod load;
+mod network;
+mod process;
+mod runbook;
 mod wait;
 
-pub use host::{Host, Output};
+pub use cluster::{Cluster, NodeLine, Role, TaskLine};
+pub use command::Output;
+pub use host::Host;
 pub use image::{busybox_tar, docker_archive, program_tar};
 pub use leaks::Inventory;
 pub use load::{Answers, Load};
+pub use network::Network;
+pub use process::{is_alive, send, start_time};
+pub use runbook::{Runbook, another_build};
 pub use wait::{DEADLINE, wait_for};

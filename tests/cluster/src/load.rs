@@ -14,7 +14,7 @@ use std::{
 
 use nix::sched::{CloneFlags, setns};
 
-use crate::Host;
+use crate::Network;
 
 /// What came of the requests.
 #[derive(Debug)]
@@ -23,7 +23,7 @@ pub struct Answers {
     pub failures: Vec<String>,
 }
 
-/// A thread in a host's network that sends one request after another, each on a new connection.
+/// A thread in a host's or client's network that sends one request after another, each on a new connection.
 #[derive(Debug)]
 pub struct Load {
     stop: Arc<AtomicBool>,
@@ -32,13 +32,14 @@ pub struct Load {
 }
 
 impl Load {
-    pub fn start(host: &Host, to: SocketAddr) -> Self {
-        let netns = File::open(format!("/run/netns/{}", host.netns())).expect("the host's network");
+    pub fn start(from: &impl AsRef<Network>, to: SocketAddr) -> Self {
+        let name = from.as_ref().name();
+        let netns = File::open(format!("/run/netns/{name}")).expect("a network");
         let stop = Arc::new(AtomicBool::new(false));
         let answered = Arc::new(AtomicU64::new(0));
         let (stopping, count) = (stop.clone(), answered.clone());
         let thread = thread::spawn(move || {
-            setns(netns, CloneFlags::CLONE_NEWNET).expect("enter the host's network");
+            setns(netns, CloneFlags::CLONE_NEWNET).expect("enter the network");
             let mut failures = Vec::new();
             while !stopping.load(Ordering::Relaxed) && failures.len() < 20 {
                 match request(to) {

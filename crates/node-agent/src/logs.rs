@@ -28,8 +28,6 @@ enum BringError {
     Late,
     #[error(transparent)]
     Send(#[from] SendError),
-    #[error("end the connection")]
-    Close(#[from] std::io::Error),
 }
 
 /// Brings the output of `task` to the manager that gave the ticket.

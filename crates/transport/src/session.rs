@@ -87,15 +87,6 @@ impl<Out: Serialize, S: AsyncWrite> Sender<Out, S> {
     }
 }
 
-impl<Out, S: AsyncWrite> Sender<Out, S> {
-    /// Tells the other end in order that nothing more comes. Dropping the session without it is seen
-    /// there as an error.
-    pub async fn close(mut self) -> io::Result<()> {
-        use tokio::io::AsyncWriteExt;
-        self.frames.get_mut().shutdown().await
-    }
-}
-
 /// Reads messages.
 #[derive(Debug)]
 pub struct Receiver<In, S> {

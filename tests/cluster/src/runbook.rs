@@ -28,7 +28,9 @@ struct Block {
 impl Runbook {
     /// Reads a page below the root of the repository.
     pub fn read(page: &str) -> Result<Self> {
-        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").join(page);
+        let path = Path::new(env!("CARGO_MANIFEST_DIR"))
+            .join("../..")
+            .join(page);
         let text = fs::read_to_string(&path).with_context(|| path.display().to_string())?;
         let mut blocks = Vec::new();
         let (mut heading, mut open) = (String::new(), None::<String>);

@@ -14,11 +14,19 @@ fn page() -> Runbook {
 
 /// Runs the block for `place` below `heading` on host `i`.
 #[track_caller]
-fn run(cluster: &mut Cluster, i: usize, heading: &str, place: &str, variables: &[(&str, &str)]) -> String {
+fn run(
+    cluster: &mut Cluster,
+    i: usize,
+    heading: &str,
+    place: &str,
+    variables: &[(&str, &str)],
+) -> String {
     let page = page();
     let address = cluster.addr(i).to_string();
     let variables = [&[("ADDRESS", address.as_str())], variables].concat();
-    cluster.host_mut(i).operate(page.block(heading, place), &variables)
+    cluster
+        .host_mut(i)
+        .operate(page.block(heading, place), &variables)
 }
 
 /// The token out of what `join-token` prints.
@@ -36,7 +44,11 @@ fn bring_up(hosts: usize, managers: usize, workers: usize) -> Cluster {
     let tokens = run(&mut cluster, 0, heading, "on a manager", &[]);
     let manager = cluster.addr(0).to_string();
     for i in 1..managers + workers {
-        let role = if i < managers { Role::Manager } else { Role::Worker };
+        let role = if i < managers {
+            Role::Manager
+        } else {
+            Role::Worker
+        };
         let token = token(&tokens, role);
         let variables = [("TOKEN", token.as_str()), ("MANAGER", &manager)];
         let place = "on each other node, with the token for its role";
@@ -49,8 +61,18 @@ fn bring_up(hosts: usize, managers: usize, workers: usize) -> Cluster {
 }
 
 fn create(cluster: &Cluster, name: &str, flags: &[&str]) {
-    let head = ["service", "create", "--detach", "--name", name, "--restart-delay", "0s"];
-    cluster.host(0).shoal(&[&head, flags, &["shoal/hello"]].concat());
+    let head = [
+        "service",
+        "create",
+        "--detach",
+        "--name",
+        name,
+        "--restart-delay",
+        "0s",
+    ];
+    cluster
+        .host(0)
+        .shoal(&[&head, flags, &["shoal/hello"]].concat());
 }
 
 fn identities(tasks: &[TaskLine]) -> BTreeSet<(String, u32, Option<u64>)> {
@@ -67,13 +89,21 @@ fn executable(pid: u32) -> PathBuf {
 fn an_upgrade_node_by_node_restarts_no_task_and_loses_no_request() {
     let heading = "Upgrade, node by node";
     let mut cluster = bring_up(5, 3, 2);
-    create(&cluster, "hello", &["--replicas", "6", "--publish", "8080:80"]);
+    create(
+        &cluster,
+        "hello",
+        &["--replicas", "6", "--publish", "8080:80"],
+    );
     let tasks = cluster.wait_running(0, "hello", 6);
     // Through a manager and through a worker, and so to every task.
     let loads: Vec<Load> = [1, 4]
         .map(|i| Load::start(cluster.client(), SocketAddr::from((cluster.addr(i), 8080))))
         .into();
-    wait_for("some answers", || loads.iter().map(Load::answered).min(), |n| *n > Some(50));
+    wait_for(
+        "some answers",
+        || loads.iter().map(Load::answered).min(),
+        |n| *n > Some(50),
+    );
 
     let leader = cluster.leader(0);
     let mut order = vec![3, 4];
@@ -81,18 +111,30 @@ fn an_upgrade_node_by_node_restarts_no_task_and_loses_no_request() {
     order.push(leader);
     for i in order {
         another_build(&cluster.host(i).desk()).unwrap();
-        let (daemon, old) = (cluster.host(i).daemon_pid(), cluster.host(i).supervisor_pid());
+        let (daemon, old) = (
+            cluster.host(i).daemon_pid(),
+            cluster.host(i).supervisor_pid(),
+        );
         let via = if i == 0 { 1 } else { 0 };
         run(&mut cluster, i, heading, "on each node in turn", &[]);
         assert_ne!(cluster.host(i).daemon_pid(), daemon);
         // The program of both is the one that was put there, and not one that was deleted.
         let installed = cluster.host(i).dir().join("bin-of-shoal/shoal");
-        for pid in [cluster.host(i).daemon_pid(), cluster.host(i).supervisor_pid()] {
+        for pid in [
+            cluster.host(i).daemon_pid(),
+            cluster.host(i).supervisor_pid(),
+        ] {
             assert_eq!(executable(pid), installed);
         }
         assert_eq!(cluster.host(i).supervisor_pid(), old, "it stays the parent");
         cluster.wait_ready(via, 5);
-        run(&mut cluster, via, heading, "on a manager, before the next node", &[]);
+        run(
+            &mut cluster,
+            via,
+            heading,
+            "on a manager, before the next node",
+            &[],
+        );
         wait_for(
             "a leader and two others",
             || cluster.nodes(via),
@@ -112,8 +154,13 @@ fn an_upgrade_node_by_node_restarts_no_task_and_loses_no_request() {
         let answers = load.finish();
         assert!(answers.failures.is_empty(), "{answers:?}");
     }
-    assert_eq!(identities(&cluster.wait_running(0, "hello", 6)), identities(&tasks));
-    cluster.host(2).shoal(&["service", "scale", "--detach", "hello=8"]);
+    assert_eq!(
+        identities(&cluster.wait_running(0, "hello", 6)),
+        identities(&tasks)
+    );
+    cluster
+        .host(2)
+        .shoal(&["service", "scale", "--detach", "hello=8"]);
     cluster.wait_running(1, "hello", 8);
 }
 
@@ -126,8 +173,17 @@ fn the_rest_of_the_page_does_what_it_says() {
 
     // Tokens. The old one is of no more use, which the joins below would show as well.
     let old = cluster.token(0, Role::Manager);
-    let tokens = run(&mut cluster, 0, "Rotate the join tokens", "on a manager", &[]);
-    let (for_worker, for_manager) = (cluster.token(0, Role::Worker), cluster.token(0, Role::Manager));
+    let tokens = run(
+        &mut cluster,
+        0,
+        "Rotate the join tokens",
+        "on a manager",
+        &[],
+    );
+    let (for_worker, for_manager) = (
+        cluster.token(0, Role::Worker),
+        cluster.token(0, Role::Manager),
+    );
     assert!(tokens.contains(&for_worker) && tokens.contains(&for_manager) && old != for_manager);
 
     // A third manager: node4.

@@ -269,6 +269,7 @@ impl Member {
             node: membership.node,
             raft,
             tuning: shoal_manager::Tuning::default(),
+            key: home.raft_key()?,
             cluster: self.links.as_ref().map(|links| links.tls.clone()),
         };
         let listener = match (&self.links, membership.listen) {

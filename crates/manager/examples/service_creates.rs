@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use shoal_manager::{Founding, InitOptions, Manager, ManagerConfig, Tuning};
+use shoal_manager::{DataKey, Founding, InitOptions, Manager, ManagerConfig, Tuning};
 use shoal_transport::identity::NodeKey;
 use shoal_types::{
     NodeId, RaftId,
@@ -53,6 +53,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
             raft: RaftId(1),
             tuning: Tuning::default(),
             cluster: None,
+            key: DataKey::generate(),
         })
         .await?;
         let key = NodeKey::generate();

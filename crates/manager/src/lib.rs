@@ -36,7 +36,7 @@ pub use manager::{
 };
 // What the answers of `Control` are made of, so that its users need not know the store.
 pub use shoal_raft_store::{
-    Applied, Commit, Commits, Kind, ObjectChange, RaftTuning, RecvError, State,
+    Applied, Commit, Commits, DataKey, KeyError, Kind, ObjectChange, RaftTuning, RecvError, State,
 };
 
 /// An error with all its causes, in one line.

@@ -4,8 +4,8 @@ use std::{collections::BTreeMap, path::PathBuf, sync::Arc, time::Duration};
 
 use rand::{RngExt, rng};
 use shoal_raft_store::{
-    BootstrapError, Change, Command, MembershipError, ProposeError, RaftTuning, State, Store,
-    StoreConfig,
+    BootstrapError, Change, Command, DataKey, MembershipError, ProposeError, RaftTuning, State,
+    Store, StoreConfig,
 };
 use shoal_transport::{
     ca::{Authority, AuthorityError},
@@ -55,6 +55,8 @@ pub struct ManagerConfig {
     /// This manager in the Raft group.
     pub raft: RaftId,
     pub tuning: Tuning,
+    /// What the state on disk is sealed under.
+    pub key: DataKey,
     /// How other managers are reached; `None` for one that stays alone (local mode).
     pub cluster: Option<ClusterTls>,
 }
@@ -187,6 +189,8 @@ impl Manager {
             dir: config.dir,
             raft: config.raft,
             tuning: config.tuning.raft,
+            key: config.key,
+            older_keys: Vec::new(),
         };
         let store = match &config.cluster {
             Some(tls) => {

@@ -15,8 +15,8 @@ use std::{
 };
 
 use shoal_manager::{
-    Control, ControlError, Founding, InitOptions, LivenessConfig, Manager, ManagerConfig, NewFile,
-    RaftTuning, State, Tuning,
+    Control, ControlError, DataKey, Founding, InitOptions, LivenessConfig, Manager, ManagerConfig,
+    NewFile, RaftTuning, State, Tuning,
 };
 use shoal_transport::{identity::NodeKey, session};
 use shoal_types::{
@@ -72,6 +72,7 @@ async fn open(dir: &Path) -> Manager {
         node: node(),
         raft: RaftId(1),
         cluster: None,
+        key: DataKey::from_bytes([7; 32]),
         tuning: Tuning {
             raft,
             liveness: LivenessConfig {

@@ -27,7 +27,7 @@ use crate::{
 pub(crate) const NAME_SERVER: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 11);
 /// The network's end of every container's pair. Pairs are point to point, so all may be the same.
 const GATEWAY_MAC: Mac = [0x02, 0x53, 0x48, 0x4f, 0x41, 0x4c];
-/// Routing tables of a container's second, third… network.
+/// Routing tables of a container's networks, but for the main one.
 const FIRST_TABLE: u32 = 100;
 
 /// What a container gets in one of its networks.
@@ -38,8 +38,11 @@ struct Leg<'a> {
     has_uplink: bool,
     /// Place among the container's networks.
     place: u32,
+    is_ingress: bool,
     /// The container's default route leaves here.
     is_default: bool,
+    /// What has no address of the container's yet gets that of this network.
+    is_main: bool,
 }
 
 impl State {
@@ -62,7 +65,8 @@ impl State {
                     source,
                 }
             };
-            let mtu = self.mtu;
+            let state = self.networks[&leg.endpoint.network].state.as_ref();
+            let mtu = state.map_or(self.mtu.out, |state| self.mtu.of(state));
             let network = self
                 .networks
                 .get_mut(&leg.endpoint.network)
@@ -175,7 +179,6 @@ impl State {
                 });
             }
             let has_uplink = state.has_uplink();
-            let is_default = has_uplink && !legs.iter().any(|leg| leg.is_default);
             let NetworkState {
                 subnet, gateway, ..
             } = **state;
@@ -185,9 +188,12 @@ impl State {
                 gateway,
                 has_uplink,
                 place,
-                is_default,
+                is_ingress: state.ingress,
+                is_default: false,
+                is_main: false,
             });
         }
+        choose_ways_out(&mut legs);
         Ok(legs)
     }
 
@@ -203,8 +209,14 @@ impl State {
         let Some(network) = self.networks.get_mut(id).filter(|_| ours.peek().is_some()) else {
             return Ok((batch, found));
         };
-        let Some(gateway) = network.state.as_ref().map(|state| state.gateway) else {
+        let Some(state) = network.state.clone() else {
             return Ok((batch, found));
+        };
+        let gateway = state.gateway;
+        // What is wanted goes over what still runs.
+        let is_elsewhere = |addr| {
+            let overlay = state.tunnel();
+            overlay.is_some_and(|overlay| overlay.remote.contains_key(addr))
         };
         let links: BTreeMap<String, Link> = network
             .route
@@ -214,7 +226,7 @@ impl State {
             .collect();
         let routes: BTreeSet<_> = network.route.routes()?.into_iter().collect();
         let neighbours: BTreeSet<_> = network.route.neighbours()?.into_iter().collect();
-        for ((_, addr), _) in ours {
+        for ((_, addr), _) in ours.filter(|((_, addr), _)| !is_elsewhere(addr)) {
             let before = found.len();
             let Some(link) = links.get(&interface_name(*addr)) else {
                 found.push(format!("container {addr} has no interface"));
@@ -263,6 +275,21 @@ impl State {
             }));
         }
         Ok(())
+    }
+}
+
+/// Whoever asks by a published port comes from anywhere, and a server that answers datagrams without
+/// saying from which address answers from that of the default route: the ingress network's.
+fn choose_ways_out(legs: &mut [Leg<'_>]) {
+    let default = legs
+        .iter()
+        .position(|leg| leg.is_ingress)
+        .or_else(|| legs.iter().position(|leg| leg.has_uplink));
+    if let Some(leg) = default.and_then(|at| legs.get_mut(at)) {
+        leg.is_default = true;
+    }
+    if let Some(leg) = legs.get_mut(default.unwrap_or(0)) {
+        leg.is_main = true;
     }
 }
 
@@ -350,7 +377,8 @@ fn inner(interface: u32, leg: &Leg<'_>) -> Batch {
         // More specific than 127.0.0.0/8, so it wins although the address looks local; a program
         // in the container may still bind port 53 of every address.
         batch.add_route(by_gateway(host_net(NAME_SERVER)).table(TABLE_LOCAL));
-    } else {
+    }
+    if !leg.is_main {
         // Answers leave by the interface that the question came in on.
         let table = FIRST_TABLE + leg.place;
         batch.add_route(to_gateway.table(table));

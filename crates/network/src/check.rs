@@ -9,7 +9,7 @@ use std::{
 
 use shoal_types::spec::Ipv4Net;
 
-use crate::model::{ApplyError, NetworkState, Published, PublishedTarget, Refusal, Vip};
+use crate::model::{ApplyError, NetworkState, Overlay, Published, PublishedTarget, Refusal, Vip};
 
 /// A desired set of which every object is usable.
 #[derive(Debug, Default)]
@@ -23,13 +23,13 @@ pub(crate) struct Checked {
 
 pub(crate) fn check(desired: Vec<NetworkState>, pool: Ipv4Net) -> Checked {
     let mut checked = Checked::default();
-    let mut ports = BTreeMap::new();
+    let (mut ports, mut vnis) = (BTreeMap::new(), BTreeMap::new());
     for mut state in desired {
         let mut refusals = Vec::new();
         let whole = if checked.networks.contains_key(&state.id) {
             Err(Refusal::DuplicateNetwork)
         } else {
-            check_network(&state, pool)
+            check_network(&state, pool).and_then(|()| check_tunnel(&state, &vnis))
         };
         if let Err(reason) = whole {
             if !checked.networks.contains_key(&state.id) {
@@ -41,7 +41,11 @@ pub(crate) fn check(desired: Vec<NetworkState>, pool: Ipv4Net) -> Checked {
             });
             continue;
         }
+        if let Some(overlay) = &state.overlay {
+            vnis.insert(overlay.vni, state.id.clone());
+        }
         check_vips(&mut state, &mut refusals);
+        check_remote(&mut state, &mut refusals);
         check_published(&mut state, &mut ports, &mut refusals);
         state.names = fold_names(state.names);
         let network = || state.id.clone();
@@ -110,6 +114,84 @@ fn check_network(state: &NetworkState, pool: Ipv4Net) -> Result<(), Refusal> {
         return Err(Refusal::Gateway { gateway, subnet });
     }
     Ok(())
+}
+
+/// What of an overlay concerns the whole of it.
+fn check_tunnel(state: &NetworkState, vnis: &BTreeMap<u32, String>) -> Result<(), Refusal> {
+    let Some(Overlay {
+        vni, port, local, ..
+    }) = state.overlay
+    else {
+        return Ok(());
+    };
+    if !(1..1 << 24).contains(&vni) {
+        return Err(Refusal::Vni(vni));
+    }
+    if let Some(by) = vnis.get(&vni) {
+        let by = by.clone();
+        return Err(Refusal::VniTaken { vni, by });
+    }
+    if port == 0 {
+        return Err(Refusal::OverlayPort);
+    }
+    if !is_node_address(local) {
+        return Err(Refusal::NodeAddress(local));
+    }
+    Ok(())
+}
+
+fn is_node_address(addr: Ipv4Addr) -> bool {
+    !addr.is_unspecified() && !addr.is_multicast() && !addr.is_broadcast()
+}
+
+/// Takes unusable nodes out of the overlay, and with them what is said to be there.
+fn check_remote(state: &mut NetworkState, refusals: &mut Vec<Refusal>) {
+    let NetworkState {
+        subnet, gateway, ..
+    } = *state;
+    let Some(Overlay {
+        local,
+        peers,
+        remote,
+        ..
+    }) = &mut state.overlay
+    else {
+        return;
+    };
+    let mut dropped = BTreeSet::new();
+    peers.retain(|peer| {
+        let refusal = if !is_node_address(*peer) {
+            Refusal::NodeAddress(*peer)
+        } else if peer == local {
+            Refusal::NodeIsThis(*peer)
+        } else if *peer == gateway {
+            // Nodes are next hops by their addresses, and nobody is his own next hop.
+            Refusal::NodeIsGateway(*peer)
+        } else {
+            return true;
+        };
+        refusals.push(refusal);
+        dropped.insert(*peer);
+        false
+    });
+    remote.retain(|addr, node| {
+        let is_vip = state.vips.binary_search_by_key(addr, |vip| vip.addr);
+        if !is_host_address(subnet, *addr) || *addr == gateway || is_vip.is_ok() {
+            refusals.push(Refusal::Remote {
+                addr: *addr,
+                subnet,
+            });
+            return false;
+        }
+        let is_known = peers.contains(node);
+        if !is_known && !dropped.contains(node) {
+            refusals.push(Refusal::UnknownPeer {
+                addr: *addr,
+                node: *node,
+            });
+        }
+        is_known
+    });
 }
 
 fn check_vips(state: &mut NetworkState, refusals: &mut Vec<Refusal>) {
@@ -200,24 +282,32 @@ fn check_port(
             by: by.clone(),
         });
     }
+    // Answers of other nodes' containers come back here in the ingress network alone.
+    let is_elsewhere = |addr: &Ipv4Addr| {
+        let overlay = state.overlay.as_ref().filter(|_| !state.ingress);
+        overlay.is_some_and(|overlay| overlay.remote.contains_key(addr))
+    };
     match published.to {
         PublishedTarget::Vip { addr, .. } => {
-            let known = state
-                .vips
-                .binary_search_by_key(&addr, |vip| vip.addr)
-                .is_ok();
-            if known {
-                Ok(())
-            } else {
-                Err(Refusal::NoSuchVip { port, addr })
+            let Ok(at) = state.vips.binary_search_by_key(&addr, |vip| vip.addr) else {
+                return Err(Refusal::NoSuchVip { port, addr });
+            };
+            let elsewhere = state.vips[at]
+                .backends
+                .iter()
+                .find(|addr| is_elsewhere(addr));
+            match elsewhere {
+                Some(addr) => Err(Refusal::PortElsewhere { port, addr: *addr }),
+                None => Ok(()),
             }
         }
         PublishedTarget::Container { addr, .. } => {
-            let good = is_host_address(subnet, addr);
-            if good {
-                Ok(())
-            } else {
+            if !is_host_address(subnet, addr) {
                 Err(Refusal::Target { port, addr, subnet })
+            } else if is_elsewhere(&addr) {
+                Err(Refusal::PortElsewhere { port, addr })
+            } else {
+                Ok(())
             }
         }
     }

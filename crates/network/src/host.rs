@@ -4,7 +4,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fs, io,
     net::Ipv4Addr,
-    os::fd::BorrowedFd,
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
     sync::Arc,
 };
 
@@ -17,6 +17,7 @@ use crate::{
         nft::Transaction,
         route::{End, Link, Mac, Route, everything, host_net},
     },
+    overlay::Mtu,
     sys,
     tables::{self, Content, host::Entry, network::UPLINK},
 };
@@ -30,6 +31,7 @@ const FORWARDING: &str = "ipv4/ip_forward";
 #[derive(Debug)]
 pub(crate) struct Host {
     config: NetworkConfig,
+    namespace: OwnedFd,
     table: nft::Table,
     pub(crate) route: Socket,
     nft: Socket,
@@ -44,6 +46,7 @@ impl Host {
         Ok(Self {
             table: tables::host::table(config),
             config: config.clone(),
+            namespace: sys::current_namespace()?,
             route: Socket::route()?,
             nft: Socket::netfilter()?,
             known: None,
@@ -51,12 +54,17 @@ impl Host {
         })
     }
 
+    pub(crate) fn namespace(&self) -> BorrowedFd<'_> {
+        self.namespace.as_fd()
+    }
+
     pub(crate) fn transactions(&self) -> u64 {
         self.route.transactions + self.nft.transactions
     }
 
-    /// The MTU of the interface that the host's default route leaves by.
-    pub(crate) fn mtu(&mut self) -> Result<u32, KernelError> {
+    /// The MTU of the interface that the host's default route leaves by, and of those that have
+    /// addresses.
+    pub(crate) fn mtu(&mut self) -> Result<Mtu, KernelError> {
         let routes = self.route.routes()?;
         let default = routes
             .iter()
@@ -65,7 +73,19 @@ impl Host {
             .and_then(|(route, _)| route.interface);
         let links = self.route.links()?;
         let link = links.iter().find(|link| Some(link.index) == default);
-        Ok(link.map_or(ETHERNET_MTU, |link| link.mtu))
+        let out = link.map_or(ETHERNET_MTU, |link| link.mtu);
+        // An address of the loopback interface is reached by any other.
+        let carrying: BTreeMap<_, _> = links
+            .iter()
+            .filter(|link| link.name != "lo")
+            .map(|link| (link.index, link.mtu))
+            .collect();
+        let addresses = self.route.addresses()?.into_iter();
+        let at = addresses.filter_map(|(on, addr, _)| Some((addr, *carrying.get(&on)?)));
+        Ok(Mtu {
+            out,
+            at: at.collect(),
+        })
     }
 
     /// Our interfaces in the host, by slot.

@@ -31,6 +31,7 @@ mod host;
 mod model;
 mod netlink;
 mod network;
+mod overlay;
 mod state;
 mod sys;
 mod tables;
@@ -38,8 +39,8 @@ mod tables;
 pub use config::{ConfigError, NetworkConfig};
 pub use datapath::{Datapath, OpenError, RemoveError};
 pub use model::{
-    ApplyError, AttachError, ContainerEndpoints, Difference, Endpoint, NetworkState, Protocol,
-    Published, PublishedTarget, Refusal, Vip,
+    ApplyError, AttachError, ContainerEndpoints, Difference, Endpoint, NetworkState, Overlay,
+    Protocol, Published, PublishedTarget, Refusal, Vip,
 };
 pub use netlink::KernelError;
 pub use shoal_types::spec::Ipv4Net;

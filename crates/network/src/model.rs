@@ -1,7 +1,7 @@
 //! What the caller wants of the datapath, and what it answers.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fmt,
     net::{Ipv4Addr, SocketAddr},
 };
@@ -19,18 +19,52 @@ pub struct NetworkState {
     pub gateway: Ipv4Addr,
     /// No way out: no uplink, no published ports, no forwarding of names.
     pub internal: bool,
-    /// The network that published ports of services go through; has an uplink in any case.
+    /// The network that published ports of services go through; has an uplink in any case. Only
+    /// here published ports lead to backends on other nodes.
     pub ingress: bool,
     pub vips: Vec<Vip>,
     pub published: Vec<Published>,
     /// Names that the network's containers can look up. Case does not matter.
     pub names: BTreeMap<String, Vec<Ipv4Addr>>,
+    /// The way to the network's containers on other nodes; `None` when there are no other nodes.
+    pub overlay: Option<Overlay>,
 }
 
 impl NetworkState {
     pub(crate) fn has_uplink(&self) -> bool {
         self.ingress || !self.internal
     }
+
+    /// The overlay, if there is anybody at its other end.
+    pub(crate) fn tunnel(&self) -> Option<&Overlay> {
+        self.overlay
+            .as_ref()
+            .filter(|overlay| !overlay.peers.is_empty())
+    }
+
+    /// Whether connections may enter by one node and be answered on another.
+    pub(crate) fn is_mesh(&self) -> bool {
+        self.ingress && self.tunnel().is_some()
+    }
+}
+
+/// How the nodes of a network reach each other: VXLAN (RFC 7348) without learning or flooding.
+///
+/// The set of every node names the same `vni` and `port`, and every node knows each other's
+/// `local` address as one of its `peers`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Overlay {
+    /// Tells the networks of a cluster apart on the wire; 1 to 2^24 - 1, and no other network's.
+    pub vni: u32,
+    /// UDP port that every node receives at.
+    pub port: u16,
+    /// This node's address, as the others know it.
+    pub local: Ipv4Addr,
+    /// The addresses of all other nodes. While it is empty no tunnel is made, but interfaces are
+    /// already small enough for one.
+    pub peers: BTreeSet<Ipv4Addr>,
+    /// The network's addresses that are on other nodes: at which of the peers each is.
+    pub remote: BTreeMap<Ipv4Addr, Ipv4Addr>,
 }
 
 /// A virtual address whose connections are spread over the backends. It has no ports: whatever
@@ -93,8 +127,8 @@ pub struct ContainerEndpoints {
     /// The container's own id. An address belongs to the container that was attached to it last;
     /// another's [`detach`](crate::Datapath::detach) leaves it alone.
     pub owner: String,
-    /// In the order of the container's interfaces. The first of a network with an uplink gives
-    /// the default route.
+    /// In the order of the container's interfaces. That of the ingress network gives the default
+    /// route, otherwise the first of a network with an uplink.
     pub endpoints: Vec<Endpoint>,
     /// Names that only this container can look up, such as links. Case does not matter.
     pub names: BTreeMap<String, Vec<Ipv4Addr>>,
@@ -175,6 +209,30 @@ pub enum Refusal {
     },
     #[error("published port {0}: no free port is left in the network's namespace")]
     PortsExhausted(String),
+    #[error(
+        "published port {port}: {addr} is on another node, and the network is not the ingress network"
+    )]
+    PortElsewhere { port: String, addr: Ipv4Addr },
+    #[error("vni {0} must be 1 to 16777215")]
+    Vni(u32),
+    #[error("vni {vni}: network {by} already has it")]
+    VniTaken { vni: u32, by: String },
+    #[error("the port of the overlay must not be 0")]
+    OverlayPort,
+    #[error("{0} cannot be the address of a node")]
+    NodeAddress(Ipv4Addr),
+    #[error(
+        "a node has the address {0}, which is the network's gateway: give the network another subnet or gateway"
+    )]
+    NodeIsGateway(Ipv4Addr),
+    #[error("another node says that it has this node's address {0}")]
+    NodeIsThis(Ipv4Addr),
+    #[error("address {addr} is said to be on a node at {node}, which is not among the peers")]
+    UnknownPeer { addr: Ipv4Addr, node: Ipv4Addr },
+    #[error(
+        "address {addr} on another node is not a host address of subnet {subnet}, or is the gateway or a vip"
+    )]
+    Remote { addr: Ipv4Addr, subnet: Ipv4Net },
 }
 
 /// A container could not be attached.

@@ -12,16 +12,17 @@ use std::{
 use crate::{
     config::{NetworkConfig, Slot},
     host::{content_of, first, mac_of},
-    model::{NetworkState, Vip},
+    model::{NetworkState, Overlay, Vip},
     netlink::{
         Batch, KernelError, Socket, nft,
         nft::Transaction,
-        route::{Route, everything, host_net},
+        route::{Link, Route, everything, host_net},
     },
+    overlay::{self, Mtu, Ways},
     sys,
     tables::{
         self, Content,
-        network::{Entry, UPLINK},
+        network::{Entry, Layout, UPLINK},
         slots::{self, Slots},
     },
 };
@@ -44,6 +45,19 @@ const SYSCTLS: [(&str, &str); 8] = [
     ("ipv6/conf/default/disable_ipv6", "1"),
 ];
 
+/// Written too where connections enter by other nodes: what the kernel itself says of such a
+/// connection, such as that a packet is too large, goes back through that node as well.
+const MESH_SYSCTL: (&str, &str) = ("ipv4/fwmark_reflect", "1");
+
+/// What of the host a network depends on.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Around<'a> {
+    pub(crate) config: &'a NetworkConfig,
+    /// The host's namespace.
+    pub(crate) namespace: BorrowedFd<'a>,
+    pub(crate) mtu: &'a Mtu,
+}
+
 #[derive(Debug)]
 pub(crate) struct Network {
     namespace: OwnedFd,
@@ -52,6 +66,8 @@ pub(crate) struct Network {
     uplink: Option<Slot>,
     /// Whether `uplink` says what the kernel has, or is still to be found out.
     uplink_is_seen: bool,
+    /// The interface to other nodes, as long as the base is known.
+    tunnel: Option<u32>,
     /// As it was last applied without an error.
     pub(crate) state: Option<Arc<NetworkState>>,
     known: Option<Known>,
@@ -86,7 +102,7 @@ impl Network {
             None => Self::create(pin)?,
         };
         let (route, nft) = sys::in_namespace(namespace.as_fd(), || {
-            set_sysctls()?;
+            set_sysctls(&SYSCTLS)?;
             io::Result::Ok((Socket::route()?, Socket::netfilter()?))
         })??;
         Ok(Self {
@@ -95,6 +111,7 @@ impl Network {
             nft,
             uplink: None,
             uplink_is_seen: false,
+            tunnel: None,
             state: None,
             known: None,
             base_is_known: false,
@@ -136,6 +153,32 @@ impl Network {
         }
     }
 
+    /// Whether `state` needs no look at the interface to other nodes.
+    pub(crate) fn tunnel_is_known(&self, state: &NetworkState) -> bool {
+        let old = self.state.as_ref().and_then(|old| old.tunnel());
+        self.base_is_known && old.map(identity) == state.tunnel().map(identity)
+    }
+
+    /// Removes an interface to other nodes that `state` does not want or that cannot become the one
+    /// it wants. Returns whether one has to be made.
+    pub(crate) fn clear_tunnel(
+        &mut self,
+        state: Option<&NetworkState>,
+        host: BorrowedFd<'_>,
+    ) -> Result<bool, KernelError> {
+        let wanted = state.and_then(NetworkState::tunnel);
+        let Some(link) = self.route.link(overlay::DEVICE)? else {
+            return Ok(wanted.is_some());
+        };
+        let underlay = self.route.namespace_id(host)?;
+        if wanted.is_some_and(|wanted| overlay::can_stay(&link, wanted, underlay)) {
+            return Ok(false);
+        }
+        self.base_is_known = false;
+        overlay::delete(&mut self.route, link.index)?;
+        Ok(wanted.is_some())
+    }
+
     /// The next apply compares links, addresses and routes with the kernel again.
     pub(crate) fn forget_base(&mut self) {
         self.base_is_known = false;
@@ -153,7 +196,7 @@ impl Network {
     /// What links, addresses and routes lack, and what gives it to them.
     pub(crate) fn plan_base(
         &mut self,
-        config: &NetworkConfig,
+        around: Around<'_>,
         state: &NetworkState,
     ) -> Result<(Batch, Vec<String>), KernelError> {
         let links = self.route.links()?;
@@ -175,7 +218,7 @@ impl Network {
                 wanted_addresses.insert((link.index, state.gateway, 32));
                 continue;
             };
-            let (near, far) = config.uplink_addresses(slot);
+            let (near, far) = around.config.uplink_addresses(slot);
             wanted_addresses.insert((link.index, far, 32));
             wanted_routes.insert(Route::new(host_net(near), link.index).source(far));
             wanted_routes.insert(Route::new(everything(), link.index).via(near));
@@ -205,7 +248,11 @@ impl Network {
                 batch.add_route(*route);
             }
         }
+        let tunnel = links.iter().find(|link| link.name == overlay::DEVICE);
         for (route, ours) in &routes {
+            if tunnel.is_some_and(|link| route.interface == Some(link.index)) {
+                continue;
+            }
             // Routes to single addresses are the containers'.
             let is_container = route.to.prefix() == 32 && state.subnet.contains(route.to.addr());
             if *ours && !is_container && !wanted_routes.contains(route) {
@@ -213,27 +260,81 @@ impl Network {
                 batch.delete_route(*route);
             }
         }
+        let ways = Ways::found(
+            &mut self.route,
+            tunnel.map(|link| link.index),
+            &routes,
+            &neighbours,
+        )?;
+        self.plan_tunnel(around, state, tunnel, &ways, (&mut batch, &mut found))?;
         Ok((batch, found))
+    }
+
+    /// What the interface to other nodes and the ways over it lack.
+    fn plan_tunnel(
+        &mut self,
+        around: Around<'_>,
+        state: &NetworkState,
+        link: Option<&Link>,
+        is: &Ways,
+        (batch, found): (&mut Batch, &mut Vec<String>),
+    ) -> Result<(), KernelError> {
+        match (link, state.tunnel()) {
+            (Some(link), Some(overlay)) => {
+                let underlay = self.route.namespace_id(around.namespace)?;
+                if !overlay::can_stay(link, overlay, underlay) {
+                    found.push("the tunnel to other nodes is not the one it should be".to_owned());
+                    return Ok(());
+                }
+                let mtu = around.mtu.of(state);
+                let is_mesh = state.is_mesh();
+                found.extend(overlay::change_link(link, overlay, mtu, is_mesh, batch));
+                let wanted = Ways::wanted(state, link.index);
+                found.extend(is.change_to(&wanted, link.index, batch));
+            }
+            (None, Some(_)) => found.push("the tunnel to other nodes is missing".to_owned()),
+            (link, None) => {
+                if link.is_some() {
+                    found.push("a tunnel to other nodes should not be there".to_owned());
+                }
+                let index = link.map_or(0, |link| link.index);
+                found.extend(is.change_to(&Ways::default(), index, batch));
+            }
+        }
+        self.tunnel = link.map(|link| link.index);
+        Ok(())
     }
 
     pub(crate) fn apply_base(
         &mut self,
-        config: &NetworkConfig,
+        around: Around<'_>,
         state: &NetworkState,
     ) -> Result<(), KernelError> {
-        if self.base_is_known && self.state.as_ref().is_some_and(|old| same_base(old, state)) {
-            return Ok(());
+        let old = self.state.clone().filter(|old| same_base(old, state));
+        if let Some(old) = old.filter(|_| self.base_is_known) {
+            return self.update_ways(&old, state);
         }
-        sys::in_namespace(self.namespace.as_fd(), set_sysctls)
+        sys::in_namespace(self.namespace.as_fd(), || set_sysctls(&sysctls(state)))
             .and_then(|result| result)
             .map_err(|error| KernelError::new("sysctls", &error))?;
-        let (batch, _) = self.plan_base(config, state)?;
-        first(self.route.transact(batch))?;
+        let (batch, _) = self.plan_base(around, state)?;
+        overlay::transact(&mut self.route, batch)?;
         if let Some(link) = self.route.link(UPLINK)? {
             self.route.settle(link.index)?;
         }
         self.base_is_known = true;
         Ok(())
+    }
+
+    /// Everything is known: only nodes and containers on them that came, went or moved are sent.
+    fn update_ways(&mut self, old: &NetworkState, new: &NetworkState) -> Result<(), KernelError> {
+        let Some(index) = self.tunnel.filter(|_| old.overlay != new.overlay) else {
+            return Ok(());
+        };
+        let mut batch = Batch::default();
+        let wanted = Ways::wanted(new, index);
+        Ways::wanted(old, index).change_to(&wanted, index, &mut batch);
+        overlay::transact(&mut self.route, batch)
     }
 
     /// Brings the table to what `state` and `ports` say, in one transaction.
@@ -244,7 +345,7 @@ impl Network {
         ports: &[Entry],
     ) -> Result<(), KernelError> {
         let generation = nft::generation(&mut self.nft)?;
-        let old = self.state.clone().filter(|old| same_base(old, state));
+        let old = self.state.clone().filter(|old| same_rules(old, state));
         match (self.known.take(), old) {
             (Some(known), Some(old)) if known.generation == generation => {
                 self.update_table(known, &old, state, ports)?;
@@ -324,7 +425,7 @@ impl Network {
         let needed = tables::network::counts(new.values().map(Vec::len));
         let missing: BTreeSet<u32> = needed.difference(&known.counts).copied().collect();
 
-        let table = tables::network::table(state.gateway, None, &BTreeSet::new());
+        let table = tables::network::table(&Layout::of(state, None), &BTreeSet::new());
         let mut transaction = Transaction::new(&table);
         for count in &missing {
             for chain in &tables::network::chains_for(*count) {
@@ -441,7 +542,7 @@ impl Network {
         counts.extend(kept.map(u32::from_ne_bytes).filter(|count| *count > 0));
 
         let far = self.uplink.map(|slot| config.uplink_addresses(slot).1);
-        let table = tables::network::table(state.gateway, far, &counts);
+        let table = tables::network::table(&Layout::of(state, far), &counts);
         let mut content = slots::elements(&slots);
         content.extend(tables::network::picks(&counts));
         content.extend(tables::network::ports(ports, &slots));
@@ -456,16 +557,18 @@ impl Network {
     /// differs.
     pub(crate) fn differences(
         &mut self,
-        config: &NetworkConfig,
+        around: Around<'_>,
         state: &NetworkState,
         ports: &[Entry],
     ) -> Result<Vec<String>, KernelError> {
-        let (_, mut differences) = self.plan_base(config, state)?;
+        let (_, mut differences) = self.plan_base(around, state)?;
+        let sysctls = sysctls(state);
         let values = sys::in_namespace(self.namespace.as_fd(), || {
-            SYSCTLS.map(|(name, _)| sys::sysctl(name))
+            let values = sysctls.iter().map(|(name, _)| sys::sysctl(name));
+            values.collect::<Vec<_>>()
         });
         let values = values.map_err(|error| KernelError::new("enter the namespace", &error))?;
-        for ((name, wanted), is) in SYSCTLS.iter().zip(values) {
+        for ((name, wanted), is) in sysctls.iter().zip(values) {
             if is.is_ok_and(|is| is != *wanted) {
                 differences.push(format!("sysctl net/{name} is not {wanted}"));
             }
@@ -475,7 +578,7 @@ impl Network {
         }
         let base = differences.len();
         let found = nft::dump(&mut self.nft, tables::network::TABLE)?;
-        let (table, wanted, ..) = self.wanted(config, state, ports, found.as_ref());
+        let (table, wanted, ..) = self.wanted(around.config, state, ports, found.as_ref());
         match found {
             None => differences.push("its table is missing".to_owned()),
             Some(found) => {
@@ -490,9 +593,14 @@ impl Network {
     }
 }
 
-/// Writes [`SYSCTLS`] in the calling thread's namespace; a kernel without IPv6 lacks those.
-fn set_sysctls() -> io::Result<()> {
-    for (name, value) in SYSCTLS {
+fn sysctls(state: &NetworkState) -> Vec<(&'static str, &'static str)> {
+    let mesh = state.is_mesh().then_some(MESH_SYSCTL);
+    SYSCTLS.into_iter().chain(mesh).collect()
+}
+
+/// Writes sysctls in the calling thread's namespace; a kernel without IPv6 lacks those.
+fn set_sysctls(sysctls: &[(&str, &str)]) -> io::Result<()> {
+    for (name, value) in sysctls {
         match sys::set_sysctl(name, value) {
             Err(error) if name.starts_with("ipv6") && error.kind() == io::ErrorKind::NotFound => {}
             result => drop(result?),
@@ -501,9 +609,25 @@ fn set_sysctls() -> io::Result<()> {
     Ok(())
 }
 
-/// Whether two states need the same links, addresses, routes and rules.
+/// Whether two states need the same links, addresses, routes and rules, but for what is on other
+/// nodes.
 fn same_base(old: &NetworkState, new: &NetworkState) -> bool {
-    (old.subnet, old.gateway, old.has_uplink()) == (new.subnet, new.gateway, new.has_uplink())
+    let tunnel = |state: &NetworkState| {
+        let tunnel = state.tunnel();
+        tunnel.map(|tunnel| (identity(tunnel), tunnel.local))
+    };
+    old.subnet == new.subnet && same_rules(old, new) && tunnel(old) == tunnel(new)
+}
+
+/// Whether two states need the same table, but for its elements.
+fn same_rules(old: &NetworkState, new: &NetworkState) -> bool {
+    let of = |state: &NetworkState| (state.gateway, state.has_uplink(), state.is_mesh());
+    of(old) == of(new)
+}
+
+/// What an interface to other nodes cannot change.
+fn identity(overlay: &Overlay) -> (u32, u16) {
+    (overlay.vni, overlay.port)
 }
 
 /// The vips of `old` and those of `new` that are not the same in the other; both are sorted by

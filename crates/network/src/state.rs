@@ -5,7 +5,8 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fs, io,
     net::Ipv4Addr,
-    path::PathBuf,
+    os::fd::AsFd,
+    path::{Path, PathBuf},
     sync::Arc,
 };
 
@@ -16,7 +17,8 @@ use crate::{
     host::Host,
     model::{ApplyError, Difference, NetworkState, Published, PublishedTarget, Refusal},
     netlink::KernelError,
-    network::Network,
+    network::{Around, Network},
+    overlay::{self, Mtu},
     sys,
     tables::{self, Content},
 };
@@ -26,8 +28,8 @@ use crate::{
 pub(crate) struct State {
     pub(crate) config: NetworkConfig,
     pub(crate) host: Host,
-    /// Of every interface made: that of the host's way out, as it was when last looked at.
-    pub(crate) mtu: u32,
+    /// Of every interface made: what the host's own had when last looked at.
+    pub(crate) mtu: Mtu,
     pub(crate) networks: BTreeMap<String, Network>,
     pub(crate) dns: Dns,
     /// Owners of the addresses that were attached through this datapath, by network and address.
@@ -82,6 +84,7 @@ impl State {
                 source,
             });
         }
+        self.free_vnis(&networks, &untouched, &mut errors);
         let content = self.host.content().ok().flatten().unwrap_or_default();
         let mut entries = Vec::new();
         for (id, state) in &networks {
@@ -106,6 +109,28 @@ impl State {
         }
         self.remove_others(&networks, &untouched, &mut errors);
         errors
+    }
+
+    /// Removes the tunnels of networks that are about to go, first of all: a network that comes may
+    /// have got the vni of one of them.
+    fn free_vnis(
+        &mut self,
+        wanted: &BTreeMap<String, Arc<NetworkState>>,
+        untouched: &BTreeSet<String>,
+        errors: &mut Vec<ApplyError>,
+    ) {
+        for (id, network) in &mut self.networks {
+            let tunnel = network.state.as_ref().and_then(|state| state.tunnel());
+            if tunnel.is_none() || wanted.contains_key(id) || untouched.contains(id) {
+                continue;
+            }
+            let removed = network.clear_tunnel(None, self.host.namespace());
+            errors.extend(removed.err().map(|source| ApplyError::Network {
+                network: id.clone(),
+                doing: "remove its tunnel to other nodes",
+                source,
+            }));
+        }
     }
 
     /// The ports that networks have which were refused or failed, and keep: those of the state
@@ -163,10 +188,16 @@ impl State {
             .unwrap_or_else(|| state.clone());
         let was_known = self.networks[id].uplink_is_known(state);
         self.apply_uplink(id, state)?;
+        self.apply_tunnel(id, state)?;
         let ports = self.ports(id, state, content, errors);
+        let around = Around {
+            config: &self.config,
+            namespace: self.host.namespace(),
+            mtu: &self.mtu,
+        };
         let network = self.networks.get_mut(id).expect("inserted above");
         network
-            .apply_base(&self.config, state)
+            .apply_base(around, state)
             .map_err(failed("set up the namespace"))?;
         network
             .apply_table(&self.config, state, &ports.network)
@@ -220,7 +251,7 @@ impl State {
                             pool: self.config.uplink_pool,
                         })?;
                 self.host
-                    .create_uplink(free, network.namespace(), self.mtu)
+                    .create_uplink(free, network.namespace(), self.mtu.out)
                     .map_err(failed)?;
                 slot = Some(free);
             }
@@ -242,6 +273,30 @@ impl State {
             .into_iter()
             .next()
             .map_or(Ok(()), |error| Err(failed(error)))
+    }
+
+    /// Makes or removes the network's interface to other nodes.
+    fn apply_tunnel(&mut self, id: &str, state: &NetworkState) -> Result<(), ApplyError> {
+        if self.networks[id].tunnel_is_known(state) {
+            return Ok(());
+        }
+        if state.overlay.is_some() {
+            self.refresh_mtu();
+        }
+        let network = self.networks.get_mut(id).expect("opened before");
+        let is_missing = network.clear_tunnel(Some(state), self.host.namespace());
+        let made = is_missing.and_then(|is_missing| match state.tunnel() {
+            Some(overlay) if is_missing => {
+                let mtu = self.mtu.of(state);
+                overlay::create(&mut self.host.route, network.namespace(), overlay, mtu)
+            }
+            _ => Ok(()),
+        });
+        made.map_err(|source| ApplyError::Network {
+            network: id.to_owned(),
+            doing: "make the tunnel to other nodes",
+            source,
+        })
     }
 
     /// Which port of the uplink each published port is sent to. Normally the same number; another
@@ -324,9 +379,19 @@ impl State {
         for (id, pin) in pins.into_iter().filter(|(id, _)| !keep(id)) {
             self.dns.stop(&id);
             self.attached.retain(|(network, _), _| *network != id);
-            if let Some(network) = self.networks.remove(&id) {
-                self.past_transactions += network.transactions();
-            }
+            let tunnel = match self.networks.remove(&id) {
+                Some(mut network) => {
+                    let removed = network.clear_tunnel(None, self.host.namespace());
+                    self.past_transactions += network.transactions();
+                    removed.map(drop)
+                }
+                None => remove_tunnel(&pin),
+            };
+            errors.extend(tunnel.err().map(|source| ApplyError::Network {
+                network: id.clone(),
+                doing: "remove its tunnel to other nodes",
+                source,
+            }));
             if let Err(error) = sys::unpin(&pin) {
                 let source = KernelError::new("pinned namespace", &error);
                 errors.push(ApplyError::Network {
@@ -382,7 +447,9 @@ impl State {
 
     /// What cannot be read stays as it was: any MTU is better than no interface.
     fn refresh_mtu(&mut self) {
-        self.mtu = self.host.mtu().unwrap_or(self.mtu);
+        if let Ok(mtu) = self.host.mtu() {
+            self.mtu = mtu;
+        }
     }
 
     pub(crate) fn diff(&mut self) -> Vec<Difference> {
@@ -413,8 +480,13 @@ impl State {
             };
             let ports = self.ports(&id, &state, &content, &mut Vec::new());
             let is = self.host.uplink_into(self.networks[&id].namespace())?;
+            let around = Around {
+                config: &self.config,
+                namespace: self.host.namespace(),
+                mtu: &self.mtu,
+            };
             let network = self.networks.get_mut(&id).expect("its key was just listed");
-            let mut what = network.differences(&self.config, &state, &ports.network)?;
+            let mut what = network.differences(around, &state, &ports.network)?;
             if is != network.uplink() {
                 what.push("its uplink is gone".to_owned());
                 network.set_uplink(is);
@@ -486,6 +558,7 @@ pub(crate) fn remove_all(config: &NetworkConfig) -> Vec<KernelError> {
     match pinned(config) {
         Ok(pins) => {
             for (id, pin) in pins {
+                errors.extend(remove_tunnel(&pin).err());
                 errors.extend(io(&format!("pinned namespace {id}"), sys::unpin(&pin)));
             }
         }
@@ -496,6 +569,15 @@ pub(crate) fn remove_all(config: &NetworkConfig) -> Vec<KernelError> {
         fs::remove_dir(config.pins()),
     ));
     errors
+}
+
+/// Removes the interface to other nodes from the namespace pinned at `pin`, if there are such.
+fn remove_tunnel(pin: &Path) -> Result<(), KernelError> {
+    match sys::open_pinned(pin) {
+        Ok(Some(namespace)) => overlay::remove(namespace.as_fd()),
+        // Without a namespace there is nothing in it; what else is wrong, its removal says.
+        _ => Ok(()),
+    }
 }
 
 fn pinned(config: &NetworkConfig) -> io::Result<Vec<(String, PathBuf)>> {

@@ -70,6 +70,11 @@ pub(crate) fn open_pinned(path: &Path) -> io::Result<Option<OwnedFd>> {
     Ok((magic == NSFS_MAGIC).then(|| file.into()))
 }
 
+/// The calling thread's network namespace.
+pub(crate) fn current_namespace() -> io::Result<OwnedFd> {
+    Ok(File::open("/proc/thread-self/ns/net")?.into())
+}
+
 /// Writes a sysctl of the calling thread's network namespace, unless it already has that value.
 /// Returns whether it wrote.
 pub(crate) fn set_sysctl(name: &str, value: &str) -> io::Result<bool> {

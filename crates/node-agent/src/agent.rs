@@ -274,6 +274,7 @@ impl Inner {
     async fn reconcile(self: Arc<Self>) {
         let mut assignments = self.assignments.subscribe();
         let mut changed = self.changed.subscribe();
+        let mut described = self.description.subscribe();
         let mut workers = JoinSet::new();
         let mut last: Option<Vec<NetworkState>> = None;
         // What an earlier agent saved may be older than what runs: nothing is swept away for it.
@@ -302,11 +303,13 @@ impl Inner {
                     );
                 }
             }
-            let desired = network::desired(&set, &self.gone(&set));
+            let data_addr = described.borrow_and_update().data_addr;
+            let nodes = network::Nodes::of(&set, data_addr);
+            let desired = network::desired(&set, &self.gone(&set), &nodes);
             if last.as_ref() != Some(&desired) {
                 let errors = self.tools.datapath.apply(desired.clone()).await;
                 last = errors.is_empty().then_some(desired);
-                self.note(errors);
+                self.note(nodes.problems, &errors);
             }
             self.hand_out(&set, &mut workers);
             let is_loaded = loaded
@@ -321,6 +324,7 @@ impl Inner {
             tokio::select! {
                 result = assignments.changed() => if result.is_err() { return },
                 result = changed.changed() => if result.is_err() { return },
+                result = described.changed() => if result.is_err() { return },
                 Some(_ended) = workers.join_next() => {}
                 () = time::sleep(RETRY), if last.is_none() => {}
                 _ = resync.tick() => {
@@ -449,8 +453,9 @@ impl Inner {
         }
     }
 
-    fn note(&self, errors: Vec<ApplyError>) {
-        let texts: Vec<String> = errors.iter().map(crate::error_chain).collect();
+    fn note(&self, problems: Vec<String>, errors: &[ApplyError]) {
+        let mut texts = problems;
+        texts.extend(errors.iter().map(crate::error_chain));
         for text in &texts {
             error!(error = text, "a network is not as it should be");
         }

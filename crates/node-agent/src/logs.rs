@@ -62,9 +62,12 @@ async fn try_bring(
     };
     match state {
         // A task without a container has written nothing.
-        Ok(None) => return Ok(()),
+        Ok(None) => return Ok(to_manager.close().await?),
         Ok(Some(_)) => {}
-        Err(error) => return Ok(to_manager.send(&failed(&error)).await?),
+        Err(error) => {
+            to_manager.send(&failed(&error)).await?;
+            return Ok(to_manager.close().await?);
+        }
     }
     let mut lines = std::pin::pin!(runtime.logs(container.as_str(), translate(options)));
     loop {
@@ -74,7 +77,7 @@ async fn try_bring(
             _gone = from_manager.receive() => return Ok(()),
         };
         match line {
-            None => return Ok(()),
+            None => return Ok(to_manager.close().await?),
             Some(Ok(line)) => {
                 let record = LogFrame::Record {
                     at: from_jiff(line.at),
@@ -83,7 +86,10 @@ async fn try_bring(
                 };
                 to_manager.send(&record).await?;
             }
-            Some(Err(error)) => return Ok(to_manager.send(&failed(&error)).await?),
+            Some(Err(error)) => {
+                to_manager.send(&failed(&error)).await?;
+                return Ok(to_manager.close().await?);
+            }
         }
     }
 }

@@ -2,12 +2,12 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::Ipv4Addr,
+    net::{IpAddr, Ipv4Addr},
 };
 
-use shoal_network::{self as datapath, NetworkState, Published, PublishedTarget, Vip};
+use shoal_network::{self as datapath, NetworkState, Overlay, Published, PublishedTarget, Vip};
 use shoal_types::{
-    NetworkId,
+    NetworkId, NodeId,
     object::Task,
     spec::{Protocol, PublishMode},
     wire::{Assignments, NetworkAssignment},
@@ -17,9 +17,12 @@ use shoal_types::{
 ///
 /// `gone` are addresses of this node's own tasks that no longer serve (their container has ended, or
 /// is about to be stopped): they leave the balancing at once, without waiting for a manager to say so.
+///
+/// `nodes` is how the networks reach other nodes.
 pub(crate) fn desired(
     assignments: &Assignments,
     gone: &BTreeSet<(NetworkId, Ipv4Addr)>,
+    nodes: &Nodes,
 ) -> Vec<NetworkState> {
     assignments
         .networks
@@ -35,8 +38,78 @@ pub(crate) fn desired(
                 .chain(host_ports(network, &assignments.tasks))
                 .collect(),
             names: names(network, gone),
+            overlay: nodes.overlay(network),
         })
         .collect()
+}
+
+/// How this node's networks reach those of other nodes.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct Nodes {
+    /// This node's data address and the port; `None` where there is no traffic between nodes.
+    here: Option<(Ipv4Addr, u16)>,
+    /// All others, and never this one.
+    peers: BTreeMap<NodeId, Ipv4Addr>,
+    /// Why some of them, or all, are out of reach.
+    pub(crate) problems: Vec<String>,
+}
+
+impl Nodes {
+    /// `data_addr` is that of this node.
+    pub(crate) fn of(assignments: &Assignments, data_addr: Option<IpAddr>) -> Self {
+        let mut nodes = Self::default();
+        let port = assignments.data_path_port;
+        let local = match data_addr {
+            _ if port == 0 => return nodes,
+            Some(IpAddr::V4(local)) => local,
+            Some(IpAddr::V6(addr)) => {
+                nodes.problems.push(format!(
+                    "the node's data path address {addr} is an IPv6 address, which networks cannot \
+                     use yet: containers on other nodes are out of reach; give the node an IPv4 \
+                     address with --data-path-addr"
+                ));
+                return nodes;
+            }
+            None if assignments.peers.is_empty() => return nodes,
+            None => {
+                nodes.problems.push(
+                    "the node has no data path address: containers on other nodes are out of \
+                     reach; give it one with --data-path-addr"
+                        .to_owned(),
+                );
+                return nodes;
+            }
+        };
+        nodes.here = Some((local, port));
+        for peer in &assignments.peers {
+            match peer.addr {
+                IpAddr::V4(addr) => {
+                    nodes.peers.insert(peer.node, addr);
+                }
+                IpAddr::V6(addr) => nodes.problems.push(format!(
+                    "node {} has the IPv6 address {addr} for its data path, which networks cannot \
+                     use yet: its containers are out of reach",
+                    peer.node
+                )),
+            }
+        }
+        nodes
+    }
+
+    fn overlay(&self, network: &NetworkAssignment) -> Option<Overlay> {
+        let (local, port) = self.here?;
+        let at = |node| self.peers.get(node).copied();
+        let remote = network.endpoints.iter();
+        Some(Overlay {
+            vni: network.vni,
+            port,
+            local,
+            peers: self.peers.values().copied().collect(),
+            remote: remote
+                .filter_map(|e| Some((e.addr, at(&e.node)?)))
+                .collect(),
+        })
+    }
 }
 
 fn vips(network: &NetworkAssignment, gone: &BTreeSet<(NetworkId, Ipv4Addr)>) -> Vec<Vip> {
@@ -152,8 +225,8 @@ fn protocol(protocol: Protocol) -> datapath::Protocol {
 #[cfg(test)]
 mod tests {
     use shoal_types::{
-        NodeId, ServiceId, TaskId,
-        wire::{NetworkEndpoint, NetworkService, PublishedPort},
+        ServiceId, TaskId,
+        wire::{DataPeer, NetworkEndpoint, NetworkService, PublishedPort},
     };
 
     use super::*;
@@ -198,9 +271,66 @@ mod tests {
         }
     }
 
+    fn node(n: u8) -> NodeId {
+        NodeId::from_random([n; 17])
+    }
+
+    #[test]
+    fn endpoints_on_other_nodes_are_reached_at_those() {
+        let mut set = assignments(false);
+        let endpoint = set.networks[0].endpoints[0].clone();
+        let on = |addr, n| NetworkEndpoint {
+            addr,
+            node: node(n),
+            ..endpoint.clone()
+        };
+        // On node 5, and on node 6, which is down and so no peer.
+        let down = Ipv4Addr::new(10, 0, 1, 7);
+        set.networks[0].endpoints.extend([on(B, 5), on(down, 6)]);
+        set.data_path_port = 4789;
+        let peer = |n, addr: &str| DataPeer {
+            node: node(n),
+            addr: addr.parse().unwrap(),
+        };
+        set.peers = vec![peer(5, "192.0.2.5"), peer(7, "2001:db8::7")];
+        let nodes = Nodes::of(&set, Some("192.0.2.3".parse().unwrap()));
+        let there = Ipv4Addr::new(192, 0, 2, 5);
+        let overlay = Overlay {
+            vni: 4097,
+            port: 4789,
+            local: Ipv4Addr::new(192, 0, 2, 3),
+            peers: [there].into(),
+            remote: [(B, there)].into(),
+        };
+        let state = &desired(&set, &BTreeSet::new(), &nodes)[0];
+        assert_eq!(state.overlay, Some(overlay));
+        assert_eq!(nodes.problems.len(), 1, "{:?}", nodes.problems);
+        assert!(nodes.problems[0].contains("2001:db8::7"));
+    }
+
+    #[test]
+    fn a_node_without_a_usable_address_says_so_only_when_there_are_others() {
+        let mut set = assignments(false);
+        assert_eq!(
+            Nodes::of(&set, Some([192, 0, 2, 3].into())),
+            Nodes::default()
+        );
+        set.data_path_port = 4789;
+        assert_eq!(Nodes::of(&set, None), Nodes::default());
+        set.peers = vec![DataPeer {
+            node: node(5),
+            addr: [192, 0, 2, 5].into(),
+        }];
+        for addr in [None, Some("2001:db8::3".parse().unwrap())] {
+            let nodes = Nodes::of(&set, addr);
+            assert!(nodes.problems[0].contains("--data-path-addr"));
+            assert_eq!(desired(&set, &BTreeSet::new(), &nodes)[0].overlay, None);
+        }
+    }
+
     #[test]
     fn names_lead_to_the_vip_and_to_the_tasks() {
-        let state = &desired(&assignments(false), &BTreeSet::new())[0];
+        let state = &desired(&assignments(false), &BTreeSet::new(), &Nodes::default())[0];
         assert_eq!(state.names["web"], [VIP]);
         assert_eq!(state.names["www"], [VIP]);
         assert_eq!(state.names["tasks.web"], [A, B]);
@@ -218,7 +348,7 @@ mod tests {
     fn a_task_that_is_gone_is_neither_balanced_to_nor_named() {
         let set = assignments(false);
         let gone = [(set.networks[0].id, A)].into();
-        let state = &desired(&set, &gone)[0];
+        let state = &desired(&set, &gone, &Nodes::default())[0];
         assert_eq!(state.vips[0].backends, [B]);
         assert_eq!(state.names["tasks.web"], [B]);
         assert!(!state.names.contains_key("web.1.x"));
@@ -226,7 +356,7 @@ mod tests {
 
     #[test]
     fn the_ingress_network_publishes_and_has_no_names() {
-        let state = &desired(&assignments(true), &BTreeSet::new())[0];
+        let state = &desired(&assignments(true), &BTreeSet::new(), &Nodes::default())[0];
         assert!(state.names.is_empty());
         let to = PublishedTarget::Vip {
             addr: VIP,

@@ -1,14 +1,15 @@
-//! How many proposals a second one member takes, and how many flushes of its log that costs.
+//! How many proposals a second a group takes, and how many flushes of the leader's log that costs.
 //!
 //! `cargo run --release -p shoal-raft-store --example proposals [DIR] [SECONDS]`: each line is one
-//! number of proposers that wait for one answer before the next proposal, every answer on disk.
+//! number of members, over the in-process router and on one disk, and of proposers that wait for one
+//! answer before the next proposal, every answer on the disks of a majority.
 
 use std::{
-    path::PathBuf,
+    path::{Path, PathBuf},
     time::{Duration, Instant},
 };
 
-use shoal_raft_store::{Change, Command, RaftTuning, Store, StoreConfig};
+use shoal_raft_store::{Change, Command, DataKey, RaftTuning, Router, Store, StoreConfig};
 use shoal_types::{
     ConfigId, RaftId, Timestamp,
     object::{Config, Meta},
@@ -23,26 +24,45 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let dir = args.next().map_or_else(std::env::temp_dir, PathBuf::from);
     let seconds = args.next().map_or(Ok(3), |text| text.parse())?;
     let dir = dir.join(format!("shoal-proposals-{}", std::process::id()));
-    let result = measure(dir.clone(), Duration::from_secs(seconds)).await;
-    std::fs::remove_dir_all(&dir)?;
-    println!("proposers  proposals/s  mean latency  flushes  proposals/flush");
-    for line in result? {
-        println!("{line}");
+    println!("members  proposers  proposals/s  mean latency  flushes  proposals/flush");
+    for members in [1, 3] {
+        let dir = dir.join(members.to_string());
+        for line in measure(&dir, members, Duration::from_secs(seconds)).await? {
+            println!("{members:>7}  {line}");
+        }
     }
+    std::fs::remove_dir_all(&dir)?;
     Ok(())
 }
 
-async fn measure(dir: PathBuf, time: Duration) -> Result<Vec<String>, Box<dyn std::error::Error>> {
-    let config = StoreConfig {
-        dir,
-        raft: RaftId(1),
-        tuning: RaftTuning::default(),
-    };
-    let store = Store::open(config).await?;
+async fn measure(
+    dir: &Path,
+    members: u64,
+    time: Duration,
+) -> Result<Vec<String>, Box<dyn std::error::Error>> {
+    let router = Router::new();
+    let mut stores = Vec::new();
+    for id in (1..=members).map(RaftId) {
+        let config = StoreConfig {
+            dir: dir.join(id.to_string()),
+            raft: id,
+            tuning: RaftTuning::default(),
+            key: DataKey::generate(),
+            older_keys: Vec::new(),
+        };
+        let store = Store::open_with_peers(config, router.peers(id)).await?;
+        router.attach(id, store.clone());
+        stores.push(store);
+    }
+    let store = stores[0].clone();
     store.bootstrap().await?;
+    for other in &stores[1..] {
+        let id = other.id();
+        store.add_member(id, format!("member-{id}")).await?;
+    }
     let mut lines = Vec::new();
     let mut base = 0;
-    for proposers in [1u64, 16, 64, 256] {
+    for proposers in [1u64, 16, 100] {
         let before = store.stats();
         let start = Instant::now();
         let tasks: Vec<_> = (0..proposers)
@@ -63,7 +83,9 @@ async fn measure(dir: PathBuf, time: Duration) -> Result<Vec<String>, Box<dyn st
             "{proposers:>9}  {rate:>11}  {latency:>12.1?}  {flushes:>7}  {batch:>15}"
         ));
     }
-    store.shutdown().await;
+    for store in stores.iter().rev() {
+        store.shutdown().await;
+    }
     Ok(lines)
 }
 

@@ -5,6 +5,8 @@ use std::{path::PathBuf, time::Duration};
 use openraft::{Config, SnapshotPolicy};
 use shoal_types::RaftId;
 
+use crate::key::DataKey;
+
 /// Where a member keeps its state, and who it is.
 #[derive(Debug, Clone)]
 pub struct StoreConfig {
@@ -13,6 +15,11 @@ pub struct StoreConfig {
     /// Never used twice in a group, not even after its member was removed.
     pub raft: RaftId,
     pub tuning: RaftTuning,
+    /// What all files are sealed under. A directory that was written with another one does not open.
+    pub key: DataKey,
+    /// Keys that files may still be sealed under from before. Nothing new is, and what there is goes
+    /// with the next snapshots (see `Store::needs_older_keys`).
+    pub older_keys: Vec<DataKey>,
 }
 
 /// Times and sizes. The defaults suit managers in one region with ordinary disks.

@@ -14,17 +14,20 @@
 //! What it keeps true: `apply` gives the same state on every manager, because ids, times and random
 //! parts arrive inside the command and every map is ordered; preconditions are checked in `apply`,
 //! never under a lock held over a round trip. A proposal that was answered with `Ok` survives
-//! everything that leaves a majority of disks. It decides nothing, and knows no agent and no API.
+//! everything that leaves a majority of disks. What a disk holds is sealed under a key that is not on
+//! it. It decides nothing, and knows no agent and no API.
 //! openraft is known here alone and shows nowhere outside.
 
 mod command;
 mod config;
 mod feed;
+mod key;
 mod log;
 mod machine;
 mod peers;
 mod raft;
 mod record;
+mod seal;
 mod snapshot;
 mod state;
 mod store;
@@ -37,6 +40,7 @@ mod wal;
 pub use command::{Applied, Change, Command, Kind, Rejection};
 pub use config::{RaftTuning, StoreConfig, TuningError};
 pub use feed::{Commit, Commits, RecvError, TooOld};
+pub use key::{DataKey, KeyError};
 pub use peers::{Lane, NoPeers, Peer, PeerError, Peers, Router, SnapshotBody};
 pub use snapshot::SnapshotError;
 pub use state::{AddressOwner, ObjectChange, State};

@@ -87,7 +87,7 @@ impl Authority {
             &PKCS_ECDSA_P256_SHA256,
         )
         .map_err(AuthorityError::RootKey)?;
-        if x509.public_key().subject_public_key.data != key.public_key_raw() {
+        if x509.public_key().raw != key.subject_public_key_info() {
             return Err(AuthorityError::OtherRootKey);
         }
         let issuer = Issuer::from_ca_cert_der(&CertificateDer::from(root_certificate), key)
@@ -218,4 +218,152 @@ fn set_validity(params: &mut CertificateParams, validity: Validity) {
     let at = |time: Timestamp| epoch + Duration::from_secs(time.since(Timestamp::EPOCH).as_secs());
     params.not_before = at(validity.not_before);
     params.not_after = at(validity.not_after);
+}
+
+#[cfg(test)]
+mod tests {
+    use rcgen::PKCS_ECDSA_P384_SHA384;
+    use x509_parser::extensions::{GeneralName, ParsedExtension};
+
+    use super::*;
+    use crate::{
+        identity::{Certificate, NodeKey},
+        testing::{Swarm, node},
+    };
+
+    const LIFE: Duration = Duration::from_hours(24);
+
+    fn now() -> Timestamp {
+        Timestamp::from_unix(1_800_000_000, 123)
+    }
+
+    fn worker(swarm: &Swarm) -> Identity {
+        Identity {
+            node: node(1),
+            role: Role::Worker,
+            cluster: swarm.cluster,
+        }
+    }
+
+    #[test]
+    fn a_request_for_another_identity_gets_the_one_that_is_decided_here() {
+        let swarm = Swarm::at(1, now());
+        let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).expect("a key");
+        let mut wish = CertificateParams::default();
+        wish.distinguished_name = name(&[
+            (DnType::OrganizationName, swarm.cluster.as_str()),
+            (DnType::OrganizationalUnitName, "swarm-manager"),
+            (DnType::CommonName, node(9).as_str()),
+        ]);
+        wish.subject_alt_names = vec![SanType::DnsName("swarm-manager".try_into().expect("dns"))];
+        wish.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        wish.key_usages = vec![KeyUsagePurpose::KeyCertSign];
+        let request = wish.serialize_request(&key).expect("signed");
+
+        let decided = worker(&swarm);
+        let issued = swarm.authority.issue(request.der(), &decided, now(), LIFE);
+        let issued = issued.expect("issued");
+        let read = Certificate::parse(&issued).expect("a node's certificate");
+        assert_eq!(read.identity, decided);
+        assert_eq!(read.public_key, key.subject_public_key_info());
+
+        let x509 = certificate::parse(&issued).expect("X.509");
+        assert!(!x509.is_ca());
+        assert_eq!(x509.subject().iter().count(), 3);
+        let mut names = Vec::new();
+        for extension in x509.extensions() {
+            match extension.parsed_extension() {
+                ParsedExtension::SubjectAlternativeName(found) => {
+                    names.extend(found.general_names.iter().map(|name| match name {
+                        GeneralName::DNSName(name) => (*name).to_owned(),
+                        other => panic!("{other:?}"),
+                    }));
+                }
+                ParsedExtension::KeyUsage(usage) => {
+                    assert!(usage.digital_signature() && !usage.key_cert_sign());
+                }
+                _ => {}
+            }
+        }
+        assert_eq!(names, ["swarm-worker", node(1).as_str()]);
+    }
+
+    #[test]
+    fn certificates_begin_an_hour_early_and_end_with_the_root_at_the_latest() {
+        let cluster = ClusterId::from_random([1; 17]);
+        let (root, key) = Authority::create(cluster, now());
+        let authority = Authority::open(&root, &key).expect("opens");
+        let request = NodeKey::generate().signing_request();
+        let identity = Identity {
+            node: node(1),
+            role: Role::Manager,
+            cluster,
+        };
+        let validity = |at, life| {
+            let issued = authority.issue(&request, &identity, at, life)?;
+            let read = Certificate::parse(&issued).expect("a node's certificate");
+            Ok::<_, AuthorityError>(read.validity)
+        };
+        let whole = |seconds: i64| Timestamp::from_unix(1_800_000_000 + seconds, 0);
+        let ordinary = validity(now(), LIFE).expect("issued");
+        assert_eq!(ordinary.not_before, whole(-3600));
+        assert_eq!(ordinary.not_after, whole(24 * 3600));
+        let end = whole(20 * 365 * 24 * 3600);
+        let late = validity(Timestamp(end.0 - 1), LIFE).expect("issued");
+        assert_eq!(late.not_after, end);
+        let after = end.after(Duration::from_secs(1));
+        let error = validity(after, LIFE).expect_err("the root has expired");
+        assert!(matches!(error, AuthorityError::RootExpired { .. }));
+        assert!(error.to_string().contains("2047"), "{error}");
+    }
+
+    #[test]
+    fn a_request_that_is_damaged_or_for_another_kind_of_key_is_refused() {
+        let swarm = Swarm::at(1, now());
+        let issue = |request: &[u8]| {
+            let issued = swarm.authority.issue(request, &worker(&swarm), now(), LIFE);
+            issued.expect_err("must be refused")
+        };
+        let mut request = NodeKey::generate().signing_request();
+        // The signature is at the end.
+        *request.last_mut().expect("not empty") ^= 1;
+        assert!(matches!(issue(&request), AuthorityError::Request(_)));
+        assert!(matches!(issue(b""), AuthorityError::Request(_)));
+        assert!(matches!(issue(&[0x30; 4000]), AuthorityError::Request(_)));
+        let other = KeyPair::generate_for(&PKCS_ECDSA_P384_SHA384).expect("a key");
+        let request = CertificateParams::default().serialize_request(&other);
+        let request = request.expect("signed");
+        assert!(matches!(issue(request.der()), AuthorityError::RequestKey));
+    }
+
+    #[test]
+    fn a_key_of_another_root_does_not_open() {
+        let cluster = ClusterId::from_random([1; 17]);
+        let (root, _) = Authority::create(cluster, now());
+        let (_, other) = Authority::create(cluster, now());
+        let open = |root: &[u8], key: &[u8]| Authority::open(root, key).expect_err("must fail");
+        assert!(matches!(open(&root, &other), AuthorityError::OtherRootKey));
+        assert!(matches!(open(&root, b"x"), AuthorityError::RootKey(_)));
+        assert!(matches!(
+            open(b"x", &other),
+            AuthorityError::RootCertificate
+        ));
+    }
+
+    #[test]
+    fn the_token_names_the_root_and_serials_are_never_the_same() {
+        let swarm = Swarm::at(1, now());
+        let token = swarm.authority.token([7; 16]);
+        assert_eq!(token.digest, digest(&swarm.root));
+        assert_eq!(token.secret, [7; 16]);
+        assert_ne!(token.digest, digest(&Swarm::at(1, now()).root));
+        let serials: std::collections::BTreeSet<Vec<u8>> = (0..64)
+            .map(|_| {
+                let bytes = serial().to_bytes();
+                assert!(bytes.len() == 16 && bytes[0] & 0x80 == 0);
+                bytes
+            })
+            .collect();
+        assert_eq!(serials.len(), 64);
+    }
 }

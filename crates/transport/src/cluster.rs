@@ -207,3 +207,6 @@ fn judge(addr: &str, admission: Admission, own: Option<&Credentials>) -> Result<
         (Admission::Refused { reason }, _) => Err(ConnectError::Refused { addr, reason }),
     }
 }
+
+#[cfg(test)]
+mod tests;

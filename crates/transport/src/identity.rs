@@ -7,7 +7,7 @@
 use std::{path::Path, sync::Arc, sync::OnceLock, time::Duration};
 
 use rand::{Rng, RngExt};
-use rcgen::{CertificateParams, KeyPair, PKCS_ECDSA_P256_SHA256};
+use rcgen::{CertificateParams, KeyPair, PKCS_ECDSA_P256_SHA256, PublicKeyData};
 use rustls::{
     ClientConfig, ServerConfig,
     pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer},
@@ -92,7 +92,7 @@ impl Credentials {
         root: Vec<u8>,
     ) -> Result<Self, CredentialsError> {
         let parsed = Certificate::parse(&certificate)?;
-        if parsed.public_key != key.0.public_key_raw() {
+        if parsed.public_key != key.0.subject_public_key_info() {
             return Err(CredentialsError::OtherKey);
         }
         let (certificate, root) = (
@@ -195,3 +195,80 @@ impl std::fmt::Debug for Credentials {
 
 /// How long a certificate is good for when nothing else was said: Docker's 90 days.
 pub const DEFAULT_CERTIFICATE_LIFE: Duration = Duration::from_hours(2160);
+
+#[cfg(test)]
+mod tests {
+    use rand::{SeedableRng, rngs::StdRng};
+
+    use super::*;
+    use crate::{
+        ca::Authority,
+        clock,
+        testing::{Swarm, node},
+    };
+
+    #[test]
+    fn credentials_say_what_the_certificate_says() {
+        let swarm = Swarm::new(1);
+        let credentials = swarm.credentials(3, Role::Manager);
+        let expected = Identity {
+            node: node(3),
+            role: Role::Manager,
+            cluster: swarm.cluster,
+        };
+        assert_eq!(*credentials.identity(), expected);
+        assert_eq!(credentials.root_certificate(), swarm.root);
+        assert!(credentials.validity().contains(clock::now()));
+        let shown = format!("{credentials:?}");
+        assert!(!shown.contains("key"), "{shown}");
+    }
+
+    #[test]
+    fn parts_that_do_not_fit_together_are_refused() {
+        let (swarm, other) = (Swarm::new(1), Swarm::new(2));
+        let certificate = swarm.credentials(1, Role::Worker).certificate().to_vec();
+        let root = swarm.root.clone();
+        let error = Credentials::new(NodeKey::generate(), certificate, root.clone());
+        assert!(matches!(error, Err(CredentialsError::OtherKey)));
+        let (key, certificate) = swarm.key_and_certificate(1, Role::Worker);
+        let error = Credentials::new(key, certificate, other.root);
+        assert!(matches!(error, Err(CredentialsError::OtherRoot)));
+        let (key, _) = swarm.key_and_certificate(1, Role::Worker);
+        let error = Credentials::new(key, root.clone(), root.clone());
+        assert!(matches!(error, Err(CredentialsError::Certificate(_))));
+        let error = Credentials::new(NodeKey::generate(), vec![1, 2], root);
+        assert!(matches!(
+            error,
+            Err(CredentialsError::Certificate(CertificateError::Encoding))
+        ));
+    }
+
+    #[test]
+    fn a_root_is_told_by_its_key_and_not_by_its_name() {
+        let cluster = Swarm::new(1).cluster;
+        let now = clock::now();
+        let (true_root, _) = Authority::create(cluster, now);
+        let (false_root, false_key) = Authority::create(cluster, now);
+        let forger = Swarm::of(cluster, false_root, &false_key);
+        let (key, certificate) = forger.key_and_certificate(1, Role::Manager);
+        let error = Credentials::new(key, certificate, true_root);
+        assert!(matches!(error, Err(CredentialsError::OtherRoot)));
+    }
+
+    #[test]
+    fn renewal_is_due_between_half_and_four_fifths_of_the_life() {
+        let mut rng = StdRng::seed_from_u64(5);
+        let now = Timestamp::from_unix(1_800_000_000, 0);
+        for life in [DEFAULT_CERTIFICATE_LIFE, Duration::from_mins(1)] {
+            let credentials = Swarm::at(1, now).credentials_at(1, Role::Worker, now, life);
+            let points: Vec<Duration> = (0..200)
+                .map(|_| credentials.renew_at(&mut rng).since(now))
+                .collect();
+            let (low, high) = (life.mul_f64(0.5), life.mul_f64(0.8));
+            assert!(points.iter().all(|point| (low..=high).contains(point)));
+            let early = points.iter().any(|point| *point < life.mul_f64(0.52));
+            let late = points.iter().any(|point| *point > life.mul_f64(0.78));
+            assert!(early && late, "{points:?}");
+        }
+    }
+}

@@ -17,4 +17,6 @@ pub mod identity;
 mod managers;
 pub mod session;
 pub mod stream;
+#[cfg(test)]
+mod testing;
 pub mod token;

@@ -126,10 +126,11 @@ mod tests {
     use rand::{SeedableRng, rngs::StdRng};
 
     use super::*;
+    use crate::testing::node;
 
     fn peer(n: u8) -> ManagerPeer {
         ManagerPeer {
-            node: NodeId::from_random([n; 17]),
+            node: node(n),
             addr: format!("10.0.0.{n}:2377"),
         }
     }

@@ -78,6 +78,13 @@ impl<Out: Serialize, S: AsyncWrite> Sender<Out, S> {
         self.frames.send(Bytes::from(bytes)).await?;
         Ok(())
     }
+
+    /// Says that nothing more will come. Over TLS a stream that ends without it is an error for the
+    /// receiver, which could not tell the end from a connection that was cut.
+    pub async fn close(&mut self) -> Result<(), SendError> {
+        SinkExt::<Bytes>::close(&mut self.frames).await?;
+        Ok(())
+    }
 }
 
 /// Reads messages.

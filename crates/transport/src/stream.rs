@@ -1,6 +1,6 @@
 //! A stream of bytes in both directions, whatever carries it, and single frames on it.
 //!
-//! [`read_frame`] takes not one byte more than its frame, so what follows a frame can be of another
+//! `read_frame` takes not one byte more than its frame, so what follows a frame can be of another
 //! kind. A [`session`](crate::session) reads ahead; it owns its stream to the end.
 
 use std::io;
@@ -22,7 +22,8 @@ pub trait Duplex: AsyncRead + AsyncWrite + Send + Unpin + 'static {}
 
 impl<T: AsyncRead + AsyncWrite + Send + Unpin + 'static> Duplex for T {}
 
-/// A connection: TLS to another machine, or a pipe within this process.
+/// A connection: TLS to another machine, or a pipe within this process. Shut it down when all has
+/// been written: TLS that just ends is an error for its reader, who may miss a part.
 pub type Stream = Box<dyn Duplex>;
 
 /// Writes one message as a frame and flushes it.

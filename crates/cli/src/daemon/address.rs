@@ -1,6 +1,6 @@
 //! Which addresses this node has, and which of them others are told.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 
 use nix::{ifaddrs::getifaddrs, net::if_::InterfaceFlags};
 
@@ -8,7 +8,7 @@ use nix::{ifaddrs::getifaddrs, net::if_::InterfaceFlags};
 pub(crate) const CLUSTER_PORT: u16 = 2377;
 
 /// An address on the way to everywhere (RFC 5737): asked of the routing table, never sent to.
-const ELSEWHERE: (Ipv4Addr, u16) = (Ipv4Addr::new(192, 0, 2, 1), 9);
+const ELSEWHERE: &str = "192.0.2.1:9";
 
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum AddressError {
@@ -28,15 +28,17 @@ pub(crate) enum AddressError {
 }
 
 /// What `--advertise-addr` and its like say: an address or an interface, perhaps with a port. Empty is
-/// whatever address the system reaches others from. `flag` names it in errors.
-pub(crate) fn resolve(
+/// whatever address the system reaches others from: those `toward` (`host:port`), if there are any.
+/// `flag` names it in errors.
+pub(crate) fn resolve<'a>(
     flag: &'static str,
     text: &str,
     default_port: u16,
+    toward: impl IntoIterator<Item = &'a str>,
 ) -> Result<SocketAddr, AddressError> {
     let (host, port) = split(flag, text, default_port)?;
     let ip = if host.is_empty() {
-        chosen()?
+        chosen(toward)?
     } else if let Ok(ip) = host.parse::<IpAddr>() {
         ip
     } else {
@@ -78,16 +80,21 @@ fn split<'a>(
 }
 
 /// The address that this system reaches others from, or its only one.
-fn chosen() -> Result<IpAddr, AddressError> {
-    let route = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).and_then(|socket| {
-        socket.connect(ELSEWHERE)?;
-        socket.local_addr()
-    });
-    if let Ok(addr) = route
-        && !addr.ip().is_unspecified()
-        && !addr.ip().is_loopback()
-    {
-        return Ok(addr.ip());
+fn chosen<'a>(toward: impl IntoIterator<Item = &'a str>) -> Result<IpAddr, AddressError> {
+    let source = |target: &str| {
+        let target: SocketAddr = target.parse().ok()?;
+        let any: IpAddr = match target {
+            SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+            SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+        };
+        let socket = UdpSocket::bind((any, 0)).ok()?;
+        socket.connect(target).ok()?;
+        let ip = socket.local_addr().ok()?.ip();
+        (!ip.is_unspecified() && !ip.is_loopback()).then_some(ip)
+    };
+    let mut targets = toward.into_iter().chain([ELSEWHERE]);
+    if let Some(ip) = targets.find_map(source) {
+        return Ok(ip);
     }
     let candidates = interfaces();
     match candidates.as_slice() {
@@ -101,6 +108,11 @@ fn chosen() -> Result<IpAddr, AddressError> {
     }
 }
 
+/// Whether an address is of the range that ways from networks to the host are numbered from (RFC 6598).
+fn is_uplink(ip: IpAddr) -> bool {
+    matches!(ip, IpAddr::V4(ip) if ip.octets()[0] == 100 && ip.octets()[1] & 0xc0 == 64)
+}
+
 /// Interfaces that are up, with their addresses, those of version 4 first; none of containers, none
 /// that only this machine has.
 fn interfaces() -> Vec<(String, IpAddr)> {
@@ -111,10 +123,10 @@ fn interfaces() -> Vec<(String, IpAddr)> {
         let flags = entry.flags;
         let up = flags.contains(InterfaceFlags::IFF_UP)
             && !flags.contains(InterfaceFlags::IFF_LOOPBACK)
-            && !entry.interface_name.starts_with("docker")
-            && !entry.interface_name.starts_with("shoal");
+            && !entry.interface_name.starts_with("docker");
         let address = entry.address?;
         let v4 = address.as_sockaddr_in().map(|v4| IpAddr::V4(v4.ip()));
+        let v4 = v4.filter(|ip| !is_uplink(*ip));
         let v6 = address.as_sockaddr_in6().map(|v6| IpAddr::V6(v6.ip()));
         let ip = v4.or(v6.filter(|ip| matches!(ip, IpAddr::V6(ip) if !ip.is_unicast_link_local())));
         Some((entry.interface_name, ip.filter(|_| up)?))
@@ -129,7 +141,7 @@ mod tests {
     use super::*;
 
     fn at(text: &str) -> Result<SocketAddr, AddressError> {
-        resolve("--advertise-addr", text, CLUSTER_PORT)
+        resolve("--advertise-addr", text, CLUSTER_PORT, [])
     }
 
     #[test]

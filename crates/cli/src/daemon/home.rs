@@ -10,12 +10,15 @@ use std::{
 
 use nix::fcntl::{Flock, FlockArg};
 use serde::{Deserialize, Serialize};
+use shoal_manager::{DataKey, KeyError};
 use shoal_transport::identity::{Credentials, CredentialsError};
 use shoal_types::{NodeId, RaftId, wire::ManagerPeer};
 
 /// Letters of an instance's name. Six of 36 make two daemons on one host differ, and leave room in
 /// the 15 bytes of an interface's name.
 const INSTANCE_LEN: usize = 6;
+
+const RAFT_KEY: &str = "raft.key";
 
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum HomeError {
@@ -31,6 +34,12 @@ pub(crate) enum HomeError {
          give this one another --data-root and --exec-root"
     )]
     InUse { path: PathBuf, pid: String },
+    #[error("the key of the swarm's state in {path} cannot be used")]
+    Key {
+        path: PathBuf,
+        #[source]
+        source: KeyError,
+    },
     #[error("the node's certificate in {path} cannot be used")]
     Credentials {
         path: PathBuf,
@@ -185,9 +194,24 @@ impl Home {
         self.data.join("swarm").join("certificates")
     }
 
-    /// Forgets the manager half: the replicated state on this node goes.
+    /// What the replicated state on this node is sealed under.
+    pub(crate) fn raft_key(&self) -> Result<DataKey, HomeError> {
+        let path = self.directory("swarm")?.join(RAFT_KEY);
+        DataKey::load_or_create(&path).map_err(|source| HomeError::Key { path, source })
+    }
+
+    /// Forgets the manager half: the replicated state on this node goes, and the key to it.
     pub(crate) fn forget_raft(&self) -> Result<(), HomeError> {
-        remove_tree(&self.data.join("swarm").join("raft"))
+        remove_tree(&self.data.join("swarm").join("raft"))?;
+        let path = self.data.join("swarm").join(RAFT_KEY);
+        match fs::remove_file(&path) {
+            Err(source) if source.kind() != io::ErrorKind::NotFound => Err(HomeError::Io {
+                action: "remove",
+                path,
+                source,
+            }),
+            _ => Ok(()),
+        }
     }
 
     /// Forgets the swarm: its state on this node goes.

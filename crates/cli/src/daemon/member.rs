@@ -245,7 +245,10 @@ impl Member {
     pub(crate) fn advertised(&self) -> Result<SocketAddr, AddressError> {
         let membership = self.membership();
         let port = membership.listen.map_or(CLUSTER_PORT, |addr| addr.port());
-        address::resolve("--advertise-addr", &membership.advertise, port)
+        let others = membership.managers.iter();
+        let others = others.filter(|manager| manager.node != membership.node);
+        let toward = others.map(|manager| manager.addr.as_str());
+        address::resolve("--advertise-addr", &membership.advertise, port, toward)
     }
 
     fn data_addr(&self) -> Result<IpAddr, AddressError> {
@@ -253,7 +256,7 @@ impl Member {
         if membership.data_path.is_empty() {
             return Ok(self.advertised()?.ip());
         }
-        let addr = address::resolve("--data-path-addr", &membership.data_path, CLUSTER_PORT)?;
+        let addr = address::resolve("--data-path-addr", &membership.data_path, CLUSTER_PORT, [])?;
         Ok(addr.ip())
     }
 
@@ -266,6 +269,7 @@ impl Member {
             node: membership.node,
             raft,
             tuning: shoal_manager::Tuning::default(),
+            key: home.raft_key()?,
             cluster: self.links.as_ref().map(|links| links.tls.clone()),
         };
         let listener = match (&self.links, membership.listen) {

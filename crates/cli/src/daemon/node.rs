@@ -246,9 +246,10 @@ impl Node {
                 "--advertise-addr",
                 &membership.advertise,
                 listen.port(),
+                [],
             )?);
             if !membership.data_path.is_empty() {
-                address::resolve("--data-path-addr", &membership.data_path, CLUSTER_PORT)?;
+                address::resolve("--data-path-addr", &membership.data_path, CLUSTER_PORT, [])?;
             }
             let root = founding.trust.root_certificate.clone();
             let made = Credentials::new(key, founding.certificate.clone(), root);
@@ -306,11 +307,12 @@ impl Node {
             data_path,
         } = joining.place;
         let port = listen.map_or(CLUSTER_PORT, |addr| addr.port());
-        let advertised = address::resolve("--advertise-addr", &advertise, port)?;
+        let toward = joining.remotes.iter().map(String::as_str);
+        let advertised = address::resolve("--advertise-addr", &advertise, port, toward)?;
         let data_addr = if data_path.is_empty() {
             advertised.ip()
         } else {
-            address::resolve("--data-path-addr", &data_path, CLUSTER_PORT)?.ip()
+            address::resolve("--data-path-addr", &data_path, CLUSTER_PORT, [])?.ip()
         };
         let node = NodeId::from_random(rand::random());
         let key = NodeKey::generate();

@@ -185,6 +185,7 @@ mod tests {
                     )
                 })
                 .collect(),
+            overlay: None,
         })))
     }
 

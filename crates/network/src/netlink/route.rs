@@ -24,19 +24,29 @@ const RTM_NEWROUTE: u16 = 24;
 const RTM_DELROUTE: u16 = 25;
 const RTM_GETROUTE: u16 = 26;
 const RTM_NEWNEIGH: u16 = 28;
+const RTM_DELNEIGH: u16 = 29;
 const RTM_GETNEIGH: u16 = 30;
 const RTM_NEWRULE: u16 = 32;
+const RTM_DELRULE: u16 = 33;
+const RTM_GETRULE: u16 = 34;
 const RTM_GETNSID: u16 = 90;
 
 const AF_INET: u8 = 2;
+const AF_BRIDGE: u8 = 7;
 const IFF_UP: u32 = 1;
 const IFA_F_NOPREFIXROUTE: u32 = 0x200;
+const NUD_NOARP: u16 = 0x40;
 const NUD_PERMANENT: u16 = 0x80;
+/// The entry is the interface's own, not that of a bridge above it.
+const NTF_SELF: u8 = 2;
 const RTNH_F_ONLINK: u32 = 4;
 const FR_ACT_TO_TBL: u8 = 1;
 /// Who made a route, as `ip route` shows it; numbers from 20 up are free for programs, and this
 /// one makes ours recognisable.
 const RTPROT_SHOAL: u8 = 83;
+/// In a deletion: whatever scope the route has.
+const RT_SCOPE_NOWHERE: u8 = 255;
+const IPV4_DEVCONF_RP_FILTER: u16 = 8;
 const IPV4_DEVCONF_ROUTE_LOCALNET: u16 = 26;
 
 pub(crate) const TABLE_MAIN: u32 = 254;
@@ -51,8 +61,43 @@ pub(crate) struct Link {
     pub(crate) name: String,
     pub(crate) up: bool,
     pub(crate) mtu: u32,
+    pub(crate) mac: Option<Mac>,
+    /// The interface's own `rp_filter`.
+    pub(crate) rp_filter: u32,
     /// The other end of a veth pair: its index in the namespace of that id.
     pub(crate) peer: Option<(u32, i32)>,
+    /// Of a VXLAN interface.
+    pub(crate) vxlan: Option<Vxlan>,
+}
+
+/// A VXLAN interface, as far as it is one of ours.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Vxlan {
+    pub(crate) vni: u32,
+    /// UDP port.
+    pub(crate) port: u16,
+    pub(crate) local: Ipv4Addr,
+    /// It neither learns nor floods.
+    pub(crate) is_static: bool,
+    /// Where its packets travel: the id of that namespace, `None` for the interface's own.
+    pub(crate) underlay: Option<i32>,
+}
+
+/// Which peer of a VXLAN interface has a hardware address.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Forwarding {
+    pub(crate) mac: Mac,
+    /// `None` in what the kernel has when it is not simply an IPv4 address.
+    pub(crate) to: Option<Ipv4Addr>,
+}
+
+/// A rule of policy routing: packets of this kind use `table`. Priorities go from 0, first.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Rule {
+    pub(crate) priority: u32,
+    pub(crate) from: Option<String>,
+    pub(crate) mark: Option<u32>,
+    pub(crate) table: u32,
 }
 
 /// One end of a veth pair to be made.
@@ -185,14 +230,74 @@ impl Batch {
         .attr_str(3, name);
     }
 
+    /// Makes a VXLAN interface in `namespace` whose packets travel in the socket's namespace; down,
+    /// so that nothing is received before it is set up.
+    pub(crate) fn add_vxlan(
+        &mut self,
+        end: End<'_>,
+        vxlan: Vxlan,
+        namespace: BorrowedFd<'_>,
+        mtu: u32,
+    ) {
+        let flags = NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL;
+        let label = format!("interface {} with vni {}", end.name, vxlan.vni);
+        self.message(label, RTM_NEWLINK, flags, &link(0, 0, 0))
+            .attr_str(3, end.name)
+            .attr_u32(4, mtu)
+            .attr(28, &namespace.as_raw_fd().to_ne_bytes());
+        if let Some(mac) = end.mac {
+            self.attr(1, &mac);
+        }
+        self.nest(18, |b| {
+            b.attr_str(1, "vxlan").nest(2, |b| {
+                b.attr_u32(1, vxlan.vni)
+                    .attr(4, &vxlan.local.octets())
+                    .attr(7, &[0])
+                    .attr(15, &vxlan.port.to_be_bytes());
+            });
+        });
+    }
+
+    /// Gives a VXLAN interface another address to send from.
+    pub(crate) fn set_vxlan_local(&mut self, index: u32, local: Ipv4Addr) {
+        let label = format!("address {local} of interface {index}");
+        self.message(label, RTM_NEWLINK, NLM_F_ACK, &link(index, 0, 0))
+            .nest(18, |b| {
+                b.attr_str(1, "vxlan").nest(2, |b| {
+                    b.attr(4, &local.octets());
+                });
+            });
+    }
+
+    pub(crate) fn set_mac(&mut self, index: u32, mac: Mac) {
+        let label = format!("hardware address of interface {index}");
+        self.message(label, RTM_NEWLINK, NLM_F_ACK, &link(index, 0, 0))
+            .attr(1, &mac);
+    }
+
+    pub(crate) fn set_mtu(&mut self, index: u32, mtu: u32) {
+        let label = format!("mtu {mtu} of interface {index}");
+        self.message(label, RTM_NEWLINK, NLM_F_ACK, &link(index, 0, 0))
+            .attr_u32(4, mtu);
+    }
+
     /// Lets 127.0.0.0/8 be routed over the interface (sysctl `route_localnet`).
     pub(crate) fn route_localnet(&mut self, index: u32) {
-        let label = format!("route_localnet of interface {index}");
+        self.set_devconf(index, "route_localnet", IPV4_DEVCONF_ROUTE_LOCALNET, 1);
+    }
+
+    /// Whether packets must come from where their answers would go (sysctl `rp_filter`).
+    pub(crate) fn rp_filter(&mut self, index: u32, value: u32) {
+        self.set_devconf(index, "rp_filter", IPV4_DEVCONF_RP_FILTER, value);
+    }
+
+    fn set_devconf(&mut self, index: u32, name: &str, setting: u16, value: u32) {
+        let label = format!("{name} of interface {index}");
         self.message(label, RTM_NEWLINK, NLM_F_ACK, &link(index, 0, 0))
             .nest(26, |b| {
                 b.nest(u16::from(AF_INET), |b| {
                     b.nest(1, |b| {
-                        b.attr_u32(IPV4_DEVCONF_ROUTE_LOCALNET, 1);
+                        b.attr_u32(setting, value);
                     });
                 });
             });
@@ -243,9 +348,11 @@ impl Batch {
     }
 
     fn route(&mut self, label: String, kind: u16, flags: u16, route: Route) {
-        let scope = match (route.kind, route.via) {
-            (RouteKind::Unicast, None) => 253,
-            _ => 0,
+        // A deletion is of this very route, whoever made it.
+        let (scope, protocol) = match (kind, route.kind, route.via) {
+            (RTM_DELROUTE, ..) => (RT_SCOPE_NOWHERE, 0),
+            (_, RouteKind::Unicast, None) => (253, RTPROT_SHOAL),
+            _ => (0, RTPROT_SHOAL),
         };
         let onlink = if route.via.is_some() {
             RTNH_F_ONLINK
@@ -260,7 +367,7 @@ impl Batch {
             0,
             0,
             table,
-            RTPROT_SHOAL,
+            protocol,
             scope,
             route.kind as u8,
             0,
@@ -287,13 +394,60 @@ impl Batch {
     /// A neighbour that is never asked for: no ARP before the first packet.
     pub(crate) fn add_neighbour(&mut self, index: u32, addr: Ipv4Addr, mac: Mac) {
         let flags = NLM_F_ACK | NLM_F_CREATE | NLM_F_REPLACE;
-        let mut fixed = [0; 12];
-        fixed[0] = AF_INET;
-        fixed[4..8].copy_from_slice(&index.to_ne_bytes());
-        fixed[8..10].copy_from_slice(&NUD_PERMANENT.to_ne_bytes());
+        let fixed = neighbour(AF_INET, index, NUD_PERMANENT, 0);
         self.message(format!("neighbour {addr}"), RTM_NEWNEIGH, flags, &fixed)
             .attr(1, &addr.octets())
             .attr(2, &mac);
+    }
+
+    pub(crate) fn delete_neighbour(&mut self, index: u32, addr: Ipv4Addr) {
+        let label = format!("delete neighbour {addr}");
+        let fixed = neighbour(AF_INET, index, 0, 0);
+        self.message(label, RTM_DELNEIGH, NLM_F_ACK, &fixed)
+            .attr(1, &addr.octets());
+    }
+
+    /// Frames of a VXLAN interface for `mac` go to the node at `to`.
+    pub(crate) fn add_forwarding(&mut self, index: u32, mac: Mac, to: Ipv4Addr) {
+        let flags = NLM_F_ACK | NLM_F_CREATE | NLM_F_REPLACE;
+        let fixed = neighbour(AF_BRIDGE, index, NUD_PERMANENT | NUD_NOARP, NTF_SELF);
+        let label = format!("forwarding entry for {to}");
+        self.message(label, RTM_NEWNEIGH, flags, &fixed)
+            .attr(1, &to.octets())
+            .attr(2, &mac);
+    }
+
+    /// Whatever it leads to.
+    pub(crate) fn delete_forwarding(&mut self, index: u32, mac: Mac) {
+        let label = format!("delete forwarding entry {mac:02x?}");
+        let fixed = neighbour(AF_BRIDGE, index, 0, NTF_SELF);
+        self.message(label, RTM_DELNEIGH, NLM_F_ACK, &fixed)
+            .attr(2, &mac);
+    }
+
+    pub(crate) fn add_rule(&mut self, rule: &Rule) {
+        let flags = NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL;
+        self.rule(format!("rule {rule:?}"), RTM_NEWRULE, flags, rule);
+    }
+
+    pub(crate) fn delete_rule(&mut self, rule: &Rule) {
+        self.rule(format!("delete {rule:?}"), RTM_DELRULE, NLM_F_ACK, rule);
+    }
+
+    fn rule(&mut self, label: String, kind: u16, flags: u16, rule: &Rule) {
+        let fixed = [AF_INET, 0, 0, 0, 0, 0, 0, FR_ACT_TO_TBL, 0, 0, 0, 0];
+        self.message(label, kind, flags, &fixed)
+            .attr_u32(6, rule.priority)
+            .attr_u32(15, rule.table);
+        if kind == RTM_NEWRULE {
+            self.attr(21, &[RTPROT_SHOAL]);
+        }
+        if let Some(from) = &rule.from {
+            self.attr_str(3, from);
+        }
+        if let Some(mark) = rule.mark {
+            self.attr_u32(10, mark).attr_u32(16, u32::MAX);
+        }
     }
 
     /// Packets from `addr` use `table`.
@@ -387,6 +541,45 @@ impl Socket {
         Ok(answers.iter().filter_map(parse_route).collect())
     }
 
+    /// The forwarding entries of a VXLAN interface.
+    pub(crate) fn forwarding(&mut self, index: u32) -> Result<Vec<Forwarding>, KernelError> {
+        let answers = self.query(|batch| {
+            let mut fixed = link(index, 0, 0);
+            fixed[0] = AF_BRIDGE;
+            batch.message(
+                "list of forwarding entries",
+                RTM_GETNEIGH,
+                NLM_F_DUMP,
+                &fixed,
+            );
+        })?;
+        let is_here = |answer: &&Received| answer.payload.get(4..8) == Some(&index.to_ne_bytes());
+        Ok(answers
+            .iter()
+            .filter(is_here)
+            .filter_map(|answer| {
+                let attrs = answer.attrs(12);
+                // Another port, vni or way out than the interface's own.
+                let is_plain = [6, 7, 8].iter().all(|kind| attrs.get(*kind).is_none());
+                let to = attrs.get(1).filter(|_| is_plain);
+                let to = to.and_then(|to| <[u8; 4]>::try_from(to).ok());
+                Some(Forwarding {
+                    mac: attrs.array(2)?,
+                    to: to.map(Ipv4Addr::from),
+                })
+            })
+            .collect())
+    }
+
+    /// The rules of IPv4 that we made.
+    pub(crate) fn rules(&mut self) -> Result<Vec<Rule>, KernelError> {
+        let answers = self.query(|batch| {
+            let fixed = [AF_INET, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+            batch.message("list of rules", RTM_GETRULE, NLM_F_DUMP, &fixed);
+        })?;
+        Ok(answers.iter().filter_map(parse_rule).collect())
+    }
+
     /// Permanent IPv4 neighbours: interface, address, hardware address.
     pub(crate) fn neighbours(&mut self) -> Result<Vec<(u32, Ipv4Addr, Mac)>, KernelError> {
         let answers = self.query(|batch| {
@@ -421,6 +614,15 @@ fn address(index: u32, prefix: u8) -> [u8; 8] {
     fixed
 }
 
+fn neighbour(family: u8, index: u32, state: u16, flags: u8) -> [u8; 12] {
+    let mut fixed = [0; 12];
+    fixed[0] = family;
+    fixed[4..8].copy_from_slice(&index.to_ne_bytes());
+    fixed[8..10].copy_from_slice(&state.to_ne_bytes());
+    fixed[10] = flags;
+    fixed
+}
+
 fn parse_link(answer: &Received) -> Option<Link> {
     if answer.kind != RTM_NEWLINK {
         return None;
@@ -432,7 +634,53 @@ fn parse_link(answer: &Received) -> Option<Link> {
         name: attrs.text(3)?.to_owned(),
         up: flags & IFF_UP != 0,
         mtu: attrs.u32(4).unwrap_or(0),
+        mac: attrs.array(1),
+        rp_filter: devconf(attrs, IPV4_DEVCONF_RP_FILTER),
+        vxlan: parse_vxlan(attrs),
         peer: attrs.u32(5).zip(attrs.array(37).map(i32::from_ne_bytes)),
+    })
+}
+
+/// A setting of the interface; the list of them leaves number 0 out.
+fn devconf(attrs: Attrs<'_>, setting: u16) -> u32 {
+    let settings = attrs.nested(26).nested(u16::from(AF_INET)).get(1);
+    let at = 4 * (usize::from(setting) - 1);
+    let value = settings.and_then(|settings| settings.get(at..at + 4)?.try_into().ok());
+    value.map_or(0, u32::from_ne_bytes)
+}
+
+fn parse_vxlan(attrs: Attrs<'_>) -> Option<Vxlan> {
+    let info = attrs.nested(18);
+    if info.text(1) != Some("vxlan") {
+        return None;
+    }
+    let data = info.nested(2);
+    let is_set = |kind| {
+        data.get(kind)
+            .is_some_and(|value| value.iter().any(|b| *b != 0))
+    };
+    // A group or default peer, an interface to send by, learning, a proxy, IPv6, metadata.
+    let is_static = ![2, 3, 7, 11, 12, 16, 17, 25].into_iter().any(is_set);
+    Some(Vxlan {
+        vni: data.u32(1)?,
+        port: u16::from_be_bytes(data.array(15)?),
+        local: data
+            .array::<4>(4)
+            .map_or(Ipv4Addr::UNSPECIFIED, Ipv4Addr::from),
+        is_static,
+        underlay: attrs.array(37).map(i32::from_ne_bytes),
+    })
+}
+
+fn parse_rule(answer: &Received) -> Option<Rule> {
+    let fixed = answer.payload.get(..12)?;
+    let attrs = answer.attrs(12);
+    (attrs.array(21) == Some([RTPROT_SHOAL])).then(|| Rule {
+        priority: attrs.u32(6).unwrap_or(0),
+        from: attrs.text(3).map(str::to_owned),
+        // A mark of 0 is not shown, only its mask is.
+        mark: attrs.u32(16).map(|_| attrs.u32(10).unwrap_or(0)),
+        table: attrs.u32(15).unwrap_or_else(|| u32::from(fixed[4])),
     })
 }
 

@@ -20,6 +20,7 @@ use super::{Content, address, join, number, port, protocol, slots::Slots};
 use crate::{
     model::{NetworkState, Protocol, PublishedTarget},
     netlink::nft::{Base, Chain, Data, Elements, Expr, Field, Hook, Set, Table, reg},
+    overlay::DEVICE,
 };
 
 pub(crate) const TABLE: &str = "shoal";
@@ -28,6 +29,10 @@ pub(crate) const UPLINK: &str = "uplink";
 /// Chains for these numbers of backends are made at once; more when they are needed.
 const COUNTS_AT_FIRST: u32 = 8;
 
+/// Before connection tracking.
+const RAW: i32 = -300;
+/// After it, and before addresses are translated.
+const MANGLE: i32 = -150;
 const DSTNAT: i32 = -100;
 const SRCNAT: i32 = 100;
 const TCP: u8 = 6;
@@ -66,9 +71,31 @@ pub(crate) fn counts(backends: impl IntoIterator<Item = usize>) -> BTreeSet<u32>
     (1..=COUNTS_AT_FIRST).chain(used).collect()
 }
 
-/// The table for a network with this gateway, whose uplink has this address, with chains for
-/// these numbers of backends.
-pub(crate) fn table(gateway: Ipv4Addr, uplink: Option<Ipv4Addr>, counts: &BTreeSet<u32>) -> Table {
+/// What of a network its rules depend on.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Layout {
+    gateway: Ipv4Addr,
+    /// The address of its uplink.
+    uplink: Option<Ipv4Addr>,
+    /// Connections may enter by one node and be answered on another.
+    is_mesh: bool,
+}
+
+impl Layout {
+    pub(crate) fn of(state: &NetworkState, uplink: Option<Ipv4Addr>) -> Self {
+        Self {
+            gateway: state.gateway,
+            uplink,
+            is_mesh: state.is_mesh(),
+        }
+    }
+}
+
+/// The table for a network, with chains for these numbers of backends.
+pub(crate) fn table(layout: &Layout, counts: &BTreeSet<u32>) -> Table {
+    let Layout {
+        gateway, uplink, ..
+    } = *layout;
     use Field::{Address, Mark, Port, Protocol};
     let map = |name, key, data| Set {
         name,
@@ -126,6 +153,9 @@ pub(crate) fn table(gateway: Ipv4Addr, uplink: Option<Ipv4Addr>, counts: &BTreeS
     ];
     for count in counts {
         chains.extend(chains_for(*count));
+    }
+    if layout.is_mesh {
+        chains.extend(mesh());
     }
     Table {
         name: TABLE.to_owned(),
@@ -293,6 +323,57 @@ fn prerouting(uplink: Option<Ipv4Addr>) -> Vec<Vec<Expr>> {
         rules.push([&from_host[..], &to_container].concat());
     }
     rules
+}
+
+/// Sees to it that a connection from another node is answered through that node, which is known by
+/// the hardware address of its end of the tunnel: the last four bytes are the node's address.
+///
+/// The mark that a packet got here must not be seen by the host's rules, when they decide where the
+/// tunnel's own packets go.
+fn mesh() -> [Chain; 3] {
+    let base = |hook, priority| {
+        Some(Base {
+            kind: "filter",
+            hook,
+            priority,
+        })
+    };
+    let zone = Chain {
+        name: "zone".to_owned(),
+        base: base(Hook::Prerouting, RAW),
+        // One client may use one port of his to ask two nodes that choose the same backend. Each
+        // node's connections are their own; where they would look the same to the backend,
+        // connection tracking gives one of them another port.
+        rules: vec![vec![
+            Expr::From(DEVICE),
+            Expr::SenderLow(reg::R0),
+            Expr::SetOriginalZone(reg::R0),
+        ]],
+    };
+    let node = Chain {
+        name: "node".to_owned(),
+        base: base(Hook::Prerouting, MANGLE),
+        rules: vec![
+            vec![
+                Expr::From(DEVICE),
+                Expr::IsReply(false),
+                Expr::Sender(reg::R0),
+                Expr::SetConnectionMark(reg::R0),
+                Expr::SetMark(reg::R0),
+            ],
+            vec![
+                Expr::IsReply(true),
+                Expr::ConnectionMark(reg::R0),
+                Expr::SetMark(reg::R0),
+            ],
+        ],
+    };
+    let leave = Chain {
+        name: "leave".to_owned(),
+        base: base(Hook::Postrouting, MANGLE),
+        rules: vec![vec![Expr::To(DEVICE), Expr::Unmark]],
+    };
+    [zone, node, leave]
 }
 
 fn postrouting(gateway: Ipv4Addr, uplink: Option<Ipv4Addr>) -> Vec<Vec<Expr>> {

@@ -11,8 +11,9 @@ use std::{
     collections::BTreeMap,
     fs::File,
     io::{BufRead, BufReader, ErrorKind, Read, Write},
-    net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket},
-    os::fd::{AsFd, OwnedFd},
+    net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpListener, TcpStream, UdpSocket},
+    os::fd::{AsFd, AsRawFd, OwnedFd},
+    path::Path,
     process::Command,
     sync::{
         Arc,
@@ -26,7 +27,10 @@ use nix::{
     mount::{MsFlags, mount},
     sched::{CloneFlags, setns, unshare},
     sys::{
-        socket::{setsockopt, sockopt},
+        socket::{
+            AddressFamily, SockFlag, SockType, SockaddrIn, bind, connect, setsockopt, socket,
+            sockopt,
+        },
         time::{TimeVal, TimeValLike},
     },
 };
@@ -35,6 +39,8 @@ use shoal_network::{
     PublishedTarget, Vip,
 };
 use tempfile::TempDir;
+
+pub(crate) mod cluster;
 
 pub(crate) const HOST: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 1);
 pub(crate) const CLIENT: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 2);
@@ -48,6 +54,15 @@ pub(crate) struct World {
 
 /// Runs `test` in a world of its own.
 pub(crate) fn in_world<F: Future<Output = ()>>(test: impl FnOnce(World) -> F + Send) {
+    apart(async |dir| {
+        let world = World::new(dir.path());
+        let _removal = Removal(world.config.clone());
+        test(world).await;
+    });
+}
+
+/// Runs `test` in a network and a mount namespace of its own, with a directory for its files.
+pub(crate) fn apart(test: impl AsyncFnOnce(&TempDir) + Send) {
     assert!(
         nix::unistd::geteuid().is_root(),
         "needs root: run `sudo -E cargo test -p shoal-network`"
@@ -67,9 +82,7 @@ pub(crate) fn in_world<F: Future<Output = ()>>(test: impl FnOnce(World) -> F + S
                 runtime.block_on(async {
                     // Goes last: while namespaces are pinned in it, it cannot be removed.
                     let dir = TempDir::new().unwrap();
-                    let world = World::new(&dir);
-                    let _removal = Removal(world.config.clone());
-                    test(world).await;
+                    test(&dir).await;
                 });
                 runtime.shutdown_timeout(Duration::from_secs(1));
             })
@@ -93,7 +106,7 @@ impl Drop for Removal {
 }
 
 impl World {
-    fn new(dir: &TempDir) -> Self {
+    fn new(dir: &Path) -> Self {
         let client = Container::new();
         sh("ip link set lo up");
         let ns = format!(
@@ -114,7 +127,7 @@ impl World {
             ));
         });
         let config = NetworkConfig {
-            exec_root: dir.path().to_owned(),
+            exec_root: dir.to_owned(),
             instance: "test1".to_owned(),
             uplink_pool: "169.254.128.0/18".parse().unwrap(),
             dns_upstreams: Vec::new(),
@@ -252,7 +265,31 @@ pub(crate) struct Connection {
 
 impl Connection {
     pub(crate) fn open(addr: Ipv4Addr, port: u16) -> std::io::Result<Self> {
-        let stream = TcpStream::connect_timeout(&(addr, port).into(), PATIENCE)?;
+        Self::over(TcpStream::connect_timeout(&(addr, port).into(), PATIENCE)?)
+    }
+
+    /// From a port of the caller's choice.
+    pub(crate) fn open_from(from: u16, addr: Ipv4Addr, port: u16) -> std::io::Result<Self> {
+        let socket = socket(
+            AddressFamily::Inet,
+            SockType::Stream,
+            SockFlag::SOCK_CLOEXEC,
+            None,
+        )?;
+        setsockopt(&socket, sockopt::ReuseAddr, &true)?;
+        bind(
+            socket.as_raw_fd(),
+            &SockaddrIn::from(SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, from)),
+        )?;
+        setsockopt(&socket, sockopt::SendTimeout, &TimeVal::seconds(5))?;
+        connect(
+            socket.as_raw_fd(),
+            &SockaddrIn::from(SocketAddrV4::new(addr, port)),
+        )?;
+        Self::over(socket.into())
+    }
+
+    fn over(stream: TcpStream) -> std::io::Result<Self> {
         stream.set_read_timeout(Some(PATIENCE))?;
         let mut line = String::new();
         BufReader::new(stream.try_clone()?).read_line(&mut line)?;
@@ -301,8 +338,64 @@ fn echo(mut stream: TcpStream, greeting: &str, stop: &AtomicBool) {
     }
 }
 
-/// ICMP echo by a ping socket (icmp(7)), so that no program is needed.
+/// How much [`transfer`] sends each way.
+const BULK: usize = 1 << 20;
+
+/// A server that takes [`BULK`] bytes of every connection and sends them back.
+pub(crate) struct Mirror(Arc<AtomicBool>, Option<thread::JoinHandle<()>>);
+
+impl Mirror {
+    pub(crate) fn start(on: &Container, port: u16) -> Self {
+        let listener = on.run(|| TcpListener::bind((Ipv4Addr::UNSPECIFIED, port)).unwrap());
+        setsockopt(
+            &listener,
+            sockopt::ReceiveTimeout,
+            &TimeVal::milliseconds(50),
+        )
+        .unwrap();
+        let stop = Arc::new(AtomicBool::new(false));
+        let flag = stop.clone();
+        let thread = thread::spawn(move || {
+            while !flag.load(Ordering::Relaxed) {
+                let Ok((mut stream, _)) = listener.accept() else {
+                    continue;
+                };
+                stream.set_read_timeout(Some(PATIENCE)).unwrap();
+                let mut bytes = vec![0; BULK];
+                if stream.read_exact(&mut bytes).is_ok() {
+                    drop(stream.write_all(&bytes));
+                }
+            }
+        });
+        Self(stop, Some(thread))
+    }
+}
+
+impl Drop for Mirror {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+        drop(self.1.take().map(thread::JoinHandle::join));
+    }
+}
+
+/// Sends [`BULK`] bytes to a [`Mirror`] and wants them back.
+pub(crate) fn transfer(addr: Ipv4Addr, port: u16) {
+    let mut stream = TcpStream::connect_timeout(&(addr, port).into(), PATIENCE).unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    stream.set_write_timeout(Some(PATIENCE)).unwrap();
+    let sent: Vec<u8> = (0..BULK).map(|n| (n % 251) as u8).collect();
+    stream.write_all(&sent).unwrap();
+    let mut got = vec![0; BULK];
+    stream.read_exact(&mut got).unwrap();
+    assert!(got == sent, "other bytes came back from {addr}");
+}
+
 pub(crate) fn ping(addr: Ipv4Addr) -> bool {
+    ping_of(addr, 1)
+}
+
+/// ICMP echo by a ping socket (icmp(7)), so that no program is needed.
+pub(crate) fn ping_of(addr: Ipv4Addr, size: usize) -> bool {
     std::fs::write("/proc/sys/net/ipv4/ping_group_range", "0 2147483647").unwrap();
     let socket = nix::sys::socket::socket(
         nix::sys::socket::AddressFamily::Inet,
@@ -316,13 +409,15 @@ pub(crate) fn ping(addr: Ipv4Addr) -> bool {
         .set_read_timeout(Some(Duration::from_secs(1)))
         .unwrap();
     // Echo request; the kernel fills in the checksum and the id.
-    if socket.connect((addr, 0)).is_err() || socket.send(&[8, 0, 0, 0, 0, 0, 0, 1, 42]).is_err() {
+    let mut request = vec![8, 0, 0, 0, 0, 0, 0, 1];
+    request.resize(8 + size, 42);
+    if socket.connect((addr, 0)).is_err() || socket.send(&request).is_err() {
         return false;
     }
-    let mut buffer = [0; 64];
+    let mut buffer = [0; 1 << 16];
     socket
         .recv(&mut buffer)
-        .is_ok_and(|length| length == 9 && buffer[0] == 0)
+        .is_ok_and(|length| length == request.len() && buffer[0] == 0)
 }
 
 /// Runs a shell line in the calling thread's namespaces.
@@ -364,6 +459,7 @@ pub(crate) fn network(id: &str, subnet: &str) -> NetworkState {
         vips: Vec::new(),
         published: Vec::new(),
         names: BTreeMap::new(),
+        overlay: None,
     }
 }
 

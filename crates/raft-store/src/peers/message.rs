@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     raft::{Entry, TypeConfig},
+    seal::FileKey,
     stored::{Ballot, Item, Point, SnapshotHead},
 };
 
@@ -31,6 +32,8 @@ pub(crate) enum Request {
         vote: Ballot,
         head: SnapshotHead,
         bytes: u64,
+        /// What its records are sealed under.
+        key: FileKey,
     },
 }
 

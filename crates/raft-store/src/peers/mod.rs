@@ -77,7 +77,8 @@ pub enum PeerError {
     Refused { id: RaftId, reason: String },
 }
 
-/// Carries messages to other members. Both ends of a message run the same release or the one before.
+/// Carries messages to other members, in secret: they hold commands as they are, and the keys of the
+/// snapshots that follow them. Both ends of a message run the same release or the one before.
 pub trait Peers: Send + Sync + 'static {
     /// Brings `request` to the peer's `Store::answer`, and its answer back within `limit`.
     fn call<'a>(
@@ -133,7 +134,7 @@ impl Peers for NoPeers {
     }
 }
 
-/// The bytes of a snapshot file, read as they are sent.
+/// The sealed records of a snapshot file, read as they are sent.
 #[derive(Debug)]
 pub struct SnapshotBody {
     file: SnapshotFile,
@@ -342,6 +343,7 @@ impl RaftNetworkV2<TypeConfig> for Client {
                 &snapshot.meta.last_membership,
             ),
             bytes: snapshot.snapshot.len(),
+            key: snapshot.snapshot.key().clone(),
         };
         let request = self.envelope(request).map_err(RPCError::from)?;
         let body = SnapshotBody {

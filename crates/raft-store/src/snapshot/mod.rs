@@ -22,6 +22,8 @@ use tokio_util::task::TaskTracker;
 
 pub use self::file::SnapshotError;
 use crate::{
+    key::KeyRing,
+    seal::FileKey,
     state::State,
     stored::{Point, SnapshotHead},
     wal::sync_dir,
@@ -37,6 +39,7 @@ pub(crate) struct Snapshots(Arc<Inner>);
 
 struct Inner {
     dir: PathBuf,
+    keys: KeyRing,
     /// The newest; also held while files are renamed and removed.
     current: Mutex<Option<(SnapshotHead, SnapshotFile)>>,
     temporary: AtomicU64,
@@ -48,7 +51,9 @@ struct Inner {
 #[derive(Debug, Clone)]
 pub(crate) struct SnapshotFile {
     file: Arc<File>,
+    /// Of the records, which follow the header.
     bytes: u64,
+    key: FileKey,
     /// Set for one that was received, and is not a snapshot of ours yet.
     received: Option<Arc<Received>>,
 }
@@ -76,9 +81,15 @@ impl SnapshotFile {
         self.bytes
     }
 
-    /// Reads at `offset`; zero at the end.
+    /// Reads sealed records at `offset`; zero at the end.
     pub(crate) fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
-        self.file.read_at(buffer, offset)
+        self.file
+            .read_at(buffer, file::FILE_HEADER_BYTES as u64 + offset)
+    }
+
+    /// What the records are sealed under.
+    pub(crate) fn key(&self) -> &FileKey {
+        &self.key
     }
 }
 
@@ -88,8 +99,10 @@ impl Snapshots {
     /// `purged` is the last entry that the log does not hold any more. Blocks on the disk.
     pub(crate) fn open(
         dir: &Path,
+        keys: &KeyRing,
         purged: Option<Point>,
     ) -> Result<(Self, Option<(SnapshotHead, State)>), SnapshotError> {
+        Self::check_keys(dir, keys)?;
         DirBuilder::new()
             .recursive(true)
             .mode(0o700)
@@ -99,9 +112,13 @@ impl Snapshots {
         let mut first_error = None;
         let mut found = None;
         for path in list(dir).map_err(SnapshotError::io("read", dir))? {
-            match file::read(&path) {
-                Ok((head, state)) => {
-                    let file = open_file(&path).map_err(SnapshotError::io("open", &path))?;
+            let read = file::key_of(&path, keys)
+                .and_then(|key| file::read(&path, &key).map(|(head, state)| (head, state, key)));
+            match read {
+                Ok((head, state, key)) => {
+                    let file = open_read(&path)
+                        .and_then(|file| SnapshotFile::new(file, key, None))
+                        .map_err(SnapshotError::io("open", &path))?;
                     found = Some((head, state, file));
                     break;
                 }
@@ -129,12 +146,44 @@ impl Snapshots {
             .map(|(head, _, file)| (head.clone(), file.clone()));
         let inner = Inner {
             dir: dir.to_owned(),
+            keys: keys.clone(),
             current: Mutex::new(current),
             temporary: AtomicU64::new(0),
             work: TaskTracker::new(),
         };
         let state = found.map(|(head, state, _)| (head, state));
         Ok((Self(Arc::new(inner)), state))
+    }
+
+    /// Whether all snapshots in the directory can be opened with these keys, as far as their headers
+    /// are whole. Changes nothing. Blocks on the disk.
+    pub(crate) fn check_keys(dir: &Path, keys: &KeyRing) -> Result<(), SnapshotError> {
+        let paths = match list(dir) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            paths => paths.map_err(SnapshotError::io("read", dir))?,
+        };
+        for path in paths {
+            match file::key_of(&path, keys) {
+                Err(error @ (SnapshotError::OtherKey { .. } | SnapshotError::Format { .. })) => {
+                    return Err(error);
+                }
+                // Damage is judged later, when it is known what is needed.
+                Ok(_) | Err(_) => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether one of them is sealed under an older key, or cannot be told. Blocks on the disk.
+    pub(crate) fn need_older_keys(&self) -> bool {
+        let current = KeyRing {
+            current: self.0.keys.current.clone(),
+            older: Vec::new(),
+        };
+        // Held so that none is removed meanwhile.
+        let _held = self.lock();
+        let mut paths = list(&self.0.dir).unwrap_or_default().into_iter();
+        paths.any(|path| file::key_of(&path, &current).is_err())
     }
 
     /// Does something that blocks on the disk on a thread for such things.
@@ -163,19 +212,31 @@ impl Snapshots {
         state: &State,
     ) -> io::Result<(SnapshotHead, SnapshotFile)> {
         let temporary = self.temporary();
-        let mut file = file::create(&temporary.0)?;
-        file::write(&mut file, head, state)?;
-        let file = SnapshotFile::new(file, None)?;
+        let key = FileKey::generate();
+        let mut file = self.begin(&temporary, &key)?;
+        file::write(&mut file, &key, head, state)?;
+        let file = SnapshotFile::new(file, key, None)?;
         self.adopt(&temporary, head, &file)?;
         // When a newer one was installed meanwhile, that one counts.
         Ok(self.current().unwrap_or_else(|| (head.clone(), file)))
     }
 
     /// Somewhere to put the bytes of a snapshot that another member sends.
-    pub(crate) fn receive(&self) -> io::Result<Incoming> {
+    pub(crate) fn receive(&self, key: FileKey) -> io::Result<Incoming> {
         let temporary = self.temporary();
-        let file = file::create(&temporary.0)?;
-        Ok(Incoming { temporary, file })
+        let file = self.begin(&temporary, &key)?;
+        Ok(Incoming {
+            temporary,
+            file,
+            key,
+        })
+    }
+
+    /// A new file that holds the header.
+    fn begin(&self, temporary: &Temporary, key: &FileKey) -> io::Result<File> {
+        let mut file = file::create(&temporary.0)?;
+        file.write_all(&file::header(key, &self.0.keys.current))?;
+        Ok(file)
     }
 
     /// Makes a snapshot from elsewhere the newest one here, and gives its state. Blocks on the disk.
@@ -187,13 +248,14 @@ impl Snapshots {
             copy = self.copy(data)?;
             &copy
         };
-        let file = SnapshotFile::new(open_read(&received.temporary.0)?, None)?;
+        let file = open_read(&received.temporary.0)?;
+        let file = SnapshotFile::new(file, data.key.clone(), None)?;
         self.adopt(&received.temporary, &received.head, &file)?;
         Ok((received.head.clone(), received.state.clone()))
     }
 
     fn copy(&self, data: &SnapshotFile) -> io::Result<Arc<Received>> {
-        let mut incoming = self.receive()?;
+        let mut incoming = self.receive(data.key.clone())?;
         let mut buffer = vec![0; COPY_BYTES];
         let mut offset = 0;
         loop {
@@ -257,6 +319,7 @@ impl Snapshots {
 pub(crate) struct Incoming {
     temporary: Temporary,
     file: File,
+    key: FileKey,
 }
 
 impl Incoming {
@@ -267,23 +330,24 @@ impl Incoming {
     /// Flushes and checks all of it. Blocks on the disk.
     pub(crate) fn finish(self) -> io::Result<SnapshotFile> {
         self.file.sync_all()?;
-        let (head, state) = file::read(&self.temporary.0)
+        let (head, state) = file::read(&self.temporary.0, &self.key)
             .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
         let received = Received {
             temporary: self.temporary,
             head,
             state,
         };
-        SnapshotFile::new(self.file, Some(Arc::new(received)))
+        SnapshotFile::new(self.file, self.key, Some(Arc::new(received)))
     }
 }
 
 impl SnapshotFile {
-    fn new(file: File, received: Option<Arc<Received>>) -> io::Result<Self> {
+    fn new(file: File, key: FileKey, received: Option<Arc<Received>>) -> io::Result<Self> {
         let bytes = file.metadata()?.len();
         Ok(Self {
             file: Arc::new(file),
-            bytes,
+            bytes: bytes.saturating_sub(file::FILE_HEADER_BYTES as u64),
+            key,
             received,
         })
     }
@@ -296,10 +360,6 @@ impl SnapshotFile {
 
 fn open_read(path: &Path) -> io::Result<File> {
     File::open(path)
-}
-
-fn open_file(path: &Path) -> io::Result<SnapshotFile> {
-    SnapshotFile::new(open_read(path)?, None)
 }
 
 /// Removes what a crash left unfinished. Only while nothing else uses the directory.

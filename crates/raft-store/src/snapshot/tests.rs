@@ -1,7 +1,7 @@
 use shoal_types::Version;
 
 use super::*;
-use crate::tests::world::create;
+use crate::tests::world::{create, keys};
 
 fn state(count: u64) -> State {
     let mut state = State::default();
@@ -34,7 +34,7 @@ fn names(dir: &Path) -> Vec<String> {
 #[test]
 fn the_newest_two_are_kept_and_the_newest_is_read_back() {
     let dir = tempfile::tempdir().expect("a directory");
-    let (snapshots, found) = Snapshots::open(dir.path(), None).expect("it opens");
+    let (snapshots, found) = Snapshots::open(dir.path(), &keys(), None).expect("it opens");
     assert!(found.is_none());
     for index in [3, 5, 9] {
         let written = snapshots.write(&head(index), &state(index));
@@ -46,7 +46,7 @@ fn the_newest_two_are_kept_and_the_newest_is_read_back() {
         .expect("it is not needed");
     assert_eq!(names(dir.path()).len(), 2);
     fs::write(dir.path().join("7.tmp"), "half a snapshot").expect("it can be written");
-    let (snapshots, found) = Snapshots::open(dir.path(), None).expect("it opens");
+    let (snapshots, found) = Snapshots::open(dir.path(), &keys(), None).expect("it opens");
     assert_eq!(found, Some((head(9), state(9))));
     assert_eq!(names(dir.path()).len(), 2, "what a crash left is gone");
     let (current, _) = snapshots.current().expect("there is one");
@@ -56,7 +56,7 @@ fn the_newest_two_are_kept_and_the_newest_is_read_back() {
 #[test]
 fn damage_is_noticed_and_the_one_before_serves_if_the_log_follows_on_it() {
     let dir = tempfile::tempdir().expect("a directory");
-    let (snapshots, _) = Snapshots::open(dir.path(), None).expect("it opens");
+    let (snapshots, _) = Snapshots::open(dir.path(), &keys(), None).expect("it opens");
     snapshots.write(&head(2), &state(2)).expect("it is written");
     snapshots.write(&head(3), &state(3)).expect("it is written");
     drop(snapshots);
@@ -71,7 +71,7 @@ fn damage_is_noticed_and_the_one_before_serves_if_the_log_follows_on_it() {
             damaged = whole[..at].to_vec();
         }
         fs::write(&newest, &damaged).expect("it can be written");
-        let error = Snapshots::open(dir.path(), purged(3)).err();
+        let error = Snapshots::open(dir.path(), &keys(), purged(3)).err();
         let error = error.expect("the log does not follow on the one before");
         assert!(
             matches!(
@@ -80,7 +80,8 @@ fn damage_is_noticed_and_the_one_before_serves_if_the_log_follows_on_it() {
             ),
             "byte {at}: {error}"
         );
-        let (_, found) = Snapshots::open(dir.path(), purged(2)).expect("the one before serves");
+        let (_, found) =
+            Snapshots::open(dir.path(), &keys(), purged(2)).expect("the one before serves");
         assert_eq!(found, Some((head(2), state(2))));
     }
 }
@@ -88,26 +89,32 @@ fn damage_is_noticed_and_the_one_before_serves_if_the_log_follows_on_it() {
 #[test]
 fn a_snapshot_stays_readable_for_who_has_it_and_installs_elsewhere() {
     let dir = tempfile::tempdir().expect("a directory");
-    let (snapshots, _) = Snapshots::open(dir.path(), None).expect("it opens");
+    let (snapshots, _) = Snapshots::open(dir.path(), &keys(), None).expect("it opens");
     let (_, file) = snapshots.write(&head(5), &state(5)).expect("it is written");
     for name in names(dir.path()) {
         fs::remove_file(dir.path().join(name)).expect("it can be removed");
     }
     let other = tempfile::tempdir().expect("a directory");
-    let (others, _) = Snapshots::open(other.path(), None).expect("it opens");
+    let (others, _) = Snapshots::open(other.path(), &keys(), None).expect("it opens");
     let installed = others.install(&file).expect("it is whole");
     assert_eq!(installed, (head(5), state(5)));
-    let (_, found) = Snapshots::open(other.path(), None).expect("it opens");
+    let (_, found) = Snapshots::open(other.path(), &keys(), None).expect("it opens");
     assert_eq!(found, Some((head(5), state(5))));
 }
 
 #[test]
 fn a_received_snapshot_that_is_not_whole_leaves_no_trace() {
     let dir = tempfile::tempdir().expect("a directory");
-    let (snapshots, _) = Snapshots::open(dir.path(), None).expect("it opens");
-    let mut incoming = snapshots.receive().expect("there is room");
+    let (snapshots, _) = Snapshots::open(dir.path(), &keys(), None).expect("it opens");
+    let mut incoming = snapshots
+        .receive(FileKey::generate())
+        .expect("there is room");
     incoming.write(b"not a snapshot").expect("there is room");
     assert!(incoming.finish().is_err());
-    drop(snapshots.receive().expect("there is room"));
+    drop(
+        snapshots
+            .receive(FileKey::generate())
+            .expect("there is room"),
+    );
     assert_eq!(names(dir.path()), Vec::<String>::new());
 }

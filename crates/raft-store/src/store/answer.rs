@@ -11,6 +11,7 @@ use super::Store;
 use crate::{
     peers::{Envelope, Request, Response},
     raft::{Snapshot, TypeConfig},
+    seal::FileKey,
     snapshot::{Incoming, SnapshotFile},
     stored::{Ballot, SnapshotHead},
 };
@@ -71,10 +72,16 @@ impl Store {
         request: &[u8],
         body: impl AsyncRead + Unpin + Send,
     ) -> Result<Vec<u8>, AnswerError> {
-        let Request::Snapshot { vote, head, bytes } = self.open_envelope(request)? else {
+        let Request::Snapshot {
+            vote,
+            head,
+            bytes,
+            key,
+        } = self.open_envelope(request)?
+        else {
             return Err(AnswerError::Unexpected);
         };
-        let snapshot = self.take_in(&head, bytes, body).await;
+        let snapshot = self.take_in(&head, key, bytes, body).await;
         let snapshot = snapshot.map_err(AnswerError::Snapshot)?;
         let meta = head.meta();
         let raft = &self.0.raft;
@@ -100,11 +107,12 @@ impl Store {
     async fn take_in(
         &self,
         head: &SnapshotHead,
+        key: FileKey,
         bytes: u64,
         mut body: impl AsyncRead + Unpin + Send,
     ) -> io::Result<SnapshotFile> {
         let snapshots = &self.0.snapshots;
-        let mut incoming = snapshots.receive()?;
+        let mut incoming = snapshots.receive(key)?;
         let mut received = 0;
         loop {
             let mut chunk = Vec::with_capacity(CHUNK_BYTES);

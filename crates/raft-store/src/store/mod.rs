@@ -27,6 +27,7 @@ pub use self::{
 use crate::{
     config::{RaftTuning, StoreConfig, TuningError},
     feed::{Commit, Commits, Feed, FeedLimits, TooOld},
+    key::KeyRing,
     log::Log,
     machine::Machine,
     peers::{Network, NoPeers, Peers},
@@ -120,10 +121,16 @@ impl Store {
             dir,
             raft: id,
             tuning,
+            key,
+            older_keys,
         } = config;
+        let keys = KeyRing {
+            current: key,
+            older: older_keys,
+        };
         let disk = {
             let (dir, tuning) = (dir.clone(), tuning.clone());
-            tokio::task::spawn_blocking(move || Disk::open(&dir, id, &tuning))
+            tokio::task::spawn_blocking(move || Disk::open(&dir, id, &tuning, keys))
         };
         let Disk {
             lock,
@@ -242,6 +249,12 @@ impl Store {
         }
     }
 
+    /// Whether files are left that need one of `older_keys`. They go by themselves, with time: after a
+    /// change of keys keep the older one until this is false. Reads a few bytes from the disk.
+    pub fn needs_older_keys(&self) -> bool {
+        self.0.wal.needs_older_keys() || self.0.snapshots.need_older_keys()
+    }
+
     /// Writes a snapshot of what is applied now, and lets the log before it go. Happens by itself every
     /// `snapshot_after` entries.
     pub async fn snapshot(&self) -> Result<(), SnapshotRequestError> {
@@ -311,7 +324,12 @@ struct Disk {
 }
 
 impl Disk {
-    fn open(dir: &std::path::Path, id: RaftId, tuning: &RaftTuning) -> Result<Self, OpenError> {
+    fn open(
+        dir: &std::path::Path,
+        id: RaftId,
+        tuning: &RaftTuning,
+        keys: KeyRing,
+    ) -> Result<Self, OpenError> {
         let io = |action, source| OpenError::Io {
             action,
             path: dir.to_owned(),
@@ -326,14 +344,17 @@ impl Disk {
         let lock = lock.ok_or_else(|| OpenError::InUse {
             dir: dir.to_owned(),
         })?;
+        let snapshots = dir.join("snapshots");
+        Snapshots::check_keys(&snapshots, &keys)?;
         let wal = Wal::open(WalConfig {
             dir: dir.join("log"),
             member: id.0,
+            keys: keys.clone(),
             segment_bytes: tuning.segment_bytes,
             cache_bytes: tuning.cache_bytes,
         })?;
         let purged = wal.marks().purged;
-        let (snapshots, restored) = Snapshots::open(&dir.join("snapshots"), purged)?;
+        let (snapshots, restored) = Snapshots::open(&snapshots, &keys, purged)?;
         Ok(Self {
             lock,
             wal,

@@ -16,7 +16,8 @@ use tokio::time::{Instant, sleep, timeout};
 
 use super::world::{config_id, create, tuning};
 use crate::{
-    Leadership, MembershipError, ProposeError, RaftTuning, Router, State, Store, StoreConfig,
+    DataKey, Leadership, MembershipError, ProposeError, RaftTuning, Router, State, Store,
+    StoreConfig,
 };
 
 pub(super) const PATIENCE: Duration = Duration::from_secs(20);
@@ -54,6 +55,9 @@ impl Group {
             dir: self.dir.path().join(id.to_string()),
             raft: id,
             tuning: self.tuning.clone(),
+            // Each member has its own, and finds it again.
+            key: DataKey::from_bytes([u8::try_from(id.0).expect("few"); 32]),
+            older_keys: Vec::new(),
         };
         let store = Store::open_with_peers(config, self.router.peers(id)).await;
         let store = store.expect("the store opens");

@@ -4,6 +4,7 @@ mod crash;
 mod full_disk;
 mod group;
 mod members;
+mod sealed;
 mod single;
 mod suite;
 pub(crate) mod world;

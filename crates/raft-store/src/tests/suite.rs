@@ -8,6 +8,7 @@ use tempfile::TempDir;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+use super::world::keys;
 use crate::{
     feed::{Feed, FeedLimits},
     log::Log,
@@ -26,12 +27,13 @@ impl StoreBuilder<TypeConfig, Log, Machine, TempDir> for Builder {
         let wal = Wal::open(WalConfig {
             dir: dir.path().join("log"),
             member: 0,
+            keys: keys(),
             segment_bytes: 4096,
             cache_bytes: 500,
         })
         .expect("the log opens");
-        let (snapshots, restored) =
-            Snapshots::open(&dir.path().join("snapshots"), None).expect("the directory opens");
+        let (snapshots, restored) = Snapshots::open(&dir.path().join("snapshots"), &keys(), None)
+            .expect("the directory opens");
         let limits = FeedLimits {
             commits: 10,
             changes: 10,

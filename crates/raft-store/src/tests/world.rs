@@ -7,7 +7,7 @@ use shoal_types::{
     object::{Config, Meta},
 };
 
-use crate::{Change, Command, RaftTuning, Store, StoreConfig};
+use crate::{Change, Command, DataKey, RaftTuning, Store, StoreConfig, key::KeyRing};
 
 macro_rules! ids {
     ($($name:ident => $kind:ident),+ $(,)?) => {$(
@@ -85,6 +85,20 @@ pub(crate) fn config(dir: &Path) -> StoreConfig {
         dir: dir.to_owned(),
         raft: RaftId(1),
         tuning: tuning(),
+        key: key(),
+        older_keys: Vec::new(),
+    }
+}
+
+/// The same for each member of each test, so that a directory can be opened again.
+pub(crate) fn key() -> DataKey {
+    DataKey::from_bytes([0x42; 32])
+}
+
+pub(crate) fn keys() -> KeyRing {
+    KeyRing {
+        current: key(),
+        older: Vec::new(),
     }
 }
 

@@ -38,11 +38,16 @@ use std::{
 pub(crate) use self::{record::Marks, segment::sync_dir, writer::Done};
 use self::{
     record::Record,
+    segment::Segment,
     spare::SpareStatus,
     tail::{Found, Tail},
     writer::{Op, Writer},
 };
-use crate::stored::{Ballot, Item, Point};
+use crate::{
+    key::KeyRing,
+    record::Place,
+    stored::{Ballot, Item, Point},
+};
 
 #[derive(Debug, Clone)]
 pub(crate) struct WalConfig {
@@ -51,6 +56,7 @@ pub(crate) struct WalConfig {
     pub(crate) member: u64,
     /// Size of a segment file; one that has to hold a larger record is larger.
     pub(crate) segment_bytes: u64,
+    pub(crate) keys: KeyRing,
     /// Entries are kept in memory up to this much, the newest ones.
     pub(crate) cache_bytes: usize,
 }
@@ -100,6 +106,12 @@ pub enum WalError {
         path.display()
     )]
     Format { path: PathBuf, found: u32 },
+    #[error(
+        "{} is sealed under another data key; use the key that this directory was written with, \
+         nothing was changed",
+        path.display()
+    )]
+    OtherKey { path: PathBuf },
     #[error("{} is not a file of the log; move it elsewhere", path.display())]
     Foreign { path: PathBuf },
     #[error(
@@ -257,6 +269,12 @@ impl Wal {
         self.0.shared.tail().poison.as_ref().map(writer::poisoned)
     }
 
+    /// Whether some of it is sealed under an older key.
+    pub(crate) fn needs_older_keys(&self) -> bool {
+        let tail = self.0.shared.tail();
+        tail.segments.values().any(|segment| !segment.is_current)
+    }
+
     /// How often the log was flushed since it was opened.
     pub(crate) fn flushes(&self) -> u64 {
         self.0.shared.flushes.load(Ordering::Relaxed)
@@ -317,7 +335,7 @@ impl DiskRead {
                 Found::Disk(segment, position) => {
                     let mut bytes = vec![0; position.size];
                     segment.file.read_exact_at(&mut bytes, position.offset)?;
-                    decode(&bytes, segment.sequence).map_err(|reason| {
+                    decode(&bytes, &segment, position.offset).map_err(|reason| {
                         let text = format!(
                             "{} is damaged at offset {}: {reason}",
                             segment.path.display(),
@@ -331,10 +349,13 @@ impl DiskRead {
     }
 }
 
-fn decode(bytes: &[u8], sequence: u64) -> Result<Item, String> {
-    let frame = crate::record::parse(bytes, sequence).map_err(|error| error.to_string())?;
+fn decode(bytes: &[u8], segment: &Segment, offset: u64) -> Result<Item, String> {
+    let context = segment.sequence;
+    let frame = crate::record::parse(bytes, context).map_err(|error| error.to_string())?;
     let frame = frame.ok_or("the record is gone")?;
-    match shoal_transport::codec::decode(frame.payload) {
+    let opened = frame.open(segment.sealer(), Place { context, offset });
+    let opened = opened.map_err(|error| error.to_string())?;
+    match shoal_transport::codec::decode(&opened) {
         Ok(Record::Item(item)) => Ok(item),
         Ok(_) => Err("the record is not an entry".to_owned()),
         Err(error) => Err(error.to_string()),

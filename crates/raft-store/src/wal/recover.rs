@@ -12,7 +12,10 @@ use super::{
     tail::{Position, Tail},
     writer::Sealed,
 };
-use crate::{record, stored::Item};
+use crate::{
+    record::{self, Place},
+    stored::Item,
+};
 
 /// The log as it was found, and where its writer goes on.
 pub(super) struct Recovered {
@@ -32,7 +35,28 @@ pub(super) struct Resume {
 }
 
 pub(super) fn recover(config: &WalConfig) -> Result<Recovered, WalError> {
-    let sequences = segment::list(&config.dir)?;
+    let segment::Listed {
+        sequences,
+        unfinished,
+    } = segment::list(&config.dir)?;
+    // Before anything is changed: with another key everything would look like damage.
+    let headers = sequences.iter().map(|sequence| {
+        let path = segment::path_of(&config.dir, *sequence);
+        let header = segment::read_header(&path).map_err(WalError::io("read", &path))?;
+        match segment::check_header(&header, *sequence, &config.keys) {
+            Ok(sealer) => {
+                let is_current = segment::is_of_key(&header, &config.keys.current);
+                Ok((Some(sealer), is_current))
+            }
+            Err(HeaderError::Damaged) => Ok((None, true)),
+            Err(HeaderError::Format { found }) => Err(WalError::Format { path, found }),
+            Err(HeaderError::OtherKey) => Err(WalError::OtherKey { path }),
+        }
+    });
+    let sealers = headers.collect::<Result<Vec<_>, _>>()?;
+    for path in unfinished {
+        fs::remove_file(&path).map_err(WalError::io("remove", &path))?;
+    }
     if let Some(gap) = sequences.windows(2).find(|w| w[1] != w[0] + 1) {
         return Err(WalError::Missing {
             path: segment::path_of(&config.dir, gap[0] + 1),
@@ -46,8 +70,8 @@ pub(super) fn recover(config: &WalConfig) -> Result<Recovered, WalError> {
     };
     let mut sealed = Vec::new();
     let mut resume = None;
-    for (nth, &sequence) in sequences.iter().enumerate() {
-        let segment = Arc::new(Segment::open(&config.dir, sequence)?);
+    for (nth, (&sequence, (sealer, is_current))) in sequences.iter().zip(sealers).enumerate() {
+        let segment = Arc::new(Segment::open(&config.dir, sequence, sealer, is_current)?);
         let is_last = nth + 1 == sequences.len();
         let Some(read) = replay.segment(&segment, is_last)? else {
             // It was just being started. The one before it is whole, and goes on.
@@ -124,18 +148,9 @@ impl Replay<'_> {
             capacity,
             max_index: None,
         };
-        match segment::check_header(&bytes, segment.sequence) {
-            Ok(()) => {}
-            Err(HeaderError::Format { found }) => {
-                return Err(WalError::Format {
-                    path: segment.path.clone(),
-                    found,
-                });
-            }
-            Err(HeaderError::Damaged) => {
-                self.torn_or_damaged(segment, &bytes, 0, true, is_last, "the file's header")?;
-                return Ok(None);
-            }
+        if segment.sealer.is_none() {
+            self.torn_or_damaged(segment, &bytes, 0, true, is_last, "the file's header")?;
+            return Ok(None);
         }
         let mut at = FILE_HEADER_BYTES;
         let mut batch_is_whole = true;
@@ -170,8 +185,14 @@ impl Replay<'_> {
                     frame.batch, self.batch
                 )));
             }
+            let place = Place {
+                context: segment.sequence,
+                offset: at as u64,
+            };
+            let opened = frame.open(segment.sealer(), place);
+            let opened = opened.map_err(|error| damaged(error.to_string()))?;
             let record: Record<Item> =
-                codec::decode(frame.payload).map_err(|source| WalError::Record {
+                codec::decode(&opened).map_err(|source| WalError::Record {
                     path: segment.path.clone(),
                     offset: at as u64,
                     source,

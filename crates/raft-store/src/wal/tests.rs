@@ -7,12 +7,16 @@ use std::{
 use proptest::prelude::*;
 
 use super::{segment::FILE_HEADER_BYTES, *};
-use crate::stored::{Body, Members};
+use crate::{
+    stored::{Body, Members},
+    tests::world::keys,
+};
 
 fn config(dir: &Path) -> WalConfig {
     WalConfig {
         dir: dir.to_owned(),
         member: 1,
+        keys: keys(),
         segment_bytes: 4096,
         cache_bytes: 2000,
     }
@@ -330,7 +334,7 @@ fn every_flipped_bit_in_acknowledged_data_is_an_error_that_names_the_place() {
         let mut flipped = whole.clone();
         flipped[byte] ^= 1 << (byte % 8);
         fs::write(&path, &flipped).expect("the segment can be written");
-        let padding = (28..FILE_HEADER_BYTES).contains(&byte);
+        let padding = (76..FILE_HEADER_BYTES).contains(&byte);
         match Wal::open(config(dir.path())) {
             Err(WalError::Damaged {
                 path: named,
@@ -379,7 +383,11 @@ fn a_crash_while_a_segment_is_started_is_no_damage() {
     append(&wal, [item(1, 0, 10)]);
     drop(wal);
     let next = segment::path_of(dir.path(), 2);
-    for content in [vec![0; 4096], segment::file_header(2).to_vec(), vec![0; 5]] {
+    for content in [
+        vec![0; 4096],
+        segment::new_header(2, &keys().current).0.to_vec(),
+        vec![0; 5],
+    ] {
         fs::write(&next, &content).expect("the segment can be written");
         let wal = open(dir.path());
         assert_eq!(all(&wal), [item(1, 0, 10)]);

@@ -19,7 +19,8 @@ use super::{
     tail::Position,
 };
 use crate::{
-    record,
+    record::{self, Place},
+    seal::Nonces,
     stored::{Ballot, Item, Point},
 };
 
@@ -75,6 +76,7 @@ pub(super) struct Writer {
     config: WalConfig,
     shared: Arc<Shared>,
     spare: Spare,
+    nonces: Nonces,
     active: Active,
     sealed: VecDeque<Sealed>,
     /// As the records up to here say.
@@ -92,6 +94,8 @@ pub(super) struct Writer {
 
 struct Active {
     segment: Arc<Segment>,
+    /// Of a new segment, until it is written.
+    header: Option<[u8; FILE_HEADER_BYTES]>,
     capacity: u64,
     offset: u64,
     max_index: Option<u64>,
@@ -107,10 +111,14 @@ impl Writer {
     ) -> io::Result<Self> {
         let spare = Spare::new(&config.dir, config.segment_bytes)?;
         let marks = shared.tail().marks;
+        let is_current = resume
+            .as_ref()
+            .is_none_or(|resume| resume.segment.is_current);
         let (active, batch) = match resume {
             Some(resume) => (
                 Active {
                     segment: resume.segment,
+                    header: None,
                     capacity: resume.capacity,
                     offset: resume.offset,
                     max_index: resume.max_index,
@@ -123,6 +131,7 @@ impl Writer {
             config,
             shared,
             spare,
+            nonces: Nonces::new(),
             active,
             sealed: sealed.into(),
             marks,
@@ -142,6 +151,9 @@ impl Writer {
             .insert(segment.sequence, segment);
         if writer.active.offset == 0 {
             writer.begin_segment(None)?;
+        } else if !is_current {
+            // Nothing new is sealed under an older key.
+            writer.rotate(0)?;
         } else {
             let head = writer.head(None);
             writer.put(&Record::Head(head))?;
@@ -262,8 +274,15 @@ impl Writer {
     }
 
     fn encode(&mut self, record: &Record<&Item>) -> io::Result<usize> {
-        let context = self.active.segment.sequence;
-        record::append(&mut self.buffer, context, self.batch, record)
+        let segment = &self.active.segment;
+        let place = Place {
+            context: segment.sequence,
+            offset: self.active.offset + self.buffer.len() as u64,
+        };
+        // A record that is encoded again, for the next segment, is sealed anew.
+        let nonce = self.nonces.next();
+        let (buffer, sealer) = (&mut self.buffer, segment.sealer());
+        record::append(buffer, place, self.batch, record, sealer, nonce)
             .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))
     }
 
@@ -312,8 +331,8 @@ impl Writer {
 
     /// Puts the first bytes of the active segment into the buffer.
     fn begin_segment(&mut self, previous_end: Option<u64>) -> io::Result<()> {
-        let sequence = self.active.segment.sequence;
-        self.buffer.extend(segment::file_header(sequence));
+        let header = self.active.header.take();
+        self.buffer.extend(header.expect("a segment is begun once"));
         let head = self.head(previous_end);
         self.put(&Record::Head(head))
     }
@@ -391,12 +410,16 @@ fn create(config: &WalConfig, spare: &Spare, sequence: u64, size: usize) -> io::
         file
     };
     segment::sync_dir(&config.dir)?;
+    let (header, sealer) = segment::new_header(sequence, &config.keys.current);
     Ok(Active {
         segment: Arc::new(Segment {
             sequence,
             path,
             file,
+            sealer: Some(sealer),
+            is_current: true,
         }),
+        header: Some(header),
         capacity: needed.max(config.segment_bytes),
         offset: 0,
         max_index: None,

@@ -40,6 +40,8 @@ pub(super) enum Refusal {
     Clock { validity: Validity, now: Timestamp },
     #[error("node {node} is a worker, and only managers may do this")]
     Worker { node: NodeId },
+    #[error("this manager's release does not know what the connection is for; upgrade it")]
+    Unknown,
 }
 
 impl From<&Refusal> for Admission {

@@ -42,7 +42,11 @@ pub enum ConnectError {
         "the certificate that {addr} shows is signed by another CA than this node's: it is a \
          manager of another swarm, or no manager"
     )]
-    ForeignCa { addr: String },
+    ForeignCa {
+        addr: String,
+        #[source]
+        source: rustls::Error,
+    },
     #[error(
         "{addr} does not accept this node's certificate: it is signed by another CA than the one \
          there. The swarm was made anew, or this node is of another one; to use it there, leave \
@@ -144,9 +148,11 @@ impl ConnectError {
                     expected: digest.unwrap_or_default(),
                 }
             }
-            rustls::Error::InvalidCertificate(
-                rustls::CertificateError::UnknownIssuer | rustls::CertificateError::BadSignature,
-            ) => Self::ForeignCa { addr },
+            // Whatever is wrong with it, this swarm's root gives no such certificate.
+            rustls::Error::InvalidCertificate(_) => Self::ForeignCa {
+                addr,
+                source: tls.clone(),
+            },
             rustls::Error::AlertReceived(
                 AlertDescription::UnknownCA
                 | AlertDescription::BadCertificate

@@ -58,7 +58,7 @@ impl std::fmt::Debug for Incoming {
 pub struct ClusterListener {
     tls: ClusterTls,
     tcp: TcpListener,
-    limit: Duration,
+    pub(super) limit: Duration,
 }
 
 impl ClusterListener {
@@ -94,7 +94,12 @@ impl ClusterListener {
                         handshakes.spawn(async move {
                             match time::timeout(limit, receive(&tls, tcp, remote)).await {
                                 Ok(Ok(incoming)) => handler(incoming),
-                                Ok(Err(rejection)) => rejection.log(remote),
+                                Ok(Err(rejection)) => {
+                                    rejection.log(remote);
+                                    if let Rejection::Tls { tcp, .. } = rejection {
+                                        linger(tcp).await;
+                                    }
+                                }
                                 Err(_elapsed) => Rejection::Slow(limit).log(remote),
                             }
                         });
@@ -118,8 +123,8 @@ enum Rejection {
     Silent,
     #[error("set up the connection: {0}")]
     Socket(#[source] io::Error),
-    #[error("no TLS as nodes of this swarm speak it: {0}")]
-    Tls(#[source] io::Error),
+    #[error("no TLS as nodes of this swarm speak it: {source}")]
+    Tls { source: io::Error, tcp: TcpStream },
     #[error("it does not speak the cluster port's protocol")]
     Protocol,
     #[error("its certificate is not a node's: {0}")]
@@ -173,10 +178,7 @@ async fn receive(
     let acceptor = TlsAcceptor::from(own.server_config());
     let mut stream = match acceptor.accept(tcp).into_fallible().await {
         Ok(stream) => stream,
-        Err((error, tcp)) => {
-            linger(tcp).await;
-            return Err(Rejection::Tls(error));
-        }
+        Err((source, tcp)) => return Err(Rejection::Tls { source, tcp }),
     };
     let (_, connection) = stream.get_ref();
     if connection.alpn_protocol() != Some(tls::ALPN) {
@@ -187,19 +189,19 @@ async fn receive(
         .and_then(<[_]>::first)
         .map(|leaf| Certificate::parse(leaf))
         .transpose()?;
-    let purpose: Purpose = stream::read_frame(&mut stream, FRAME_BYTES)
-        .await
-        .map_err(Rejection::Purpose)?
-        .ok_or(Rejection::Silent)?;
-    let ours = own.identity().cluster;
-    let admitted = admission::admit(certificate.as_ref(), purpose, ours, clock::now());
-    let admission = match &admitted {
-        Ok(_) => Admission::Welcome,
-        Err(refusal) => refusal.into(),
+    let purpose: Purpose = match stream::read_frame(&mut stream, FRAME_BYTES).await {
+        Ok(purpose) => purpose.ok_or(Rejection::Silent)?,
+        Err(error) => {
+            if matches!(error, ReceiveError::Decode(_)) {
+                refuse(stream, &Refusal::Unknown).await;
+            }
+            return Err(Rejection::Purpose(error));
+        }
     };
-    let answered = stream::write_frame(&mut stream, &admission).await;
-    match admitted {
+    let ours = own.identity().cluster;
+    match admission::admit(certificate.as_ref(), purpose, ours, clock::now()) {
         Ok(identity) => {
+            let answered = stream::write_frame(&mut stream, &Admission::Welcome).await;
             answered.map_err(Rejection::Gone)?;
             Ok(Incoming {
                 identity,
@@ -209,7 +211,7 @@ async fn receive(
             })
         }
         Err(refusal) => {
-            close(stream).await;
+            refuse(stream, &refusal).await;
             Err(Rejection::Refused {
                 refusal,
                 purpose,
@@ -219,8 +221,9 @@ async fn receive(
     }
 }
 
-/// Ends TLS and TCP in order. Errors mean that the client has gone already.
-async fn close(mut stream: TlsStream<TcpStream>) {
+/// Tells the client why, and ends TLS and TCP in order. Errors mean that it has gone already.
+async fn refuse(mut stream: TlsStream<TcpStream>, refusal: &Refusal) {
+    drop(stream::write_frame(&mut stream, &Admission::from(refusal)).await);
     drop(stream.shutdown().await);
 }
 

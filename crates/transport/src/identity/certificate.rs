@@ -46,7 +46,7 @@ impl fmt::Display for Validity {
 pub(crate) struct Certificate {
     pub(crate) identity: Identity,
     pub(crate) validity: Validity,
-    /// The bits of the subject's public key, without its algorithm.
+    /// The subject's public key: `SubjectPublicKeyInfo` in DER.
     pub(crate) public_key: Vec<u8>,
 }
 
@@ -74,7 +74,7 @@ impl Certificate {
                 })?,
             },
             validity: validity(&x509),
-            public_key: x509.public_key().subject_public_key.data.to_vec(),
+            public_key: x509.public_key().raw.to_vec(),
         })
     }
 }

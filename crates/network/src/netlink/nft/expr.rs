@@ -15,6 +15,7 @@ pub(crate) mod reg {
 const NF_DROP: u32 = 0;
 const NFT_GOTO: u32 = (-4_i32).cast_unsigned();
 const NFT_REG_VERDICT: u32 = 0;
+const LINK_HEADER: u32 = 0;
 const NETWORK_HEADER: u32 = 1;
 const TRANSPORT_HEADER: u32 = 2;
 /// `NFT_META`_* keys.
@@ -25,6 +26,10 @@ const META_L4PROTO: u32 = 16;
 /// `NFT_CT`_* keys.
 const CT_DIRECTION: u32 = 1;
 const CT_STATUS: u32 = 2;
+const CT_MARK: u32 = 3;
+const CT_ZONE: u32 = 17;
+const IP_CT_DIR_ORIGINAL: u8 = 0;
+const NTOH: u32 = 0;
 /// The connection's destination was translated (`IPS_DST_NAT`).
 const IPS_DST_NAT: u32 = 1 << 5;
 const FIB_RESULT_ADDRTYPE: u32 = 3;
@@ -41,6 +46,20 @@ pub(crate) enum Expr {
     /// Keeps a register's value with the packet, which loses it when it leaves the namespace.
     SetMark(u32),
     Mark(u32),
+    /// Takes the mark away.
+    Unmark,
+    /// Bytes three to six of the Ethernet address a packet came from, as a number.
+    Sender(u32),
+    /// The last two of them.
+    SenderLow(u32),
+    /// Whether the packet goes against the direction of its connection's first one.
+    IsReply(bool),
+    /// Keeps a register's value with the connection.
+    SetConnectionMark(u32),
+    ConnectionMark(u32),
+    /// Before connection tracking: connections that begin with such packets are told apart from
+    /// all others by this number of 16 bits, but their replies are not.
+    SetOriginalZone(u32),
     /// A random number below `modulus`.
     Random {
         to: u32,
@@ -100,6 +119,31 @@ impl Expr {
                 b.attr_be32(2, META_MARK).attr_be32(3, *from);
             }),
             Self::Mark(to) => meta(batch, META_MARK, *to),
+            Self::Unmark => {
+                expr(batch, "immediate", |b| {
+                    b.attr_be32(1, reg::R0).nest(2, |b| {
+                        b.attr(1, &[0; 4]);
+                    });
+                });
+                Self::SetMark(reg::R0).encode(batch);
+            }
+            Self::Sender(to) => link_number(batch, *to, 8, 4),
+            Self::SenderLow(to) => link_number(batch, *to, 10, 2),
+            Self::IsReply(is_reply) => {
+                ct(batch, CT_DIRECTION);
+                equals(batch, &[u8::from(*is_reply)]);
+            }
+            Self::SetConnectionMark(from) => expr(batch, "ct", |b| {
+                b.attr_be32(2, CT_MARK).attr_be32(4, *from);
+            }),
+            Self::ConnectionMark(to) => expr(batch, "ct", |b| {
+                b.attr_be32(1, *to).attr_be32(2, CT_MARK);
+            }),
+            Self::SetOriginalZone(from) => expr(batch, "ct", |b| {
+                b.attr_be32(2, CT_ZONE)
+                    .attr(3, &[IP_CT_DIR_ORIGINAL])
+                    .attr_be32(4, *from);
+            }),
             Self::Random { to, modulus } => expr(batch, "numgen", |b| {
                 b.attr_be32(1, *to)
                     .attr_be32(2, *modulus)
@@ -189,6 +233,18 @@ fn payload(batch: &mut Batch, to: u32, base: u32, offset: u32, length: u32) {
             .attr_be32(2, base)
             .attr_be32(3, offset)
             .attr_be32(4, length);
+    });
+}
+
+/// A number of `length` bytes in the Ethernet header, in the host's byte order.
+fn link_number(batch: &mut Batch, to: u32, offset: u32, length: u32) {
+    payload(batch, to, LINK_HEADER, offset, length);
+    expr(batch, "byteorder", |b| {
+        b.attr_be32(1, to)
+            .attr_be32(2, to)
+            .attr_be32(3, NTOH)
+            .attr_be32(4, length)
+            .attr_be32(5, length);
     });
 }
 

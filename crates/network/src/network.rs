@@ -332,8 +332,7 @@ impl Network {
             return Ok(());
         };
         let mut batch = Batch::default();
-        let wanted = Ways::wanted(new, index);
-        Ways::wanted(old, index).change_to(&wanted, index, &mut batch);
+        Ways::change(old, new, index, &mut batch);
         overlay::transact(&mut self.route, batch)
     }
 

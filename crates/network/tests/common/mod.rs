@@ -383,7 +383,7 @@ pub(crate) fn transfer(addr: Ipv4Addr, port: u16) {
     let mut stream = TcpStream::connect_timeout(&(addr, port).into(), PATIENCE).unwrap();
     stream.set_read_timeout(Some(PATIENCE)).unwrap();
     stream.set_write_timeout(Some(PATIENCE)).unwrap();
-    let sent: Vec<u8> = (0..BULK).map(|n| (n % 251) as u8).collect();
+    let sent: Vec<u8> = (0..=250).cycle().take(BULK).collect();
     stream.write_all(&sent).unwrap();
     let mut got = vec![0; BULK];
     stream.read_exact(&mut got).unwrap();
@@ -414,7 +414,7 @@ pub(crate) fn ping_of(addr: Ipv4Addr, size: usize) -> bool {
     if socket.connect((addr, 0)).is_err() || socket.send(&request).is_err() {
         return false;
     }
-    let mut buffer = [0; 1 << 16];
+    let mut buffer = vec![0; 1 << 16];
     socket
         .recv(&mut buffer)
         .is_ok_and(|length| length == request.len() && buffer[0] == 0)

@@ -153,6 +153,15 @@ impl Ways {
         Ok(ways)
     }
 
+    /// What is left of these once the interface has its hardware address: the kernel forgets all
+    /// neighbours of an interface that gets another, permanent ones too.
+    pub(crate) fn surviving(mut self, link: &Link, overlay: &Overlay) -> Self {
+        if link.mac != Some(mac_of(overlay.local)) {
+            self.neighbours.clear();
+        }
+        self
+    }
+
     /// Adds to `batch` what turns these into `wanted`, and says what differs.
     pub(crate) fn change_to(&self, wanted: &Self, index: u32, batch: &mut Batch) -> Vec<String> {
         let mut found = Vec::new();

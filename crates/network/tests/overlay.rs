@@ -581,3 +581,75 @@ fn thousands_of_remote_containers_are_quick() {
         assert!(first < Duration::from_secs(5) && change < Duration::from_secs(1));
     });
 }
+
+/// What the wire, the kernel's own tunnel and ours carry from one host to another, by `iperf3`-like
+/// streams of this test's own; each for a second, in turns, the median of the rounds.
+#[test]
+#[ignore = "measures; means something with --release only"]
+fn throughput_between_nodes() {
+    in_cluster(2, |cluster| async move {
+        let datapaths = cluster.open().await;
+        for (datapath, state) in datapaths.iter().zip(mesh(&cluster)) {
+            apply(datapath, &[state]).await;
+        }
+        let near = attached(&datapaths[0], "in", "10.0.9.5").await;
+        let far = attached(&datapaths[1], "in", "10.0.9.6").await;
+        for (host, other, end) in [(0, 1, 1), (1, 0, 2)] {
+            let (here, there) = (&cluster.hosts[host], &cluster.hosts[other]);
+            here.sh(&format!(
+                "ip link add plain type vxlan id 99 dstport 4790 local {} remote {} nolearning; \
+                 ip addr add 10.99.0.{end}/24 dev plain; ip link set plain mtu 1350 up",
+                here.addr, there.addr
+            ));
+        }
+        let _sinks = (
+            Sink::start(&far, 99),
+            Sink::start(&cluster.hosts[1].inside, 99),
+        );
+        let ways = [
+            ("wire", &cluster.hosts[0].inside, cluster.hosts[1].addr, 99),
+            (
+                "plain vxlan, host to host",
+                &cluster.hosts[0].inside,
+                ip("10.99.0.2"),
+                99,
+            ),
+            ("container to container", &near, ip("10.0.9.6"), 99),
+            ("container to vip", &near, ip("10.0.9.101"), 99),
+        ];
+        let mut rates = vec![Vec::new(); ways.len()];
+        let mut state = mesh(&cluster).remove(0);
+        state.vips.push(vip("10.0.9.101", &["10.0.9.6"]));
+        apply(&datapaths[0], &[state]).await;
+        for _ in 0..7 {
+            for ((_, from, addr, port), rates) in ways.iter().zip(&mut rates) {
+                rates.push(from.run(|| stream(*addr, *port, Duration::from_secs(1))));
+            }
+        }
+        for ((name, ..), rates) in ways.iter().zip(&mut rates) {
+            rates.sort_by(f64::total_cmp);
+            let (least, most) = (rates[0], rates[rates.len() - 1]);
+            println!(
+                "{name}: {:.2} ({least:.2}-{most:.2}) Gbit/s",
+                rates[rates.len() / 2]
+            );
+        }
+        let _echo = far.serve("far", 80);
+        for (name, addr) in [("direct", "10.0.9.6"), ("vip", "10.0.9.101")] {
+            let times = near.run(|| {
+                let connect = || {
+                    let start = Instant::now();
+                    Connection::open(ip(addr), 80).unwrap();
+                    start.elapsed()
+                };
+                let mut times: Vec<_> = (0..400).map(|_| connect()).collect();
+                times.sort();
+                times
+            });
+            println!(
+                "new connection, {name}: median {:?}, least {:?}",
+                times[200], times[0]
+            );
+        }
+    });
+}

@@ -37,6 +37,7 @@ use crate::{
     raft::{Snapshot, TypeConfig, Vote},
     snapshot::SnapshotFile,
     stored::{Ballot, SnapshotHead},
+    wal::Wal,
 };
 
 /// Whom a message is for.
@@ -171,14 +172,17 @@ impl AsyncRead for SnapshotBody {
 #[derive(Clone)]
 pub(crate) struct Network {
     me: u64,
+    /// Knows the group.
+    wal: Wal,
     peers: Arc<dyn Peers>,
     snapshot_idle: Duration,
 }
 
 impl Network {
-    pub(crate) fn new(me: u64, peers: Arc<dyn Peers>, snapshot_idle: Duration) -> Self {
+    pub(crate) fn new(me: u64, wal: Wal, peers: Arc<dyn Peers>, snapshot_idle: Duration) -> Self {
         Self {
             me,
+            wal,
             peers,
             snapshot_idle,
         }
@@ -244,6 +248,8 @@ impl Client {
         let envelope = Envelope {
             from: self.network.me,
             to: self.peer.id.0,
+            // One that has no group has nobody to talk to.
+            group: self.network.wal.marks().group.unwrap_or_default(),
             request,
         };
         codec::encode(&envelope).map_err(|source| CallError::Encode {

@@ -50,16 +50,19 @@ impl Group {
         group
     }
 
-    pub(super) async fn start(&mut self, id: RaftId) {
-        let config = StoreConfig {
+    pub(super) fn config(&self, id: RaftId) -> StoreConfig {
+        StoreConfig {
             dir: self.dir.path().join(id.to_string()),
             raft: id,
             tuning: self.tuning.clone(),
             // Each member has its own, and finds it again.
             key: DataKey::from_bytes([u8::try_from(id.0).expect("few"); 32]),
             older_keys: Vec::new(),
-        };
-        let store = Store::open_with_peers(config, self.router.peers(id)).await;
+        }
+    }
+
+    pub(super) async fn start(&mut self, id: RaftId) {
+        let store = Store::open_with_peers(self.config(id), self.router.peers(id)).await;
         let store = store.expect("the store opens");
         self.router.attach(id, store.clone());
         self.members.insert(id, store);

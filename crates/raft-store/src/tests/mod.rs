@@ -1,5 +1,6 @@
 //! Tests of whole stores: one member, groups of them, and members that die.
 
+mod alone;
 mod crash;
 mod full_disk;
 mod group;

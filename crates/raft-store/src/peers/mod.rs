@@ -34,6 +34,7 @@ use tokio::io::{AsyncRead, ReadBuf};
 pub(crate) use self::message::{Envelope, Request, Response};
 pub use self::router::Router;
 use crate::{
+    config::RaftTuning,
     raft::{Snapshot, TypeConfig, Vote},
     snapshot::SnapshotFile,
     stored::{Ballot, SnapshotHead},
@@ -175,16 +176,19 @@ pub(crate) struct Network {
     /// Knows the group.
     wal: Wal,
     peers: Arc<dyn Peers>,
+    /// For one message with entries, which the other side answers from its disk.
+    append_limit: Duration,
     snapshot_idle: Duration,
 }
 
 impl Network {
-    pub(crate) fn new(me: u64, wal: Wal, peers: Arc<dyn Peers>, snapshot_idle: Duration) -> Self {
+    pub(crate) fn new(me: u64, wal: Wal, peers: Arc<dyn Peers>, tuning: &RaftTuning) -> Self {
         Self {
             me,
             wal,
             peers,
-            snapshot_idle,
+            append_limit: tuning.election_max,
+            snapshot_idle: tuning.snapshot_idle,
         }
     }
 
@@ -266,8 +270,13 @@ impl Client {
     }
 
     async fn call(&self, request: Request, option: &RPCOption) -> Result<Response, CallError> {
+        // openraft allows every message the time between two heartbeats. For entries that is too short
+        // when a disk is slow, and each would be sent again and again; it holds no stream to it.
+        let limit = match (&request, self.peer.lane) {
+            (Request::Append(_), Lane::Log) => self.network.append_limit,
+            _ => option.soft_ttl(),
+        };
         let request = self.envelope(request)?;
-        let limit = option.soft_ttl();
         let answer = self.network.peers.call(&self.peer, request, limit).await?;
         self.response(&answer)
     }

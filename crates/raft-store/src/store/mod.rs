@@ -183,7 +183,7 @@ impl Store {
             snapshots.clone(),
             stopped.clone(),
         );
-        let network = Network::new(id.0, wal.clone(), peers, tuning.snapshot_idle);
+        let network = Network::new(id.0, wal.clone(), peers, &tuning);
         let log = Log::new(wal.clone());
         let raft = Raft::new(id.0, Arc::new(raft_config), network, log, machine);
         let raft = raft.await.map_err(|fatal| OpenError::Raft {

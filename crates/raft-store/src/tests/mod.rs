@@ -7,5 +7,6 @@ mod group;
 mod members;
 mod sealed;
 mod single;
+mod stalls;
 mod suite;
 pub(crate) mod world;

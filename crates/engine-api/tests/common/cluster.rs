@@ -76,6 +76,7 @@ impl MemoryCluster {
                         manager_secret: random(),
                         ..Trust::default()
                     },
+                    epoch: 0,
                 })),
                 Change::CreateNode(Box::new(manager(node, "reef", 1))),
             ])

@@ -11,7 +11,6 @@ use std::{
         Arc, Mutex,
         atomic::{AtomicUsize, Ordering},
     },
-    time::Duration,
 };
 
 use common::{
@@ -264,8 +263,10 @@ async fn requests_wait_for_an_election() {
     let cluster = second.cluster();
     cluster.set_leader(None);
     let elected = async {
-        // Both have asked at least once by then; that they have is not what the test is about.
-        tokio::time::sleep(Duration::from_millis(60)).await;
+        for node in [&first.node, &second.node] {
+            let asked = || node.asked.load(Ordering::SeqCst) >= 2;
+            wait_for("the request to be tried again", asked).await;
+        }
         cluster.set_leader(Some(cluster.node));
     };
     let create = raw(&first, "POST", "/services/create", JSON, WEB);

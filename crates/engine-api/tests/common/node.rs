@@ -33,6 +33,8 @@ pub struct MemoryNode {
     pub place: Mutex<Option<SwarmState>>,
     /// Who is asked where the leader is; `None`: this node leads.
     pub guide: Mutex<Option<Guide>>,
+    /// How often that was.
+    pub asked: AtomicUsize,
     /// Which managers the node takes for reachable.
     pub reachability: Mutex<BTreeMap<NodeId, bool>>,
     pub networks: Mutex<Vec<LocalNetwork>>,
@@ -88,6 +90,7 @@ impl MemoryNode {
             open_pulls: Arc::default(),
             place: Mutex::default(),
             guide: Mutex::default(),
+            asked: AtomicUsize::new(0),
             reachability: Mutex::default(),
             networks: Mutex::default(),
             has_containers: AtomicBool::new(true),
@@ -237,8 +240,8 @@ impl LocalEngine for MemoryNode {
         });
         let trust = &state.cluster().unwrap().trust;
         let token = |secret: &[u8; 16]| {
-            let digits: String = secret.iter().map(|byte| format!("{byte:02x}")).collect();
-            format!("SWMTKN-1-{}-{digits}", "0".repeat(50))
+            let secret = u128::from_be_bytes(*secret);
+            format!("SWMTKN-1-{}-{secret:032x}", "0".repeat(50))
         };
         SwarmState::Active(Box::new(ActiveSwarm {
             node: cluster.node,
@@ -279,6 +282,7 @@ impl LocalEngine for MemoryNode {
     }
 
     fn forward(&self) -> BoxFuture<'_, Result<Forward>> {
+        self.asked.fetch_add(1, Ordering::SeqCst);
         let guide = self.guide.lock().unwrap();
         let forward = guide.as_ref().map_or(Ok(Forward::Here), |guide| guide());
         std::future::ready(forward).boxed()

@@ -380,7 +380,9 @@ fn a_second_datapath_takes_over_and_sends_nothing() {
         let far = attached(&datapaths[1], "in", "10.0.9.6").await;
         let _server = far.serve("far", 80);
         let mut open = near.run(|| Connection::open(ip("10.0.9.100"), 80).unwrap());
-        drop(datapaths);
+        for datapath in datapaths {
+            datapath.close().await;
+        }
         let again = cluster.open().await;
         for (datapath, state) in again.iter().zip(&net) {
             apply(datapath, std::slice::from_ref(state)).await;
@@ -390,7 +392,9 @@ fn a_second_datapath_takes_over_and_sends_nothing() {
         far.attach(&again[1], &[("in", "10.0.9.6")]).await;
         open.say().unwrap();
         // The set has changed while nobody ran: a container has gone, another has come.
-        drop(again);
+        for datapath in again {
+            datapath.close().await;
+        }
         let places = [("10.0.9.5", 0), ("10.0.9.7", 1)];
         let changed = cluster.network("in", "10.0.9.0/24", 4096, &places);
         let datapath = cluster.hosts[0].open().await;
@@ -432,6 +436,7 @@ fn what_a_datapath_left_half_done_is_completed() {
             let again = host.open().await;
             apply(&again, state).await;
             assert_eq!(again.diff().await, [], "after {end}");
+            again.close().await;
         }
     });
 }

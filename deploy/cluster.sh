@@ -104,7 +104,7 @@ network() {
     ip -n "$NETNS-switch" link add hosts type bridge stp_state 0 forward_delay 0
     ip -n "$NETNS-switch" address add "$SUBNET.254/24" dev hosts
     ip -n "$NETNS-switch" link set hosts up
-    within switch sysctl -qw net.ipv4.ip_forward=1
+    within switch sh -c 'echo 1 >/proc/sys/net/ipv4/ip_forward'
     for i in $(seq $NODES); do
         cable "node$i" "port$i" "$SUBNET.$i" "$SUBNET.254"
         ip -n "$NETNS-switch" link set "port$i" master hosts

@@ -4,6 +4,7 @@
 
 use std::{
     collections::BTreeSet,
+    fs,
     process::{Command, Stdio},
 };
 
@@ -34,6 +35,27 @@ fn inside(task: &TaskLine, words: &[&str]) -> String {
             "--",
         ])
         .args(words)
+        .stdin(Stdio::null())
+        .output()
+        .unwrap();
+    // What went wrong is part of what was seen.
+    let [stdout, stderr] =
+        [output.stdout, output.stderr].map(|text| String::from_utf8_lossy(&text).into_owned());
+    stdout + &stderr
+}
+
+/// GETs a URL with the network and the resolver of a task's container; `arguments` go to curl.
+fn fetch(task: &TaskLine, url: &str, arguments: &str) -> String {
+    let resolver = tempfile::NamedTempFile::new().unwrap();
+    let theirs = format!("/proc/{}/root/etc/resolv.conf", task.pid);
+    fs::copy(theirs, resolver.path()).unwrap();
+    let script = format!(
+        "mount --bind {} /etc/resolv.conf && exec curl -sS --max-time 5 {arguments} '{url}' 2>&1",
+        resolver.path().display()
+    );
+    let output = Command::new("nsenter")
+        .args(["--target", &task.pid.to_string(), "--net", "--"])
+        .args(["unshare", "--mount", "--", "sh", "-c", &script])
         .stdin(Stdio::null())
         .output()
         .unwrap();
@@ -143,10 +165,7 @@ fn names_and_virtual_addresses_reach_all_replicas_from_every_node(
         );
         assert!(!each.contains(&vip));
         for address in &each {
-            let answer = inside(
-                probe,
-                &["/bin/wget", "-T5", "-qO-", &format!("http://{address}/")],
-            );
+            let answer = fetch(probe, &format!("http://{address}/"), "");
             assert!(
                 answer.contains("task: web."),
                 "{address} from {on}: {answer:?}"
@@ -155,8 +174,7 @@ fn names_and_virtual_addresses_reach_all_replicas_from_every_node(
         wait_for(
             &format!("all six by the name from {on}"),
             || {
-                let answers =
-                    (0..18).map(|_| inside(probe, &["/bin/wget", "-T5", "-qO-", "http://web/"]));
+                let answers = (0..18).map(|_| fetch(probe, "http://web/", ""));
                 let names = answers.filter_map(|answer| field(&answer, "task").map(str::to_owned));
                 names.collect::<BTreeSet<String>>()
             },
@@ -170,9 +188,10 @@ fn large_answers_cross_between_nodes_whole(cluster: &Cluster, probes: &[TaskLine
     let url = "http://web/bytes?n=300000";
     for probe in probes {
         for _ in 0..REPLICAS {
-            let count = inside(
+            let count = fetch(
                 probe,
-                &["/bin/sh", "-c", &format!("wget -T5 -qO- '{url}' | wc -c")],
+                url,
+                "--output /dev/null --write-out '%{size_download}'",
             );
             assert_eq!(count.trim(), "300000", "from {}", probe.node);
         }
@@ -205,7 +224,7 @@ fn tasks_of_a_node_that_is_gone_are_neither_tried_nor_named(cluster: &mut Cluste
             |addresses| addresses.len() == web.len(),
         );
         for _ in 0..18 {
-            let answer = inside(probe, &["/bin/wget", "-T5", "-qO-", "http://web/"]);
+            let answer = fetch(probe, "http://web/", "");
             assert!(
                 answer.contains("task: web."),
                 "from {}: {answer:?}",

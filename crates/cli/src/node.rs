@@ -150,7 +150,7 @@ async fn set_role(session: &Session, nodes: &[String], role: &str) -> Result {
     for name in nodes {
         let node = session.api.json(Request::get(&["nodes", name])).await?;
         if text(&node, "/Spec/Role") == role {
-            output::note(format!("Node {name} is already a {role}."));
+            output::line(format!("Node {name} is already a {role}."))?;
             continue;
         }
         let mut spec = node["Spec"].clone();

@@ -109,7 +109,7 @@ fn serve(stream: UnixStream, record: &Mutex<Vec<Posted>>, service: &Value) {
             Some(rest) => format!("/{}", rest.split_once('/').map_or("", |(_, path)| path)),
             None => target.clone(),
         };
-        if method == "POST" {
+        if matches!(method.as_str(), "POST" | "DELETE") {
             let body = serde_json::from_slice(&body).unwrap_or(Value::Null);
             record.lock().unwrap().push(Posted {
                 target: bare.clone(),
@@ -167,13 +167,55 @@ fn answer(target: &str, service: &Value) -> (u16, Value) {
         ),
         ["secrets" | "configs", "create"] => (201, json!({"ID": "objectid"})),
         ["swarm", "init"] => (200, json!("nodeid")),
-        ["swarm"] => (200, json!({"JoinTokens": {"Worker": "w", "Manager": "m"}})),
-        ["nodes", _] => (
+        ["swarm", "join" | "leave" | "update"] | ["nodes", _, "update"] => (200, Value::Null),
+        ["swarm", "unlockkey"] => (200, json!({"UnlockKey": ""})),
+        ["swarm"] => (200, swarm()),
+        ["info"] => (
             200,
-            json!({"ID": "nodeid", "ManagerStatus": {"Addr": "1.2.3.4:2377"}}),
+            json!({"Swarm": {"NodeID": "nodeid", "LocalNodeState": "active", "ControlAvailable": false}}),
         ),
+        ["nodes", name] => (200, node(name)),
         _ => (404, json!({"message": format!("no such thing: {target}")})),
     }
+}
+
+fn swarm() -> Value {
+    json!({
+        "ID": "swarmid", "Version": {"Index": 7},
+        "CreatedAt": "2026-01-01T00:00:00Z", "UpdatedAt": "2026-01-01T00:00:00Z",
+        "Spec": {
+            "Name": "default", "Labels": {"a": "b"},
+            "Orchestration": {"TaskHistoryRetentionLimit": 5},
+            "Raft": {"SnapshotInterval": 10000, "KeepOldSnapshots": 0, "LogEntriesForSlowFollowers": 500,
+                     "ElectionTick": 10, "HeartbeatTick": 1},
+            "Dispatcher": {"HeartbeatPeriod": 5_000_000_000_i64},
+            "CAConfig": {"NodeCertExpiry": 7_776_000_000_000_000_i64},
+            "TaskDefaults": {}, "EncryptionConfig": {"AutoLockManagers": false}
+        },
+        "TLSInfo": {"TrustRoot": "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"},
+        "RootRotationInProgress": false,
+        "JoinTokens": {"Worker": "SWMTKN-1-a-w", "Manager": "SWMTKN-1-a-m"}
+    })
+}
+
+/// Whose name begins with `m` is a manager, and so is the one that answers.
+fn node(name: &str) -> Value {
+    let manages = name.starts_with('m') || name == "nodeid";
+    let mut node = json!({
+        "ID": name, "Version": {"Index": 3}, "CreatedAt": "2026-01-02T03:04:05.678Z",
+        "Spec": {"Labels": {"old": "1"}, "Role": if manages { "manager" } else { "worker" },
+                 "Availability": "active"},
+        "Description": {
+            "Hostname": "host", "Platform": {"Architecture": "x86_64", "OS": "linux"},
+            "Resources": {"NanoCPUs": 2_000_000_000_i64, "MemoryBytes": 4_294_967_296_i64},
+            "Engine": {"EngineVersion": "0.1.0"}
+        },
+        "Status": {"State": "ready", "Addr": "1.2.3.4"}
+    });
+    if manages {
+        node["ManagerStatus"] = json!({"Reachability": "reachable", "Addr": "1.2.3.4:2377"});
+    }
+    node
 }
 
 /// A service as Docker's own types write it, so that passing through them changes nothing.
@@ -270,6 +312,22 @@ const LINES: &[&str] = &[
     "network create --config-from base --ingress n",
     "swarm init",
     "swarm init --advertise-addr 1.2.3.4 --listen-addr :4000 --availability drain --default-addr-pool 10.1.2.3/16 --default-addr-pool-mask-length 26 --task-history-limit 2 --cert-expiry 24h --dispatcher-heartbeat 2s --snapshot-interval 5 --max-snapshots 1 --data-path-port 5000",
+    "swarm init --force-new-cluster --data-path-addr eth1",
+    "swarm join --token t 10.0.0.1:2377",
+    "swarm join --token t --advertise-addr eth0:99 --listen-addr 10.0.0.2 --data-path-addr eth1 --availability pause m:1",
+    "swarm leave",
+    "swarm leave -f",
+    "swarm join-token --rotate worker",
+    "swarm join-token -q --rotate manager",
+    "swarm update --cert-expiry 48h",
+    "swarm update --task-history-limit 9 --dispatcher-heartbeat 7s --max-snapshots 2 --snapshot-interval 9",
+    "swarm update --autolock=false",
+    "node promote w1 w2",
+    "node demote m1",
+    "node promote m1 w1",
+    "node update --role manager --availability drain --label-add a=1 --label-add b --label-rm old w1",
+    "node rm w1 w2",
+    "node rm --force w1",
     "secret create -l a=b s DATAFILE",
     "config create --template-driver golang c DATAFILE",
 ];
@@ -312,7 +370,9 @@ fn normalized(mut posted: Posted) -> Posted {
         .target
         .split_once('?')
         .unwrap_or((&posted.target, ""));
-    let mut query: Vec<&str> = query.split('&').collect();
+    // A parameter that is off may as well be left out.
+    let is_on = |parameter: &&str| !parameter.ends_with("=false");
+    let mut query: Vec<&str> = query.split('&').filter(is_on).collect();
     query.sort_unstable();
     posted.target = format!("{path}?{}", query.join("&"));
     posted
@@ -415,6 +475,14 @@ const REFUSED: &[&str] = &[
     "network create --subnet 10.0.0.0/24 --gateway 10.1.0.1 n",
     "swarm init --availability x",
     "swarm join-token frob",
+    "swarm join --token t --availability x h:1",
+    "swarm join",
+    "swarm unlock",
+    "swarm unlock-key",
+    "swarm ca --cert-expiry 2h",
+    "swarm ca --rotate --external-ca protocol=cfssl,url=https://x",
+    "swarm update --cert-expiry x",
+    "node update --label-rm nope w1",
     "node ls extra",
     "secret inspect",
 ];
@@ -459,6 +527,69 @@ fn the_same_words_are_refused_for_the_same_reason() {
         "{} of {} lines differ:\n{}",
         differences.len(),
         REFUSED.len(),
+        differences.join("\n")
+    );
+}
+
+/// What is printed is Docker's, but for the name of the program.
+const SAID: &[&str] = &[
+    "swarm init",
+    "swarm join --token t 10.0.0.1:2377",
+    "swarm leave",
+    "swarm join-token worker",
+    "swarm join-token manager",
+    "swarm join-token -q manager",
+    "swarm join-token --rotate worker",
+    "swarm update --cert-expiry 48h",
+    "swarm ca",
+    "node promote w1",
+    "node promote m1",
+    "node demote m1",
+    "node demote w1",
+    "node update --availability drain w1",
+    "node rm w1 w2",
+    "node inspect --pretty w1",
+    "node inspect --pretty self",
+    "node inspect --format {{.Spec.Role}} m1 w1",
+];
+
+#[test]
+fn the_same_words_are_answered_in_the_same_words() {
+    let Some(docker) = docker() else {
+        eprintln!("skipped: there is no docker CLI to compare with");
+        return;
+    };
+    let shoal = PathBuf::from(env!("CARGO_BIN_EXE_shoal"));
+    let recorder = Recorder::start(service());
+    let said = |output: &Output| {
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).replace("docker", "shoal");
+        let out = text(&output.stdout);
+        // Docker sets the values of pages off with tabs.
+        let words = |line: &str| line.split_whitespace().collect::<Vec<_>>().join(" ");
+        let lines: Vec<String> = out.trim_end().lines().map(words).collect();
+        (
+            output.status.code(),
+            lines.join("\n"),
+            text(&output.stderr).trim().to_owned(),
+        )
+    };
+    let mut differences = Vec::new();
+    for line in SAID {
+        let words = split(line);
+        let words: Vec<&str> = words.iter().map(String::as_str).collect();
+        let expected = said(&recorder.run(&docker, &words));
+        let actual = said(&recorder.run(&shoal, &words));
+        if expected != actual || expected.0 != Some(0) {
+            differences.push(format!(
+                "{line}\n  docker: {expected:?}\n  shoal:  {actual:?}"
+            ));
+        }
+    }
+    assert!(
+        differences.is_empty(),
+        "{} of {} lines differ:\n{}",
+        differences.len(),
+        SAID.len(),
         differences.join("\n")
     );
 }

@@ -4,54 +4,14 @@
 
 mod common;
 
-use std::{sync::atomic::Ordering, time::Duration};
+use std::sync::atomic::Ordering;
 
-use common::TestServer;
+use common::{TestServer, raw, wait_for};
 use futures_util::StreamExt;
 use shoal_engine_api::{
     client::{EventOptions, Filters, LogOptions},
     wire,
 };
-use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
-    net::UnixStream,
-};
-
-/// Sends a request by hand and gives status, head and body of the answer.
-async fn raw(
-    server: &TestServer,
-    method: &str,
-    path: &str,
-    kind: &str,
-    body: &str,
-) -> (u16, String, String) {
-    let mut stream = UnixStream::connect(server.socket()).await.unwrap();
-    let kind = if kind.is_empty() {
-        String::new()
-    } else {
-        format!("Content-Type: {kind}\r\n")
-    };
-    let request = format!(
-        "{method} {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n{kind}Content-Length: {}\r\n\r\n{body}",
-        body.len()
-    );
-    stream.write_all(request.as_bytes()).await.unwrap();
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).await.unwrap();
-    let (head, body) = answer.split_once("\r\n\r\n").expect("a head");
-    let status = head.split(' ').nth(1).unwrap().parse().unwrap();
-    (status, head.to_lowercase(), body.to_owned())
-}
-
-async fn wait_for(what: &str, mut holds: impl FnMut() -> bool) {
-    for _ in 0..500 {
-        if holds() {
-            return;
-        }
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
-    panic!("still waiting for {what}");
-}
 
 #[tokio::test]
 async fn bad_requests_are_answered_as_docker_does() {

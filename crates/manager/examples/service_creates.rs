@@ -54,6 +54,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
             tuning: Tuning::default(),
             cluster: None,
             key: DataKey::generate(),
+            alone: false,
         })
         .await?;
         let key = NodeKey::generate();

@@ -32,7 +32,8 @@ mod testing;
 pub use control::{ClusterSettings, Control, ControlError, NewFile, Unavailable};
 pub use liveness::LivenessConfig;
 pub use manager::{
-    Founding, InitError, InitOptions, Leader, LogsError, Manager, ManagerConfig, OpenError, Tuning,
+    Founding, InitError, InitOptions, Leader, LogsError, Manager, ManagerConfig, OpenError,
+    TakeOverError, Tuning,
 };
 // What the answers of `Control` are made of, so that its users need not know the store.
 pub use shoal_raft_store::{

@@ -43,6 +43,8 @@ const INGRESS: &str = "ingress";
 /// Docker's.
 const CERTIFICATE_LIFE: Duration = Duration::from_hours(24 * 90);
 
+const TAKE_OVER_TIMEOUT: Duration = Duration::from_secs(15);
+
 /// An agent that was asked for a task's output connects within this.
 const LOGS_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -59,6 +61,9 @@ pub struct ManagerConfig {
     pub key: DataKey,
     /// How other managers are reached; `None` for one that stays alone (local mode).
     pub cluster: Option<ClusterTls>,
+    /// Goes on without the other members of a group that has lost its majority for good; see
+    /// [`Manager::take_over`].
+    pub alone: bool,
 }
 
 /// What a new cluster begins with, before there is a manager.
@@ -195,7 +200,11 @@ impl Manager {
         let store = match &config.cluster {
             Some(tls) => {
                 let peers = Arc::new(TlsPeers::new(tls.clone()));
-                Store::open_with_peers(store_config, peers).await?
+                if config.alone {
+                    Store::open_alone(store_config, peers).await?
+                } else {
+                    Store::open_with_peers(store_config, peers).await?
+                }
             }
             None => Store::open(store_config).await?,
         };
@@ -252,6 +261,51 @@ impl Manager {
                 None => Err(InitError::Propose(error)),
             },
         }
+    }
+
+    /// After it was opened alone: notes that this is the only manager, reached at `addr`, so that agents
+    /// come here and other managers ask for a place of their own when they come back.
+    pub async fn take_over(&self, addr: &str) -> Result<(), TakeOverError> {
+        let store = &self.0.port.store;
+        let mut leadership = store.leadership();
+        let leads = leadership.wait_for(|now| now.is_leader());
+        let leads = tokio::time::timeout(TAKE_OVER_TIMEOUT, leads).await;
+        if !matches!(leads, Ok(Ok(_))) {
+            return Err(TakeOverError::NoLeader);
+        }
+        drop(leads);
+        let reach = Reach {
+            node: self.0.node,
+            addr: addr.to_owned(),
+        };
+        let told = store.set_address(self.0.raft, reach.to_string()).await;
+        told.map_err(TakeOverError::Address)?;
+        let state = store.state();
+        let cluster = state.cluster().ok_or(TakeOverError::NoCluster)?;
+        let managers = state.nodes().filter(|node| node.manager.is_some());
+        let others = managers.filter(|node| node.id != self.0.node);
+        let forget = others.map(|node| Change::SetNodeManager {
+            id: node.id,
+            manager: None,
+        });
+        let mut changes: Vec<Change> = forget.collect();
+        changes.push(Change::SetNodeManager {
+            id: self.0.node,
+            manager: Some(ManagerStatus {
+                raft: self.0.raft,
+                addr: addr.to_owned(),
+            }),
+        });
+        changes.push(Change::UpdateCluster {
+            version: cluster.meta.version,
+            cluster: Box::new(Cluster {
+                epoch: cluster.epoch.saturating_add(1),
+                ..(**cluster).clone()
+            }),
+        });
+        let at = self.0.port.hub.clock.wall();
+        let proposed = store.propose(Command { at, changes }).await;
+        proposed.map(drop).map_err(TakeOverError::Propose)
     }
 
     pub fn control(&self) -> Control {
@@ -389,6 +443,7 @@ impl Manager {
             subnet_prefix: options.subnet_prefix,
             data_path_port: options.data_path_port,
             trust: options.trust,
+            epoch: 0,
         };
         let node = Node {
             id: self.0.node,
@@ -456,6 +511,19 @@ pub enum Leader {
     Here,
     At(ManagerPeer),
     Unknown,
+}
+
+/// Why a manager could not go on alone.
+#[derive(Debug, thiserror::Error)]
+pub enum TakeOverError {
+    #[error("this manager did not become the leader of its own group")]
+    NoLeader,
+    #[error("this manager has no state of the swarm to go on with")]
+    NoCluster,
+    #[error("note where this manager is reached")]
+    Address(#[source] MembershipError),
+    #[error("note that this is the only manager")]
+    Propose(#[source] ProposeError),
 }
 
 /// Why there is no output of a task.

@@ -73,6 +73,7 @@ async fn open(dir: &Path) -> Manager {
         raft: RaftId(1),
         cluster: None,
         key: DataKey::from_bytes([7; 32]),
+        alone: false,
         tuning: Tuning {
             raft,
             liveness: LivenessConfig {

@@ -266,7 +266,7 @@ impl Network {
             &routes,
             &neighbours,
         )?;
-        self.plan_tunnel(around, state, tunnel, &ways, (&mut batch, &mut found))?;
+        self.plan_tunnel(around, state, tunnel, ways, (&mut batch, &mut found))?;
         Ok((batch, found))
     }
 
@@ -276,7 +276,7 @@ impl Network {
         around: Around<'_>,
         state: &NetworkState,
         link: Option<&Link>,
-        is: &Ways,
+        is: Ways,
         (batch, found): (&mut Batch, &mut Vec<String>),
     ) -> Result<(), KernelError> {
         match (link, state.tunnel()) {
@@ -290,6 +290,7 @@ impl Network {
                 let is_mesh = state.is_mesh();
                 found.extend(overlay::change_link(link, overlay, mtu, is_mesh, batch));
                 let wanted = Ways::wanted(state, link.index);
+                let is = is.surviving(link, overlay);
                 found.extend(is.change_to(&wanted, link.index, batch));
             }
             (None, Some(_)) => found.push("the tunnel to other nodes is missing".to_owned()),
@@ -332,8 +333,7 @@ impl Network {
             return Ok(());
         };
         let mut batch = Batch::default();
-        let wanted = Ways::wanted(new, index);
-        Ways::wanted(old, index).change_to(&wanted, index, &mut batch);
+        Ways::change(old, new, index, &mut batch);
         overlay::transact(&mut self.route, batch)
     }
 

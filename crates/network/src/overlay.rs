@@ -68,10 +68,32 @@ pub(crate) struct Ways {
 impl Ways {
     /// As `state` wants them, over the interface `index`.
     pub(crate) fn wanted(state: &NetworkState, index: u32) -> Self {
+        Self::towards(state, index, |_, _| true)
+    }
+
+    /// Adds to `batch` what turns the ways of `old` into those of `new`.
+    pub(crate) fn change(old: &NetworkState, new: &NetworkState, index: u32, batch: &mut Batch) {
+        // Of thousands of containers a few differ, and nothing is made of the rest.
+        let differing = |of: &NetworkState, other: &NetworkState| {
+            let other = other.tunnel().map(|overlay| &overlay.remote);
+            Self::towards(of, index, |addr, node| {
+                other.is_none_or(|other| other.get(addr) != Some(node))
+            })
+        };
+        differing(old, new).change_to(&differing(new, old), index, batch);
+    }
+
+    /// To all nodes, and to those containers on them that `is_meant`.
+    fn towards(
+        state: &NetworkState,
+        index: u32,
+        is_meant: impl Fn(&Ipv4Addr, &Ipv4Addr) -> bool,
+    ) -> Self {
         let Some(Overlay { peers, remote, .. }) = state.tunnel() else {
             return Self::default();
         };
-        let containers = remote.iter().map(|(addr, node)| {
+        let meant = remote.iter().filter(|(addr, node)| is_meant(addr, node));
+        let containers = meant.map(|(addr, node)| {
             Route::new(host_net(*addr), index)
                 .via(*node)
                 .source(state.gateway)
@@ -129,6 +151,15 @@ impl Ways {
             ways.forwarding = socket.forwarding(index)?.into_iter().collect();
         }
         Ok(ways)
+    }
+
+    /// What is left of these once the interface has its hardware address: the kernel forgets all
+    /// neighbours of an interface that gets another, permanent ones too.
+    pub(crate) fn surviving(mut self, link: &Link, overlay: &Overlay) -> Self {
+        if link.mac != Some(mac_of(overlay.local)) {
+            self.neighbours.clear();
+        }
+        self
     }
 
     /// Adds to `batch` what turns these into `wanted`, and says what differs.

@@ -151,9 +151,8 @@ fn a_port_published_on_three_nodes_shows_the_client_to_a_backend_on_one() {
             assert_eq!(from.inside.udp(ip("127.0.0.1"), 8080).unwrap().0, "it");
         }
         // A container without a place in the ingress network, on every node.
-        for host in 0..3 {
-            let inside =
-                attached(&datapaths[host], &[("a", &format!("10.0.1.{}", 20 + host))]).await;
+        for (host, datapath) in datapaths.iter().enumerate() {
+            let inside = attached(datapath, &[("a", &format!("10.0.1.{}", 20 + host))]).await;
             for (number, to) in cluster.hosts.iter().enumerate() {
                 let (name, from) = inside.tcp(to.addr, 8080).unwrap();
                 assert_eq!(name, "it");
@@ -222,7 +221,9 @@ fn containers_made_before_there_were_other_nodes_reach_them() {
         let datapaths = cluster.open().await;
         let places = [("10.0.1.5", 0), ("10.0.1.6", 1)];
         let mut alone = cluster.network("a", "10.0.1.0/24", 4097, &places);
-        alone.iter_mut().for_each(|state| state.overlay = None);
+        for state in &mut alone {
+            state.overlay = None;
+        }
         apply_all(&datapaths, &[alone]).await;
         let near = attached(&datapaths[0], &[("a", "10.0.1.5")]).await;
         let far = attached(&datapaths[1], &[("a", "10.0.1.6")]).await;

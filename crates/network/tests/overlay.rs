@@ -1,6 +1,10 @@
 //! The ways to other nodes in the kernel against the desired set: repair, change, restart, removal.
 
-#![allow(clippy::unwrap_used, reason = "a test may panic")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    reason = "a test may panic, and one of them prints what it measured"
+)]
 
 mod common;
 
@@ -251,8 +255,10 @@ fn a_node_with_a_new_address_is_reached_there_and_connections_go_on() {
             let direct = Connection::open(ip("10.0.9.6"), 80).unwrap();
             [direct, Connection::open(ip("10.0.9.100"), 80).unwrap()]
         });
-        let device =
-            |host: &Host| host.within("in", &format!("cat /sys/class/net/{DEVICE}/ifindex"));
+        let device = |host: &Host| {
+            let link = host.within("in", &format!("ip -o link show {DEVICE}"));
+            link.split_once(':').unwrap().0.to_owned()
+        };
         let before = device(&cluster.hosts[1]);
         cluster.hosts[1].readdress(ip("198.51.100.77"));
         for (datapath, state) in datapaths.iter().zip(mesh(&cluster)) {
@@ -374,7 +380,9 @@ fn a_second_datapath_takes_over_and_sends_nothing() {
         let far = attached(&datapaths[1], "in", "10.0.9.6").await;
         let _server = far.serve("far", 80);
         let mut open = near.run(|| Connection::open(ip("10.0.9.100"), 80).unwrap());
-        drop(datapaths);
+        for datapath in datapaths {
+            datapath.close().await;
+        }
         let again = cluster.open().await;
         for (datapath, state) in again.iter().zip(&net) {
             apply(datapath, std::slice::from_ref(state)).await;
@@ -384,7 +392,9 @@ fn a_second_datapath_takes_over_and_sends_nothing() {
         far.attach(&again[1], &[("in", "10.0.9.6")]).await;
         open.say().unwrap();
         // The set has changed while nobody ran: a container has gone, another has come.
-        drop(again);
+        for datapath in again {
+            datapath.close().await;
+        }
         let places = [("10.0.9.5", 0), ("10.0.9.7", 1)];
         let changed = cluster.network("in", "10.0.9.0/24", 4096, &places);
         let datapath = cluster.hosts[0].open().await;
@@ -426,6 +436,7 @@ fn what_a_datapath_left_half_done_is_completed() {
             let again = host.open().await;
             apply(&again, state).await;
             assert_eq!(again.diff().await, [], "after {end}");
+            again.close().await;
         }
     });
 }
@@ -437,12 +448,7 @@ fn removing_all_removes_the_ways_to_other_nodes() {
         let net = mesh(&cluster);
         let other = cluster.network("b", "10.0.1.0/24", 7, &[("10.0.1.5", 0), ("10.0.1.6", 1)]);
         let host = &cluster.hosts[0];
-        let look = || {
-            (
-                host.sh("nft list ruleset; ip -br link; ip rule; ip route; ss -Hlun"),
-                host.sh("ls -A /proc/1 >/dev/null; ip -br addr"),
-            )
-        };
+        let look = || host.sh("nft list ruleset; ip -br addr; ip rule; ip route; ss -Hlun");
         let before = look();
         apply(&datapaths[0], &[net[0].clone(), other[0].clone()]).await;
         let inside = attached(&datapaths[0], "b", "10.0.1.5").await;
@@ -578,5 +584,77 @@ fn thousands_of_remote_containers_are_quick() {
             start.elapsed()
         );
         assert!(first < Duration::from_secs(5) && change < Duration::from_secs(1));
+    });
+}
+
+/// What the wire, the kernel's own tunnel and ours carry from one host to another, by `iperf3`-like
+/// streams of this test's own; each for a second, in turns, the median of the rounds.
+#[test]
+#[ignore = "measures; means something with --release only"]
+fn throughput_between_nodes() {
+    in_cluster(2, |cluster| async move {
+        let datapaths = cluster.open().await;
+        for (datapath, state) in datapaths.iter().zip(mesh(&cluster)) {
+            apply(datapath, &[state]).await;
+        }
+        let near = attached(&datapaths[0], "in", "10.0.9.5").await;
+        let far = attached(&datapaths[1], "in", "10.0.9.6").await;
+        for (host, other, end) in [(0, 1, 1), (1, 0, 2)] {
+            let (here, there) = (&cluster.hosts[host], &cluster.hosts[other]);
+            here.sh(&format!(
+                "ip link add plain type vxlan id 99 dstport 4790 local {} remote {} nolearning; \
+                 ip addr add 10.99.0.{end}/24 dev plain; ip link set plain mtu 1350 up",
+                here.addr, there.addr
+            ));
+        }
+        let _sinks = (
+            Sink::start(&far, 99),
+            Sink::start(&cluster.hosts[1].inside, 99),
+        );
+        let ways = [
+            ("wire", &cluster.hosts[0].inside, cluster.hosts[1].addr, 99),
+            (
+                "plain vxlan, host to host",
+                &cluster.hosts[0].inside,
+                ip("10.99.0.2"),
+                99,
+            ),
+            ("container to container", &near, ip("10.0.9.6"), 99),
+            ("container to vip", &near, ip("10.0.9.101"), 99),
+        ];
+        let mut rates = vec![Vec::new(); ways.len()];
+        let mut state = mesh(&cluster).remove(0);
+        state.vips.push(vip("10.0.9.101", &["10.0.9.6"]));
+        apply(&datapaths[0], &[state]).await;
+        for _ in 0..7 {
+            for ((_, from, addr, port), rates) in ways.iter().zip(&mut rates) {
+                rates.push(from.run(|| stream(*addr, *port, Duration::from_secs(1))));
+            }
+        }
+        for ((name, ..), rates) in ways.iter().zip(&mut rates) {
+            rates.sort_by(f64::total_cmp);
+            let (least, most) = (rates[0], rates[rates.len() - 1]);
+            println!(
+                "{name}: {:.2} ({least:.2}-{most:.2}) Gbit/s",
+                rates[rates.len() / 2]
+            );
+        }
+        let _echo = far.serve("far", 80);
+        for (name, addr) in [("direct", "10.0.9.6"), ("vip", "10.0.9.101")] {
+            let times = near.run(|| {
+                let connect = || {
+                    let start = Instant::now();
+                    Connection::open(ip(addr), 80).unwrap();
+                    start.elapsed()
+                };
+                let mut times: Vec<_> = (0..400).map(|_| connect()).collect();
+                times.sort();
+                times
+            });
+            println!(
+                "new connection, {name}: median {:?}, least {:?}",
+                times[200], times[0]
+            );
+        }
     });
 }

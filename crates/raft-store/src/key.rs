@@ -90,7 +90,7 @@ impl DataKey {
         }
         removed.map_err(io("clean up beside"))?;
         let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty());
-        sync_dir(dir.unwrap_or(Path::new("."))).map_err(io("write"))?;
+        sync_dir(dir.unwrap_or_else(|| Path::new("."))).map_err(io("write"))?;
         Ok(key)
     }
 
@@ -210,7 +210,7 @@ mod tests {
             let makers: Vec<_> = (0..8)
                 .map(|_| scope.spawn(|| DataKey::load_or_create(&path)))
                 .collect();
-            let made = makers.into_iter().map(|maker| maker.join());
+            let made = makers.into_iter().map(std::thread::ScopedJoinHandle::join);
             made.map(|key| key.expect("it ends").expect("it has a key"))
                 .collect()
         });
@@ -257,6 +257,11 @@ mod tests {
     }
 
     fn hex(bytes: &[u8]) -> String {
-        bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+        use std::fmt::Write;
+        let mut text = String::new();
+        for byte in bytes {
+            write!(text, "{byte:02x}").expect("a string takes all");
+        }
+        text
     }
 }

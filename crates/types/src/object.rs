@@ -42,6 +42,9 @@ pub struct Cluster {
     /// UDP port of the traffic between nodes.
     pub data_path_port: u16,
     pub trust: Trust,
+    /// How often the cluster was made anew from the state of one manager, which may be behind what
+    /// agents have seen.
+    pub epoch: u16,
 }
 
 /// What makes a node one of the cluster's. The key and the secrets never leave the managers.

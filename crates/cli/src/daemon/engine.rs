@@ -206,9 +206,16 @@ impl LocalEngine for Engine {
     fn init(&self, request: InitRequest) -> BoxFuture<'_, Result<NodeId>> {
         async move {
             if request.force_new_cluster {
-                return Err(EngineError::NotSupported(
-                    "swarm init --force-new-cluster".to_owned(),
-                ));
+                let node = self.node.clone();
+                let forced = tokio::spawn(async move { node.force_new().await });
+                let forced = forced.await.map_err(failed("force a new cluster"))?;
+                return forced.map_err(|error| match error {
+                    InitError::NoSwarm
+                    | InitError::Member(MemberError::NoManager | MemberError::Local) => {
+                        EngineError::Unavailable(error.to_string())
+                    }
+                    other => failed("force a new cluster")(other),
+                });
             }
             let place = Place {
                 listen: Some(request.listen.unwrap_or(ANY)),

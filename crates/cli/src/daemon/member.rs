@@ -23,7 +23,11 @@ use shoal_types::{
     spec::Role,
     wire::{JoinAnswer, ManagerPeer, MemberAnswer, MemberRequest, Purpose, RenewRequest},
 };
-use tokio::{sync::watch, task::JoinHandle, time};
+use tokio::{
+    sync::watch,
+    task::JoinHandle,
+    time::{self, Instant},
+};
 use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, info, info_span, warn};
 
@@ -36,6 +40,8 @@ use super::{
 const ASK_TIMEOUT: Duration = Duration::from_secs(30);
 /// Before another try of what a manager did not do.
 const RETRY: Duration = Duration::from_secs(2);
+/// A place in the group of managers that is being taken shows in the state within less.
+const UNLISTED: Duration = Duration::from_secs(20);
 /// How often the node's own address is looked at.
 const LOOK: Duration = Duration::from_secs(10);
 /// A leader is looked for this long by a request that needs one.
@@ -68,6 +74,12 @@ pub(crate) enum MemberError {
     Refused(String),
     #[error("the swarm has no leader that this node can reach")]
     NoLeader,
+    #[error("this node is not a manager; a new cluster can be forced on a manager only")]
+    NoManager,
+    #[error("this swarm is local to its one node, there is nothing to force")]
+    Local,
+    #[error(transparent)]
+    TakeOver(#[from] shoal_manager::TakeOverError),
 }
 
 /// What makes connections to other nodes.
@@ -200,7 +212,7 @@ impl Member {
             member.parts.agent.set_data_addr(member.data_addr().ok());
         }
         if let Some(raft) = membership.raft() {
-            let half = member.open_half(raft).await?;
+            let half = member.open_half(raft, false).await?;
             member.take_half(half);
         } else {
             member.connect_agent(None);
@@ -261,7 +273,7 @@ impl Member {
     }
 
     /// Opens the store, and listens. Nobody is told.
-    async fn open_half(&self, raft: RaftId) -> Result<Half, MemberError> {
+    async fn open_half(&self, raft: RaftId, alone: bool) -> Result<Half, MemberError> {
         let membership = self.membership();
         let home = &self.parts.home;
         let config = ManagerConfig {
@@ -271,6 +283,7 @@ impl Member {
             tuning: shoal_manager::Tuning::default(),
             key: home.raft_key()?,
             cluster: self.links.as_ref().map(|links| links.tls.clone()),
+            alone,
         };
         let listener = match (&self.links, membership.listen) {
             (Some(links), Some(addr)) => {
@@ -348,8 +361,17 @@ impl Member {
         // What the saved set says may be old; a role is believed when a manager has said it.
         assignments.mark_unchanged();
         let mut role: Option<Role> = None;
+        let mut unlisted: Option<Instant> = None;
         loop {
             let mut retry = false;
+            // A manager that the others do not count for this long is of a group that is no more.
+            if unlisted.is_some_and(|since| since.elapsed() > UNLISTED) {
+                unlisted = None;
+                warn!(
+                    "the managers do not know this one any more; it asks for a new place among them"
+                );
+                self.close_half().await;
+            }
             if let Err(error) = self.step(links, role, &mut renew_at).await {
                 retry = true;
                 warn!(
@@ -368,6 +390,13 @@ impl Member {
                     if let Some(set) = set {
                         role = Some(set.role);
                         self.remember_managers(&set.managers);
+                        let node = self.node();
+                        let listed = set.managers.iter().any(|manager| manager.node == node);
+                        if listed || self.manager().is_none() {
+                            unlisted = None;
+                        } else {
+                            unlisted.get_or_insert_with(Instant::now);
+                        }
                     }
                 }
                 () = time::sleep(pause) => {}
@@ -433,7 +462,7 @@ impl Member {
         home.forget_raft()?;
         let raft = RaftId(rand::random_range(2..=u64::MAX >> 1));
         self.update(|membership| membership.raft = Some(raft.0))?;
-        let half = match self.open_half(raft).await {
+        let half = match self.open_half(raft, false).await {
             Ok(half) => half,
             Err(error) => {
                 self.update(|membership| membership.raft = None)?;
@@ -459,12 +488,36 @@ impl Member {
         }
     }
 
-    async fn become_worker(&self) -> Result<(), MemberError> {
+    /// Goes on as the only manager of the swarm, with the state that this node has. Tasks go on.
+    pub(crate) async fn take_over(&self) -> Result<(), MemberError> {
+        let membership = self.membership();
+        let raft = membership.raft().ok_or(MemberError::NoManager)?;
+        if self.links.is_none() {
+            return Err(MemberError::Local);
+        }
+        let advertised = self.advertised()?;
+        let half = write(&self.half).take();
+        if let Some(half) = half {
+            half.shutdown().await;
+        }
+        let half = self.open_half(raft, true).await?;
+        let manager = half.manager.clone();
+        self.take_half(half);
+        manager.take_over(&advertised.to_string()).await?;
+        info!(%advertised, "this node is the only manager of its swarm now");
+        Ok(())
+    }
+
+    async fn close_half(&self) {
         let half = write(&self.half).take();
         self.connect_agent(None);
         if let Some(half) = half {
             half.shutdown().await;
         }
+    }
+
+    async fn become_worker(&self) -> Result<(), MemberError> {
+        self.close_half().await;
         self.update(|membership| membership.raft = None)?;
         self.parts.home.forget_raft()?;
         info!("this node is a worker");

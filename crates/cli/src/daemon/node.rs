@@ -57,6 +57,10 @@ pub(crate) enum InitError {
     Member(#[from] MemberError),
     #[error("initialise the swarm")]
     Init(#[from] shoal_manager::InitError),
+    #[error(
+        "this node is not part of a swarm, so there is no state to go on with: leave out --force-new-cluster"
+    )]
+    NoSwarm,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -278,6 +282,14 @@ impl Node {
             return Err(error);
         }
         Ok(member)
+    }
+
+    /// Goes on with the state of this manager alone, when the majority of managers is lost for good.
+    pub(crate) async fn force_new(&self) -> Result<NodeId, InitError> {
+        let _changing = self.inner.changing.lock().await;
+        let member = self.member().ok_or(InitError::NoSwarm)?;
+        member.take_over().await?;
+        Ok(member.node())
     }
 
     /// Makes this node one of an existing swarm.

@@ -99,7 +99,7 @@ impl Gate {
     pub(super) async fn answer(&self, request: http::Request<Body>) -> Response {
         let of_cluster = routes::is_of_cluster(request.method(), request.uri().path());
         match self.caller {
-            Caller::Client if of_cluster && self.manages() => self.for_client(request).await,
+            Caller::Client if of_cluster => self.for_client(request).await,
             Caller::Client => self.here(request).await,
             Caller::Manager => self.for_manager(request, of_cluster).await,
         }

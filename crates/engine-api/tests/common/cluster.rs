@@ -1,7 +1,7 @@
-//! The managers of one node: `State::apply` behind a mutex, and a stand-in for orchestrator, scheduler
-//! and agent that runs what is wanted at once.
+//! The managers of a cluster: `State::apply` behind a mutex, and a stand-in for orchestrator, scheduler
+//! and agent that runs what is wanted at once. Only the manager that leads takes requests.
 
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use futures_util::{FutureExt, StreamExt, future::BoxFuture};
 use rand::random;
@@ -16,21 +16,28 @@ use shoal_types::{
     object::{
         Cluster, Config, Endpoint, EndpointAtBirth, ManagerStatus, Meta, Network,
         NetworkAttachment, Node, NodeDescription, NodeResources, NodeState, NodeStatus, Secret,
-        Task, TaskPlace, UpdateState, UpdateStatus, VirtualIp,
+        Task, TaskPlace, Trust, UpdateState, UpdateStatus, VirtualIp,
     },
     spec::{Availability, NetworkSpec, NodeSpec, Platform, Role, ServiceMode, ServiceSpec},
 };
 use tokio::sync::broadcast;
 use tokio_stream::wrappers::BroadcastStream;
 
+/// The cluster as the manager on `node` has it.
 pub struct MemoryCluster {
     pub node: NodeId,
+    shared: Arc<Shared>,
+}
+
+/// What all managers have in common.
+struct Shared {
     inner: Mutex<Inner>,
     commits: broadcast::Sender<Commit>,
 }
 
 struct Inner {
     state: State,
+    leader: Option<NodeId>,
     next: u64,
     subnets: u8,
 }
@@ -43,12 +50,15 @@ impl MemoryCluster {
     pub fn new(node: NodeId, history: i64) -> Self {
         let cluster = Self {
             node,
-            inner: Mutex::new(Inner {
-                state: State::default(),
-                next: 1,
-                subnets: 0,
+            shared: Arc::new(Shared {
+                inner: Mutex::new(Inner {
+                    state: State::default(),
+                    leader: Some(node),
+                    next: 1,
+                    subnets: 0,
+                }),
+                commits: broadcast::channel(256).0,
             }),
-            commits: broadcast::channel(256).0,
         };
         cluster
             .apply(vec![
@@ -61,9 +71,14 @@ impl MemoryCluster {
                     address_pools: vec!["10.0.0.0/8".parse().unwrap()],
                     subnet_prefix: 24,
                     data_path_port: 4789,
-                    trust: Default::default(),
+                    trust: Trust {
+                        worker_secret: random(),
+                        manager_secret: random(),
+                        ..Trust::default()
+                    },
+                    epoch: 0,
                 })),
-                Change::CreateNode(Box::new(first_node(node))),
+                Change::CreateNode(Box::new(manager(node, "reef", 1))),
             ])
             .expect("an empty state takes its first objects");
         let ingress = NetworkSpec {
@@ -78,12 +93,45 @@ impl MemoryCluster {
         cluster
     }
 
+    /// Another manager of the same cluster.
+    pub fn joined(&self, node: NodeId, hostname: &str) -> Self {
+        self.apply(vec![Change::CreateNode(Box::new(manager(
+            node, hostname, 2,
+        )))])
+        .expect("a node with an id of its own");
+        Self {
+            node,
+            shared: self.shared.clone(),
+        }
+    }
+
+    pub fn leader(&self) -> Option<NodeId> {
+        self.inner().leader
+    }
+
+    pub fn set_leader(&self, leader: Option<NodeId>) {
+        self.inner().leader = leader;
+    }
+
+    fn inner(&self) -> MutexGuard<'_, Inner> {
+        self.shared.inner.lock().unwrap()
+    }
+
     pub fn now(&self) -> State {
-        self.inner.lock().unwrap().state.clone()
+        self.inner().state.clone()
+    }
+
+    fn leads(&self) -> ControlResult<()> {
+        match self.leader() {
+            Some(leader) if leader == self.node => Ok(()),
+            Some(_) => Err(ControlError::NotLeader),
+            None => Err(ControlError::NoLeader),
+        }
     }
 
     pub fn apply(&self, changes: Vec<Change>) -> ControlResult<Version> {
-        let mut inner = self.inner.lock().unwrap();
+        self.leads()?;
+        let mut inner = self.inner();
         inner.next += 1;
         let version = Version(inner.next);
         let at = now();
@@ -92,13 +140,13 @@ impl MemoryCluster {
             .apply(version, &Command { at, changes })
             .map_err(|rejection| refused(&rejection))?;
         // Nobody may be listening.
-        drop(self.commits.send(Commit { at, objects }));
+        drop(self.shared.commits.send(Commit { at, objects }));
         Ok(version)
     }
 
     fn add_network(&self, spec: NetworkSpec, predefined: bool) -> ControlResult<NetworkId> {
         let third = {
-            let mut inner = self.inner.lock().unwrap();
+            let mut inner = self.inner();
             inner.subnets += 1;
             inner.subnets
         };
@@ -247,7 +295,7 @@ impl MemoryCluster {
     }
 }
 
-fn first_node(id: NodeId) -> Node {
+fn manager(id: NodeId, hostname: &str, number: u8) -> Node {
     Node {
         id,
         meta: Meta::default(),
@@ -258,7 +306,7 @@ fn first_node(id: NodeId) -> Node {
             availability: Availability::Active,
         },
         description: NodeDescription {
-            hostname: "reef".into(),
+            hostname: hostname.into(),
             platform: Platform {
                 architecture: "x86_64".into(),
                 os: "linux".into(),
@@ -274,12 +322,12 @@ fn first_node(id: NodeId) -> Node {
         status: NodeStatus {
             state: NodeState::Ready,
             message: String::new(),
-            addr: "127.0.0.1".into(),
+            addr: format!("127.0.0.{number}"),
             since: now(),
         },
         manager: Some(ManagerStatus {
-            raft: RaftId(1),
-            addr: "127.0.0.1:2377".into(),
+            raft: RaftId(number.into()),
+            addr: format!("127.0.0.{number}:2377"),
         }),
     }
 }
@@ -309,11 +357,11 @@ fn refused(rejection: &Rejection) -> ControlError {
 
 impl Control for MemoryCluster {
     fn state(&self) -> BoxFuture<'_, ControlResult<Arc<State>>> {
-        async { Ok(Arc::new(self.now())) }.boxed()
+        async { self.leads().map(|()| Arc::new(self.now())) }.boxed()
     }
 
     fn changes(&self) -> Changes {
-        let commits = BroadcastStream::new(self.commits.subscribe());
+        let commits = BroadcastStream::new(self.shared.commits.subscribe());
         commits.filter_map(|commit| async { commit.ok() }).boxed()
     }
 
@@ -450,7 +498,11 @@ impl Control for MemoryCluster {
     }
 
     fn create_network(&self, spec: NetworkSpec) -> BoxFuture<'_, ControlResult<NetworkId>> {
-        async move { self.add_network(spec, false) }.boxed()
+        async move {
+            self.leads()?;
+            self.add_network(spec, false)
+        }
+        .boxed()
     }
 
     fn remove_network(&self, id: NetworkId) -> BoxFuture<'_, ControlResult<()>> {

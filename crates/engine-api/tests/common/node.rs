@@ -4,7 +4,7 @@ use std::{
     collections::BTreeMap,
     sync::{
         Arc, Mutex,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
 };
 
@@ -13,9 +13,9 @@ use futures_util::{FutureExt, Stream, StreamExt, future::BoxFuture, stream};
 use rand::random;
 use shoal_engine_api::engine::{
     ActiveSwarm, BoxReader, BoxStream, ContainerInfo, ContainerNetwork, ContainerState, Control,
-    Diagnosis, EngineError, ImageDescriptor, ImageDetails, ImageInfo, ImagePlatform, ImportRequest,
-    InitRequest, LocalEngine, LogRecord, LogRequest, NodeInfo, OutputStream, Progress,
-    ProgressSink, Removed, Result, SwarmState, Tokens,
+    Diagnosis, EngineError, Forward, ImageDescriptor, ImageDetails, ImageInfo, ImagePlatform,
+    ImportRequest, InitRequest, JoinRequest, LocalEngine, LocalNetwork, LogRecord, LogRequest,
+    NodeInfo, OutputStream, Progress, ProgressSink, Removed, Result, SwarmState, Tokens,
 };
 use shoal_types::{ContainerId, NodeId, TaskId, TaskState, Timestamp};
 use tokio::io::AsyncReadExt;
@@ -29,6 +29,40 @@ pub struct MemoryNode {
     pub open_logs: Arc<AtomicUsize>,
     /// Pulls that are under way.
     pub open_pulls: Arc<AtomicUsize>,
+    /// Another place in a swarm than the one that follows from its cluster.
+    pub place: Mutex<Option<SwarmState>>,
+    /// Who is asked where the leader is; `None`: this node leads.
+    pub guide: Mutex<Option<Guide>>,
+    /// How often that was.
+    pub asked: AtomicUsize,
+    /// Which managers the node takes for reachable.
+    pub reachability: Mutex<BTreeMap<NodeId, bool>>,
+    pub networks: Mutex<Vec<LocalNetwork>>,
+    has_containers: AtomicBool,
+    /// What the node was asked to join, and what it says to that.
+    pub joins: Mutex<Vec<JoinRequest>>,
+    pub join_error: Mutex<Option<EngineError>>,
+}
+
+pub type Guide = Box<dyn Fn() -> Result<Forward> + Send + Sync>;
+
+pub const TRUST_ROOT: &str = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n";
+
+/// The place of a node that only runs tasks.
+pub fn worker(node: NodeId, managers: Vec<String>) -> SwarmState {
+    let managers = managers
+        .into_iter()
+        .map(|addr| (NodeId::from_random(random()), addr));
+    SwarmState::Active(Box::new(ActiveSwarm {
+        node,
+        node_addr: "127.0.0.3".into(),
+        control: None,
+        leader: None,
+        managers: managers.collect(),
+        reachability: BTreeMap::new(),
+        trust_root: TRUST_ROOT.to_owned(),
+        tokens: Tokens::default(),
+    }))
 }
 
 /// Counts itself for as long as it lives.
@@ -54,6 +88,14 @@ impl MemoryNode {
             images: Mutex::default(),
             open_logs: Arc::default(),
             open_pulls: Arc::default(),
+            place: Mutex::default(),
+            guide: Mutex::default(),
+            asked: AtomicUsize::new(0),
+            reachability: Mutex::default(),
+            networks: Mutex::default(),
+            has_containers: AtomicBool::new(true),
+            joins: Mutex::default(),
+            join_error: Mutex::default(),
         };
         node.add_image("hello:latest");
         node
@@ -61,6 +103,23 @@ impl MemoryNode {
 
     pub fn cluster(&self) -> Option<Arc<MemoryCluster>> {
         self.cluster.lock().unwrap().clone()
+    }
+
+    pub fn set_cluster(&self, cluster: MemoryCluster) {
+        *self.cluster.lock().unwrap() = Some(Arc::new(cluster));
+    }
+
+    pub fn stands(&self, place: SwarmState) {
+        *self.place.lock().unwrap() = Some(place);
+    }
+
+    /// From now on the cluster's tasks run on other nodes.
+    pub fn hide_containers(&self) {
+        self.has_containers.store(false, Ordering::SeqCst);
+    }
+
+    pub fn guided(&self, guide: impl Fn() -> Result<Forward> + Send + Sync + 'static) {
+        *self.guide.lock().unwrap() = Some(Box::new(guide));
     }
 
     fn add_image(&self, name: &str) -> String {
@@ -168,20 +227,33 @@ impl LocalEngine for MemoryNode {
     }
 
     fn swarm(&self) -> SwarmState {
+        if let Some(place) = self.place.lock().unwrap().clone() {
+            return place;
+        }
         let Some(cluster) = self.cluster() else {
             return SwarmState::Inactive;
         };
+        let state = cluster.now();
+        let managers = state.nodes().filter_map(|node| {
+            let manager = node.manager.as_ref()?;
+            Some((node.id, manager.addr.clone()))
+        });
+        let trust = &state.cluster().unwrap().trust;
+        let token = |secret: &[u8; 16]| {
+            let secret = u128::from_be_bytes(*secret);
+            format!("SWMTKN-1-{}-{secret:032x}", "0".repeat(50))
+        };
         SwarmState::Active(Box::new(ActiveSwarm {
             node: cluster.node,
-            node_addr: "127.0.0.1".into(),
-            leader: Some(cluster.node),
-            managers: vec![(cluster.node, "127.0.0.1:2377".into())],
+            node_addr: state.node(&cluster.node).unwrap().status.addr.clone(),
+            leader: cluster.leader(),
+            managers: managers.collect(),
             control: Some(cluster as Arc<dyn Control>),
-            reachability: BTreeMap::new(),
-            trust_root: String::new(),
+            reachability: self.reachability.lock().unwrap().clone(),
+            trust_root: TRUST_ROOT.to_owned(),
             tokens: Tokens {
-                worker: "SWMTKN-1-w".into(),
-                manager: "SWMTKN-1-m".into(),
+                worker: token(&trust.worker_secret),
+                manager: token(&trust.manager_secret),
             },
         }))
     }
@@ -196,9 +268,34 @@ impl LocalEngine for MemoryNode {
         .boxed()
     }
 
+    fn join(&self, request: JoinRequest) -> BoxFuture<'_, Result<()>> {
+        async move {
+            let (managers, node) = (request.remotes.clone(), NodeId::from_random(random()));
+            self.joins.lock().unwrap().push(request);
+            if let Some(error) = self.join_error.lock().unwrap().take() {
+                return Err(error);
+            }
+            self.stands(worker(node, managers));
+            Ok(())
+        }
+        .boxed()
+    }
+
+    fn forward(&self) -> BoxFuture<'_, Result<Forward>> {
+        self.asked.fetch_add(1, Ordering::SeqCst);
+        let guide = self.guide.lock().unwrap();
+        let forward = guide.as_ref().map_or(Ok(Forward::Here), |guide| guide());
+        std::future::ready(forward).boxed()
+    }
+
+    fn local_networks(&self) -> BoxFuture<'_, Result<Vec<LocalNetwork>>> {
+        std::future::ready(Ok(self.networks.lock().unwrap().clone())).boxed()
+    }
+
     fn leave(&self, force: bool) -> BoxFuture<'_, Result<()>> {
         async move {
-            if !force {
+            let worker = self.place.lock().unwrap().take().is_some();
+            if !force && !worker {
                 return Err(EngineError::Unavailable(
                     "You are attempting to leave the swarm on a node that is participating as a \
                      manager. Removing the last manager erases all current state of the swarm. Use \
@@ -363,7 +460,10 @@ impl LocalEngine for MemoryNode {
 
     fn containers(&self) -> BoxFuture<'_, Result<Vec<ContainerInfo>>> {
         async {
-            let Some(cluster) = self.cluster() else {
+            let Some(cluster) = self
+                .cluster()
+                .filter(|_| self.has_containers.load(Ordering::SeqCst))
+            else {
                 return Ok(Vec::new());
             };
             let state = cluster.now();

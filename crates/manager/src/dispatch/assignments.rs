@@ -13,7 +13,17 @@ use shoal_types::{
     },
 };
 
-/// Everything `node` needs. The generation is the state's version, which every leader goes on from.
+/// Bits of a generation that count versions; those above count epochs.
+const VERSION_BITS: u32 = 48;
+
+/// The state's version, which every leader goes on from, after the epoch, since the first of a new one
+/// may be an older version than the last of the one before.
+fn generation(state: &State) -> Generation {
+    let epoch = state.cluster().map_or(0, |cluster| cluster.epoch);
+    Generation(u64::from(epoch) << VERSION_BITS | state.version().0)
+}
+
+/// Everything `node` needs.
 pub(crate) fn assignments(state: &State, node: NodeId) -> Assignments {
     let tasks: Vec<Arc<Task>> = state
         .tasks_on(node)
@@ -52,7 +62,7 @@ pub(crate) fn assignments(state: &State, node: NodeId) -> Assignments {
         }
     }
     Assignments {
-        generation: Generation(state.version().0),
+        generation: generation(state),
         tasks,
         networks: networks
             .into_values()

@@ -10,6 +10,9 @@
 //! direct  protocol . port → container . port        a published port of one container
 //! self    backend . backend                         a backend that reached itself by a vip
 //! ```
+//! In the ingress network of several nodes three chains more see to it that a connection is
+//! answered through the node that it entered by.
+//!
 //! Only `pick` and `pickp` hold verdicts, because the kernel walks a verdict map at each change;
 //! they change when a number of backends is seen for the first time, and stay small. Counts and
 //! indices travel in the packet's mark, which is how `nft list` can print the rules.
@@ -93,10 +96,12 @@ impl Layout {
 
 /// The table for a network, with chains for these numbers of backends.
 pub(crate) fn table(layout: &Layout, counts: &BTreeSet<u32>) -> Table {
-    let Layout {
-        gateway, uplink, ..
-    } = *layout;
     use Field::{Address, Mark, Port, Protocol};
+    let Layout {
+        gateway,
+        uplink,
+        is_mesh,
+    } = *layout;
     let map = |name, key, data| Set {
         name,
         key,
@@ -154,7 +159,7 @@ pub(crate) fn table(layout: &Layout, counts: &BTreeSet<u32>) -> Table {
     for count in counts {
         chains.extend(chains_for(*count));
     }
-    if layout.is_mesh {
+    if is_mesh {
         chains.extend(mesh());
     }
     Table {

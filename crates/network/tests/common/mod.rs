@@ -378,12 +378,58 @@ impl Drop for Mirror {
     }
 }
 
+/// A server that takes whatever comes.
+pub(crate) struct Sink(Arc<AtomicBool>, Option<thread::JoinHandle<()>>);
+
+impl Sink {
+    pub(crate) fn start(on: &Container, port: u16) -> Self {
+        let listener = on.run(|| TcpListener::bind((Ipv4Addr::UNSPECIFIED, port)).unwrap());
+        setsockopt(
+            &listener,
+            sockopt::ReceiveTimeout,
+            &TimeVal::milliseconds(50),
+        )
+        .unwrap();
+        let stop = Arc::new(AtomicBool::new(false));
+        let flag = stop.clone();
+        let thread = thread::spawn(move || {
+            let mut buffer = vec![0; 1 << 20];
+            while !flag.load(Ordering::Relaxed) {
+                if let Ok((mut stream, _)) = listener.accept() {
+                    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+                    while stream.read(&mut buffer).is_ok_and(|length| length > 0) {}
+                }
+            }
+        });
+        Self(stop, Some(thread))
+    }
+}
+
+impl Drop for Sink {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+        drop(self.1.take().map(thread::JoinHandle::join));
+    }
+}
+
+/// Sends to a [`Sink`] for some time; how much, in Gbit/s.
+pub(crate) fn stream(addr: Ipv4Addr, port: u16, time: Duration) -> f64 {
+    let mut stream = TcpStream::connect_timeout(&(addr, port).into(), PATIENCE).unwrap();
+    let bytes = vec![42; 128 << 10];
+    let (start, mut sent) = (Instant::now(), 0_u32);
+    while start.elapsed() < time {
+        stream.write_all(&bytes).unwrap();
+        sent += 1;
+    }
+    f64::from(sent) * 128.0 * 1024.0 * 8.0 / 1e9 / start.elapsed().as_secs_f64()
+}
+
 /// Sends [`BULK`] bytes to a [`Mirror`] and wants them back.
 pub(crate) fn transfer(addr: Ipv4Addr, port: u16) {
     let mut stream = TcpStream::connect_timeout(&(addr, port).into(), PATIENCE).unwrap();
     stream.set_read_timeout(Some(PATIENCE)).unwrap();
     stream.set_write_timeout(Some(PATIENCE)).unwrap();
-    let sent: Vec<u8> = (0..BULK).map(|n| (n % 251) as u8).collect();
+    let sent: Vec<u8> = (0..=250).cycle().take(BULK).collect();
     stream.write_all(&sent).unwrap();
     let mut got = vec![0; BULK];
     stream.read_exact(&mut got).unwrap();
@@ -414,7 +460,7 @@ pub(crate) fn ping_of(addr: Ipv4Addr, size: usize) -> bool {
     if socket.connect((addr, 0)).is_err() || socket.send(&request).is_err() {
         return false;
     }
-    let mut buffer = [0; 1 << 16];
+    let mut buffer = vec![0; 1 << 16];
     socket
         .recv(&mut buffer)
         .is_ok_and(|length| length == request.len() && buffer[0] == 0)

@@ -18,6 +18,9 @@ pub(crate) struct Envelope {
     pub(crate) from: u64,
     /// A member that is asked for another one refuses.
     pub(crate) to: u64,
+    /// A member of another group refuses. Groups differ when one was made anew of a single member: what
+    /// the others of the old one say, in whatever term, is nothing to it.
+    pub(crate) group: u64,
     pub(crate) request: Request,
 }
 
@@ -257,6 +260,7 @@ mod tests {
         let envelope = Envelope {
             from: 1,
             to: 3,
+            group: 9,
             request: Request::Append(Append {
                 vote,
                 previous: Some(at(4)),
@@ -267,7 +271,7 @@ mod tests {
                 committed: None,
             }),
         };
-        let golden = [1, 1, 3, 0, 2, 1, 1, 1, 2, 1, 4, 1, 2, 1, 5, 0, 0];
+        let golden = [1, 1, 3, 9, 0, 2, 1, 1, 1, 2, 1, 4, 1, 2, 1, 5, 0, 0];
         assert_eq!(codec::encode(&envelope).expect("encodes"), golden);
         let decoded: Envelope = codec::decode(&golden).expect("decodes");
         assert_eq!(decoded, envelope);

@@ -34,9 +34,11 @@ use tokio::io::{AsyncRead, ReadBuf};
 pub(crate) use self::message::{Envelope, Request, Response};
 pub use self::router::Router;
 use crate::{
+    config::RaftTuning,
     raft::{Snapshot, TypeConfig, Vote},
     snapshot::SnapshotFile,
     stored::{Ballot, SnapshotHead},
+    wal::Wal,
 };
 
 /// Whom a message is for.
@@ -171,16 +173,22 @@ impl AsyncRead for SnapshotBody {
 #[derive(Clone)]
 pub(crate) struct Network {
     me: u64,
+    /// Knows the group.
+    wal: Wal,
     peers: Arc<dyn Peers>,
+    /// For one message with entries, which the other side answers from its disk.
+    append_limit: Duration,
     snapshot_idle: Duration,
 }
 
 impl Network {
-    pub(crate) fn new(me: u64, peers: Arc<dyn Peers>, snapshot_idle: Duration) -> Self {
+    pub(crate) fn new(me: u64, wal: Wal, peers: Arc<dyn Peers>, tuning: &RaftTuning) -> Self {
         Self {
             me,
+            wal,
             peers,
-            snapshot_idle,
+            append_limit: tuning.election_max,
+            snapshot_idle: tuning.snapshot_idle,
         }
     }
 
@@ -244,6 +252,8 @@ impl Client {
         let envelope = Envelope {
             from: self.network.me,
             to: self.peer.id.0,
+            // One that has no group has nobody to talk to.
+            group: self.network.wal.marks().group.unwrap_or_default(),
             request,
         };
         codec::encode(&envelope).map_err(|source| CallError::Encode {
@@ -260,8 +270,13 @@ impl Client {
     }
 
     async fn call(&self, request: Request, option: &RPCOption) -> Result<Response, CallError> {
+        // openraft allows every message the time between two heartbeats. For entries that is too short
+        // when a disk is slow, and each would be sent again and again; it holds no stream to it.
+        let limit = match (&request, self.peer.lane) {
+            (Request::Append(_), Lane::Log) => self.network.append_limit,
+            _ => option.soft_ttl(),
+        };
         let request = self.envelope(request)?;
-        let limit = option.soft_ttl();
         let answer = self.network.peers.call(&self.peer, request, limit).await?;
         self.response(&answer)
     }

@@ -162,11 +162,6 @@ pub(super) fn key_of(path: &Path, keys: &KeyRing) -> Result<FileKey, SnapshotErr
             found: number(8),
         });
     }
-    fn part<const N: usize>(header: &[u8], at: usize) -> [u8; N] {
-        *header[at..]
-            .first_chunk()
-            .expect("the header has all its parts")
-    }
     let wrapped = WrappedKey {
         id: part(header, KEY_AT),
         salt: part(header, SALT_AT),
@@ -179,6 +174,11 @@ pub(super) fn key_of(path: &Path, keys: &KeyRing) -> Result<FileKey, SnapshotErr
         }),
         Err(error) => Err(damaged(&error.to_string())),
     }
+}
+
+fn part<const N: usize>(header: &[u8], at: usize) -> [u8; N] {
+    let part = header[at..].first_chunk();
+    *part.expect("the header has all its parts")
 }
 
 /// Writes `state` behind the header and flushes it. Objects are encoded one at a time, whatever their

@@ -163,12 +163,11 @@ impl Snapshots {
             paths => paths.map_err(SnapshotError::io("read", dir))?,
         };
         for path in paths {
-            match file::key_of(&path, keys) {
-                Err(error @ (SnapshotError::OtherKey { .. } | SnapshotError::Format { .. })) => {
-                    return Err(error);
-                }
-                // Damage is judged later, when it is known what is needed.
-                Ok(_) | Err(_) => {}
+            // Damage is judged later, when it is known what is needed.
+            if let Err(error @ (SnapshotError::OtherKey { .. } | SnapshotError::Format { .. })) =
+                file::key_of(&path, keys)
+            {
+                return Err(error);
             }
         }
         Ok(())

@@ -5,7 +5,10 @@ use std::io;
 use openraft::errors::Fatal;
 use shoal_transport::codec::{self, DecodeError, EncodeError};
 use shoal_types::RaftId;
-use tokio::io::{AsyncRead, AsyncReadExt};
+use tokio::{
+    io::{AsyncRead, AsyncReadExt},
+    sync::oneshot,
+};
 
 use super::Store;
 use crate::{
@@ -14,6 +17,7 @@ use crate::{
     seal::FileKey,
     snapshot::{Incoming, SnapshotFile},
     stored::{Ballot, SnapshotHead},
+    wal::Done,
 };
 
 const CHUNK_BYTES: usize = 1 << 20;
@@ -27,6 +31,17 @@ pub enum AnswerError {
     Encode(#[source] EncodeError),
     #[error("a request for raft member {meant} reached member {me}")]
     OtherMember { meant: RaftId, me: RaftId },
+    /// One of the two was made the only member of a new group.
+    #[error(
+        "raft member {from} belongs to group {theirs:016x}, this member to {}; a member of another \
+         group can only join with an empty directory and a new id",
+        mine.map_or_else(|| "none".to_owned(), |mine| format!("{mine:016x}"))
+    )]
+    OtherGroup {
+        from: RaftId,
+        theirs: u64,
+        mine: Option<u64>,
+    },
     #[error("a request that is none of this kind")]
     Unexpected,
     #[error("this member has stopped: {reason}")]
@@ -43,7 +58,7 @@ impl Store {
         let stopped = |fatal: Fatal<TypeConfig>| AnswerError::Stopped {
             reason: fatal.to_string(),
         };
-        let response = match self.open_envelope(request)? {
+        let response = match self.open_envelope(request).await? {
             Request::Append(append) => {
                 let answer = raft.append_entries(append.into()).await;
                 Response::Append(answer.map_err(|e| stopped(e.unwrap_fatal()))?.into())
@@ -77,7 +92,7 @@ impl Store {
             head,
             bytes,
             key,
-        } = self.open_envelope(request)?
+        } = self.open_envelope(request).await?
         else {
             return Err(AnswerError::Unexpected);
         };
@@ -93,7 +108,7 @@ impl Store {
         codec::encode(&response).map_err(AnswerError::Encode)
     }
 
-    fn open_envelope(&self, request: &[u8]) -> Result<Request, AnswerError> {
+    async fn open_envelope(&self, request: &[u8]) -> Result<Request, AnswerError> {
         let envelope: Envelope = codec::decode(request).map_err(AnswerError::Decode)?;
         if envelope.to != self.0.id.0 {
             return Err(AnswerError::OtherMember {
@@ -101,7 +116,44 @@ impl Store {
                 me: self.0.id,
             });
         }
-        Ok(envelope.request)
+        let other = |mine| AnswerError::OtherGroup {
+            from: RaftId(envelope.from),
+            theirs: envelope.group,
+            mine,
+        };
+        let mine = self.0.wal.marks().group;
+        if mine == Some(envelope.group) {
+            return Ok(envelope.request);
+        }
+        // Only a leader that adds this member may give it a group, and only if it has none.
+        let is_leaders = matches!(
+            envelope.request,
+            Request::Append(_) | Request::Snapshot { .. }
+        );
+        if !is_leaders || envelope.group == 0 {
+            return Err(other(mine));
+        }
+        match self.join_group(envelope.group).await {
+            Ok(true) => Ok(envelope.request),
+            Ok(false) => Err(other(mine)),
+            Err(error) => Err(AnswerError::Stopped {
+                reason: error.to_string(),
+            }),
+        }
+    }
+
+    /// Makes the group this member's, for good, unless it has another one already.
+    pub(super) async fn join_group(&self, group: u64) -> io::Result<bool> {
+        let (done, told) = oneshot::channel();
+        let tell = Done::new(move |result| {
+            let _ = done.send(result);
+        });
+        if !self.0.wal.join_group(group, tell)? {
+            return Ok(false);
+        }
+        let written = told.await;
+        written.unwrap_or_else(|_| Err(io::ErrorKind::BrokenPipe.into()))?;
+        Ok(true)
     }
 
     async fn take_in(

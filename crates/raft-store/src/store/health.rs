@@ -97,7 +97,7 @@ impl Store {
             let (matched, last_contact) = if member.id == me {
                 (metrics.last_log_index, Some(Duration::ZERO))
             } else {
-                let matched = progress.get(&id).cloned().flatten();
+                let matched = progress.get(&id).copied().flatten();
                 let contact = contacts.get(&id).and_then(Option::as_ref);
                 (matched.map(|at| at.index), contact.map(|at| at.elapsed()))
             };

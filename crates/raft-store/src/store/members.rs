@@ -15,6 +15,7 @@ use shoal_types::RaftId;
 
 use super::{
     Leadership, StorageError, Store,
+    alone::new_group,
     health::{may_agree, may_lose},
 };
 use crate::raft::{Raft, TypeConfig};
@@ -120,6 +121,11 @@ impl Store {
     /// Makes this member the one voter of a new group, and returns when it leads. Does nothing when it
     /// has a group already; if it is the only voter of it, waits until it leads.
     pub async fn bootstrap(&self) -> Result<(), BootstrapError> {
+        if self.0.wal.marks().group.is_none() {
+            // Before there is anything of the group, so that it never is without.
+            let joined = self.join_group(new_group()).await;
+            joined.map_err(|error| BootstrapError::Storage(StorageError::Log(error)))?;
+        }
         let members = BTreeMap::from([(self.0.id.0, BasicNode::default())]);
         match self.0.raft.initialize(members).await {
             Ok(()) | Err(RaftError::APIError(InitializeError::NotAllowed(_))) => {}

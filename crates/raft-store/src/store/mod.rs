@@ -1,5 +1,6 @@
 //! One member of the group: opened from its directory, asked, told, shut down.
 
+mod alone;
 mod answer;
 mod health;
 mod leadership;
@@ -56,6 +57,11 @@ pub enum OpenError {
     },
     #[error("{} is in use by another daemon; stop that one first, or choose another directory", dir.display())]
     InUse { dir: PathBuf },
+    #[error(
+        "there is no cluster state in {} to make a new cluster of; make one from nothing instead",
+        dir.display()
+    )]
+    NoGroup { dir: PathBuf },
     #[error("read the raft log")]
     Log(#[from] WalError),
     #[error("read the snapshot of the cluster state")]
@@ -116,6 +122,25 @@ impl Store {
         config: StoreConfig,
         peers: Arc<dyn Peers>,
     ) -> Result<Self, OpenError> {
+        Self::open_as(config, peers, false).await
+    }
+
+    /// Opens a member of a group that has lost its majority for good as the only member of a new group,
+    /// with all of the state and everything in its log; it leads as soon as it is open, and others can
+    /// be added. Those of the old group are not listened to any more, whatever they decide: they have
+    /// to start with empty directories and new ids. A member that is alone already stays as it is.
+    ///
+    /// What this member had not heard of is lost, even if it was acknowledged: choose the one that is
+    /// most up to date.
+    pub async fn open_alone(config: StoreConfig, peers: Arc<dyn Peers>) -> Result<Self, OpenError> {
+        Self::open_as(config, peers, true).await
+    }
+
+    async fn open_as(
+        config: StoreConfig,
+        peers: Arc<dyn Peers>,
+        alone: bool,
+    ) -> Result<Self, OpenError> {
         let raft_config = config.tuning.check()?;
         let StoreConfig {
             dir,
@@ -130,7 +155,7 @@ impl Store {
         };
         let disk = {
             let (dir, tuning) = (dir.clone(), tuning.clone());
-            tokio::task::spawn_blocking(move || Disk::open(&dir, id, &tuning, keys))
+            tokio::task::spawn_blocking(move || Disk::open(&dir, id, &tuning, keys, alone))
         };
         let Disk {
             lock,
@@ -158,7 +183,7 @@ impl Store {
             snapshots.clone(),
             stopped.clone(),
         );
-        let network = Network::new(id.0, peers, tuning.snapshot_idle);
+        let network = Network::new(id.0, wal.clone(), peers, &tuning);
         let log = Log::new(wal.clone());
         let raft = Raft::new(id.0, Arc::new(raft_config), network, log, machine);
         let raft = raft.await.map_err(|fatal| OpenError::Raft {
@@ -205,6 +230,11 @@ impl Store {
 
     pub fn id(&self) -> RaftId {
         self.0.id
+    }
+
+    /// The group it belongs to, once it does. `open_alone` makes another one.
+    pub fn group(&self) -> Option<u64> {
+        self.0.wal.marks().group
     }
 
     /// The newest state this member has applied.
@@ -329,6 +359,7 @@ impl Disk {
         id: RaftId,
         tuning: &RaftTuning,
         keys: KeyRing,
+        alone: bool,
     ) -> Result<Self, OpenError> {
         let io = |action, source| OpenError::Io {
             action,
@@ -355,6 +386,10 @@ impl Disk {
         })?;
         let purged = wal.marks().purged;
         let (snapshots, restored) = Snapshots::open(&snapshots, &keys, purged)?;
+        if alone {
+            let head = restored.as_ref().map(|(head, _state)| head);
+            alone::make(&wal, head, dir, id)?;
+        }
         Ok(Self {
             lock,
             wal,

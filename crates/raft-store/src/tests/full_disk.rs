@@ -6,10 +6,10 @@ use super::world::{config, create_sized, lone, tuning};
 use crate::{ProposeError, RaftTuning, StorageError, StoreConfig};
 
 /// A mount that goes with this.
-struct Tmpfs(tempfile::TempDir);
+pub(super) struct Tmpfs(tempfile::TempDir);
 
 impl Tmpfs {
-    fn new(kib: u32) -> Self {
+    pub(super) fn new(kib: u32) -> Self {
         let dir = tempfile::tempdir().expect("a directory");
         let mounted = std::process::Command::new("mount")
             .args(["-t", "tmpfs", "-o", &format!("size={kib}k"), "tmpfs"])
@@ -20,7 +20,7 @@ impl Tmpfs {
         Self(dir)
     }
 
-    fn path(&self) -> &Path {
+    pub(super) fn path(&self) -> &Path {
         self.0.path()
     }
 }

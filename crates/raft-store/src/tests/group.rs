@@ -30,7 +30,7 @@ pub(super) struct Group {
 }
 
 impl Group {
-    /// `count` voters, of which the first founded the group.
+    /// `count` voters, of which the first founded the group; none yet when there are none.
     pub(super) async fn new(count: u64, tuning: RaftTuning) -> Self {
         let mut group = Self {
             dir: tempfile::tempdir().expect("a directory"),
@@ -41,7 +41,9 @@ impl Group {
         for id in 1..=count {
             group.start(RaftId(id)).await;
         }
-        let first = &group.members[&RaftId(1)];
+        let Some(first) = group.members.get(&RaftId(1)) else {
+            return group;
+        };
         first.bootstrap().await.expect("it founds the group");
         for id in 2..=count {
             let added = first.add_member(RaftId(id), format!("member-{id}")).await;
@@ -50,16 +52,19 @@ impl Group {
         group
     }
 
-    pub(super) async fn start(&mut self, id: RaftId) {
-        let config = StoreConfig {
+    pub(super) fn config(&self, id: RaftId) -> StoreConfig {
+        StoreConfig {
             dir: self.dir.path().join(id.to_string()),
             raft: id,
             tuning: self.tuning.clone(),
             // Each member has its own, and finds it again.
             key: DataKey::from_bytes([u8::try_from(id.0).expect("few"); 32]),
             older_keys: Vec::new(),
-        };
-        let store = Store::open_with_peers(config, self.router.peers(id)).await;
+        }
+    }
+
+    pub(super) async fn start(&mut self, id: RaftId) {
+        let store = Store::open_with_peers(self.config(id), self.router.peers(id)).await;
         let store = store.expect("the store opens");
         self.router.attach(id, store.clone());
         self.members.insert(id, store);

@@ -214,6 +214,46 @@ impl Wal {
         self.send(Op::Vote(vote, done))
     }
 
+    /// Notes which group this member belongs to. One that has anything of a group keeps to it: then the
+    /// answer is false, and `done` hears nothing but that it was not needed.
+    pub(crate) fn join_group(&self, group: u64, done: Done) -> io::Result<bool> {
+        let mut tail = self.usable()?;
+        if tail.marks.group == Some(group) {
+            self.send(Op::Sync(done))?;
+            return Ok(true);
+        }
+        let is_fresh =
+            tail.last().is_none() && tail.marks.purged.is_none() && tail.marks.vote.is_none();
+        if tail.marks.group.is_some() && !is_fresh {
+            return Ok(false);
+        }
+        tail.marks.group = Some(group);
+        self.send(Op::Group(group, done))?;
+        Ok(true)
+    }
+
+    /// Appends the entry after which this member is the only one of a new group, votes for itself in
+    /// it, and forgets the group before, all at once.
+    pub(crate) fn leave_alone(
+        &self,
+        group: u64,
+        vote: Ballot,
+        item: Item,
+        done: Done,
+    ) -> io::Result<()> {
+        let mut tail = self.usable()?;
+        let item = Arc::new(item);
+        let ticket = tail.push(item.clone())?;
+        tail.marks.vote = Some(vote);
+        tail.marks.group = Some(group);
+        self.send(Op::Alone {
+            group,
+            vote,
+            item: (ticket, item),
+            done,
+        })
+    }
+
     /// Keeps the entries up to and with `last`.
     pub(crate) fn truncate_after(&self, last: Option<u64>) -> io::Result<()> {
         let mut tail = self.usable()?;
@@ -356,7 +396,7 @@ fn decode(bytes: &[u8], segment: &Segment, offset: u64) -> Result<Item, String> 
     let opened = frame.open(segment.sealer(), Place { context, offset });
     let opened = opened.map_err(|error| error.to_string())?;
     match shoal_transport::codec::decode(&opened) {
-        Ok(Record::Item(item)) => Ok(item),
+        Ok(Record::Item(item) | Record::Alone { item, .. }) => Ok(item),
         Ok(_) => Err("the record is not an entry".to_owned()),
         Err(error) => Err(error.to_string()),
     }

@@ -16,6 +16,15 @@ pub(super) enum Record<I> {
     /// Entries up to and with this one are in a snapshot.
     Purged(Point),
     Committed(Point),
+    /// Which group this member belongs to from here on.
+    Group(u64),
+    /// The entry that makes this member the only one of a new group, with all that goes with it: one
+    /// record, so that after a crash there is all of it or nothing.
+    Alone {
+        group: u64,
+        vote: Ballot,
+        item: I,
+    },
 }
 
 /// What a reader needs that may only stand in segments that are deleted by now.
@@ -35,6 +44,8 @@ pub(crate) struct Marks {
     pub(crate) purged: Option<Point>,
     /// A lower bound: it is written along with the next record that has to be.
     pub(crate) committed: Option<Point>,
+    /// Members of other groups are not listened to.
+    pub(crate) group: Option<u64>,
 }
 
 #[cfg(test)]
@@ -60,6 +71,7 @@ mod tests {
             vote: Some(vote),
             purged: None,
             committed: Some(at),
+            group: Some(7),
         };
         let head = Head {
             member: 1,
@@ -70,16 +82,23 @@ mod tests {
             at,
             body: Body::Blank,
         };
-        let golden: [(Record<Item>, &[u8]); 6] = [
+        let alone = Record::Alone {
+            group: 8,
+            vote,
+            item: item.clone(),
+        };
+        let golden: [(Record<Item>, &[u8]); 8] = [
             (
                 Record::Head(head),
-                &[1, 0, 1, 1, 64, 1, 2, 1, 1, 0, 1, 2, 1, 9],
+                &[1, 0, 1, 1, 64, 1, 2, 1, 1, 0, 1, 2, 1, 9, 1, 7],
             ),
             (Record::Item(item), &[1, 1, 2, 1, 9, 0]),
             (Record::Vote(vote), &[1, 2, 2, 1, 1]),
             (Record::TruncateAfter(Some(9)), &[1, 3, 1, 9]),
             (Record::Purged(at), &[1, 4, 2, 1, 9]),
             (Record::Committed(at), &[1, 5, 2, 1, 9]),
+            (Record::Group(7), &[1, 6, 7]),
+            (alone, &[1, 7, 8, 2, 1, 1, 2, 1, 9, 0]),
         ];
         for (record, bytes) in golden {
             assert_eq!(codec::encode(&record).expect("encodes"), bytes);

@@ -265,26 +265,36 @@ impl Replay<'_> {
                     vote,
                     purged,
                     committed,
+                    group,
                 } = head.marks;
                 self.tail.marks = Marks {
                     vote,
                     purged: self.tail.marks.purged.max(purged),
                     committed,
+                    group,
                 };
             }
-            Record::Item(item) => {
-                let index = item.at.index;
-                let ticket = self.tail.push(Arc::new(item)).map_err(|e| e.to_string())?;
-                self.tail.placed(index, ticket, position);
-                self.tail.evict();
-                return Ok(Some(index));
+            Record::Item(item) => return self.push(item, position).map(Some),
+            Record::Alone { group, vote, item } => {
+                self.tail.marks.group = Some(group);
+                self.tail.marks.vote = Some(vote);
+                return self.push(item, position).map(Some);
             }
+            Record::Group(group) => self.tail.marks.group = Some(group),
             Record::Vote(vote) => self.tail.marks.vote = Some(vote),
             Record::TruncateAfter(last) => self.tail.truncate_after(last),
             Record::Purged(point) => self.tail.purge(point),
             Record::Committed(point) => self.tail.marks.committed = Some(point),
         }
         Ok(None)
+    }
+
+    fn push(&mut self, item: Item, position: Position) -> Result<u64, String> {
+        let index = item.at.index;
+        let ticket = self.tail.push(Arc::new(item)).map_err(|e| e.to_string())?;
+        self.tail.placed(index, ticket, position);
+        self.tail.evict();
+        Ok(index)
     }
 
     /// Judges the bad bytes at `at`. When they are what a crash leaves in the middle of a write, they

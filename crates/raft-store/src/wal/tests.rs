@@ -311,6 +311,55 @@ fn a_write_cut_short_at_any_byte_loses_nothing_that_was_reported() {
 }
 
 #[test]
+fn a_new_group_is_there_as_a_whole_or_not_at_all_after_a_crash() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let wal = open(dir.path());
+    let ballot = |term| Ballot {
+        term,
+        candidate: 1,
+        committed: true,
+    };
+    wal.join_group(5, Done::new(drop)).expect("it is fresh");
+    append(&wal, [item(1, 0, 30), item(1, 1, 30)]);
+    save_vote(&wal, ballot(1));
+    let path = segments(dir.path()).remove(0);
+    let before = used(&path);
+    assert!(
+        !wal.join_group(6, Done::new(drop)).expect("it is asked"),
+        "it has a group"
+    );
+    let (done, told) = mpsc::channel();
+    let tell = Done::new(move |result| done.send(result).expect("somebody waits"));
+    let alone = item(2, 2, 40);
+    wal.leave_alone(6, ballot(2), alone.clone(), tell)
+        .expect("it is taken");
+    told.recv().expect("it is told").expect("it is written");
+    assert!(wal.join_group(6, Done::new(drop)).expect("it is the same"));
+    drop(wal);
+    let after = used(&path);
+    let whole = fs::read(&path).expect("the segment can be read");
+    let mut seen = [0, 0];
+    for cut in before..=after {
+        let mut torn = whole.clone();
+        torn[cut..].fill(0);
+        fs::write(&path, &torn).expect("the segment can be written");
+        let wal = open(dir.path());
+        let found = (wal.marks().group, wal.marks().vote, all(&wal).len());
+        let old = (Some(5), Some(ballot(1)), 2);
+        let new = (Some(6), Some(ballot(2)), 3);
+        assert!(found == old || found == new, "cut at {cut}: {found:?}");
+        seen[usize::from(found == new)] += 1;
+        drop(wal);
+        for extra in &segments(dir.path())[1..] {
+            fs::remove_file(extra).expect("it can be removed");
+        }
+    }
+    assert!(seen[0] > 50 && seen[1] > 0, "{seen:?}");
+    fs::write(&path, &whole).expect("the segment can be written");
+    assert_eq!(all(&open(dir.path()))[2], alone);
+}
+
+#[test]
 fn blocks_of_one_write_may_reach_the_disk_in_any_order() {
     let dir = tempfile::tempdir().expect("a directory");
     let (path, before, after) = three_batches(dir.path());

@@ -57,6 +57,15 @@ pub(super) enum Op {
         done: Done,
     },
     Vote(Ballot, Done),
+    Group(u64, Done),
+    Alone {
+        group: u64,
+        vote: Ballot,
+        item: (u64, Arc<Item>),
+        done: Done,
+    },
+    /// Writes nothing: all that was queued before is on disk when it is answered.
+    Sync(Done),
     TruncateAfter(Option<u64>),
     Purge(Point),
     /// Worth writing, not worth a flush.
@@ -226,6 +235,29 @@ impl Writer {
                 self.done.push(done);
                 result?;
             }
+            Op::Group(group, done) => {
+                self.marks.group = Some(group);
+                let result = self.put(&Record::Group(group));
+                self.done.push(done);
+                result?;
+            }
+            Op::Alone {
+                group,
+                vote,
+                item: (ticket, item),
+                done,
+            } => {
+                // A new segment may be begun for it, and says what holds before it.
+                let index = item.at.index;
+                let item = &*item;
+                let position = self.put_at(&Record::Alone { group, vote, item })?;
+                self.marks.group = Some(group);
+                self.marks.vote = Some(vote);
+                self.placed.push((index, ticket, position));
+                self.active.max_index = self.active.max_index.max(Some(index));
+                self.done.push(done);
+            }
+            Op::Sync(done) => self.done.push(done),
             Op::TruncateAfter(last) => self.put(&Record::TruncateAfter(last))?,
             Op::Purge(point) => {
                 self.marks.purged = self.marks.purged.max(Some(point));

@@ -365,13 +365,17 @@ mod tests {
         sets[0].save(dir.path()).expect("saved");
         std::thread::scope(|scope| {
             let writer = scope.spawn(|| {
-                for n in 0..100 {
+                for n in 0..200 {
                     sets[n % 2].save(dir.path()).expect("saved");
                 }
             });
             while !writer.is_finished() {
                 let loaded = Credentials::load(dir.path());
                 assert!(loaded.expect("never a mixture").is_some());
+                // As often as can be: a moment without a link would be short.
+                for _ in 0..200 {
+                    fs::read_link(dir.path().join(CURRENT)).expect("always there");
+                }
             }
         });
     }

@@ -7,6 +7,7 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use http::{StatusCode, header};
+use http_body::Body as _;
 use shoal_manager::State as Cluster;
 use shoal_types::{TaskState, object::Network};
 
@@ -15,7 +16,7 @@ use crate::{
     engine::{ContainerInfo, ControlError, LocalNetwork},
     server::{
         Engine,
-        body::{Json, read},
+        body::{BODY_LIMIT, Json, read},
         error::{ApiError, ApiResult},
         find,
         query::Query,
@@ -77,6 +78,10 @@ fn find_local(networks: Vec<LocalNetwork>, reference: &str) -> ApiResult<LocalNe
 
 /// The leader's answer to [`inspect`], with the containers of this node in the place of its own.
 pub(crate) async fn localized(engine: &Engine, response: Response) -> Response {
+    let is_short = |bytes| bytes <= BODY_LIMIT as u64;
+    if !response.body().size_hint().exact().is_some_and(is_short) {
+        return response;
+    }
     let (mut head, body) = response.into_parts();
     let body = match read(body).await {
         Ok(body) => body,

@@ -114,20 +114,19 @@ fn listen_addr(text: &str) -> ApiResult<Option<SocketAddr>> {
     if bare.is_empty() {
         return Ok(None);
     }
+    if let Ok(addr) = bare.parse::<IpAddr>() {
+        return Ok(Some(SocketAddr::new(addr, CLUSTER_PORT)));
+    }
     let whole = match bare.strip_prefix(':') {
         Some(port) => format!("0.0.0.0:{port}"),
         None => bare.to_owned(),
     };
-    if let Ok(addr) = whole.parse() {
-        return Ok(Some(addr));
-    }
-    let addr = whole.parse::<IpAddr>().map_err(|_| {
+    whole.parse().map(Some).map_err(|_| {
         let why = format!(
             "listen address must be an IP address (with optional port number), not {text:?}"
         );
         wrong("ListenAddr", why)
-    })?;
-    Ok(Some(SocketAddr::new(addr, CLUSTER_PORT)))
+    })
 }
 
 /// `host:port`, with the port added where there is none.

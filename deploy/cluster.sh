@@ -43,7 +43,7 @@ daemon_pid() {
     local pid
     pid=$(cat "$RUN/node$1.pid" 2>/dev/null) || return 1
     # A pid that was given to another program since is not the daemon's.
-    tr '\0' ' ' <"/proc/$pid/cmdline" 2>/dev/null | grep -q -- "--data-root $DATA/node$1 " && echo "$pid"
+    tr '\0' ' ' 2>/dev/null <"/proc/$pid/cmdline" | grep -q -- "--data-root $DATA/node$1 " && echo "$pid"
 }
 
 # Waits up to 60 s until a command succeeds.
@@ -186,22 +186,24 @@ done
 echo "$answered of 100 requests answered meanwhile, the dead leader's node among those asked."
 new_leader() { node "$other" node ls --format '{{.Hostname}} {{.ManagerStatus}}' | grep Leader | grep -qv "^node$leader "; }
 until_ok "another leader" new_leader
+show "node$other" node ls
 show "node$other" service scale --detach hello=8
 eight() { [ "$(node "$other" service ls --filter name=hello --format '{{.Replicas}}')" = 8/8 ]; }
-start_node "$leader"
 until_ok "eight replicas" eight
+echo "Eight replicas run. Now the dead daemon is started again:"
+start_node "$leader"
 until_ok "five ready nodes" all_ready
 show "node$other" node ls
 
 bold "That was it. Try next:"
 cat <<END
   node() { $SHOAL --host unix://$RUN/node\$1.sock "\${@:2}"; }
-  node 2 service ps hello                                # the same from every manager
-  nsenter --net=/run/netns/$NETNS-client curl $SUBNET.4:$PORT   # a request from outside
-  node 1 node update --availability drain node5          # move everything away from node5
-  node 1 node promote node4                              # four managers
-  kill -9 $(daemon_pid $NODES || echo PID)                                          # node5's daemon; its tasks go on
-  ip -n $NETNS-switch link set port5 down                # node5's cable; its tasks are started elsewhere
-  docker --host unix://$RUN/node1.sock service ls        # the docker CLI drives it, too
-  deploy/cluster.sh --clean                              # takes everything away
+  node 2 service ps hello                           # the same from every manager
+  nsenter --net=/run/netns/$NETNS-client curl $SUBNET.4:$PORT    # a request from outside
+  node 1 node update --availability drain node5     # everything moves away from node5
+  node 1 node promote node4                         # four managers
+  kill -9 \$(cat $RUN/node5.pid)          # node5's daemon: its tasks go on
+  ip -n $NETNS-switch link set port5 down          # node5's cable: its tasks are started elsewhere
+  docker --host unix://$RUN/node1.sock service ls     # the docker CLI drives it, too
+  deploy/cluster.sh --clean                         # takes everything away
 END

@@ -28,7 +28,7 @@ daemon_pid() {
     local pid
     pid=$(cat "$RUN/shoal.pid" 2>/dev/null) || return 1
     # A pid that was given to another program since is not the daemon's.
-    tr '\0' ' ' <"/proc/$pid/cmdline" 2>/dev/null | grep -q -- "--data-root $DATA" && echo "$pid"
+    tr '\0' ' ' 2>/dev/null <"/proc/$pid/cmdline" | grep -q -- "--data-root $DATA" && echo "$pid"
 }
 
 stop_daemon() {

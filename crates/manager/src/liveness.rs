@@ -30,8 +30,9 @@ impl Default for LivenessConfig {
     fn default() -> Self {
         Self {
             heartbeat: Duration::from_secs(1),
-            silence: Duration::from_secs(5),
-            reconnect: Duration::from_secs(3),
+            // Five seconds of standing still, and the heartbeat that was due.
+            silence: Duration::from_millis(6500),
+            reconnect: Duration::from_secs(5),
         }
     }
 }

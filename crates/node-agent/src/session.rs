@@ -27,8 +27,9 @@ use tokio::{
 };
 use tracing::{debug, info, warn};
 
-/// First and longest pause between two attempts to reach a manager.
-const RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(8));
+/// First and longest pause between two attempts to reach a manager. A node that is not back within
+/// seconds is given up, so the longest is a fraction of that.
+const RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_millis(1500));
 
 /// A manager that accepted the stream answers well within this, or is not worth waiting for.
 const WELCOME_TIMEOUT: Duration = Duration::from_secs(5);

@@ -227,6 +227,7 @@ impl LocalEngine for Engine {
                 options.data_path_port = request.data_path_port;
                 options.availability = request.availability;
                 options.task_history_limit = request.task_history_limit;
+                options.trust.certificate_life = request.certificate_life;
                 if !request.address_pools.is_empty() {
                     options.address_pools = request.address_pools;
                 }

@@ -103,7 +103,15 @@ fn a_swarm_begins_and_ends() {
         "This node is not a swarm manager.",
     );
 
-    let started = docker(&host, "swarm init");
+    // This machine has no address to be chosen. Docker's client says what to do about it, once.
+    let alone = try_docker(&host, "swarm init");
+    refused(&alone, "could not find the system's IP address");
+    assert_eq!(
+        alone.stderr.matches("specify one with").count(),
+        1,
+        "{alone:?}"
+    );
+    let started = docker(&host, "swarm init --advertise-addr 127.0.0.1");
     let node = docker(&host, "info --format {{.Swarm.NodeID}}");
     assert!(started.contains(&format!(
         "Swarm initialized: current node ({}) is now a manager.",

@@ -199,7 +199,7 @@ fn leaving_the_swarm_and_purging_leave_no_trace() {
     let mut host = Host::new().unwrap();
     let before = host.inventory();
     host.start();
-    host.shoal(&["swarm", "init"]);
+    host.shoal(&["swarm", "init", "--advertise-addr", "127.0.0.1"]);
     create_hello(&host, "2");
     host.wait_running("hello", 2);
     let refused = host.try_shoal(&["swarm", "leave"]);
@@ -209,7 +209,7 @@ fn leaving_the_swarm_and_purging_leave_no_trace() {
     );
     host.shoal(&["swarm", "leave", "--force"]);
     assert!(!host.try_shoal(&["service", "ls"]).status.success());
-    host.shoal(&["swarm", "init"]);
+    host.shoal(&["swarm", "init", "--advertise-addr", "127.0.0.1"]);
     assert_eq!(host.shoal(&["service", "ls", "-q"]), "");
     create_hello(&host, "1");
     host.wait_running("hello", 1);

@@ -2,7 +2,7 @@
 //!
 //! Anything an agent says proves that its node lives. A node whose session stands may be silent for a
 //! while, because a busy machine is not a dead one; a node whose session ended has the time to find its
-//! way back. After a change of leader every node gets twice that time. Nobody can be heard while the
+//! way back. After a change of leader every node gets half as much again. Nobody can be heard while the
 //! leader itself does not run (a stopped process, a paused machine, no processor time), so after such a
 //! pause the silence of those that were not given up before it counts from its end. The times here are
 //! those of a clock that never jumps.
@@ -62,7 +62,7 @@ impl LivenessConfig {
 
     /// How long a node may stay away from a new leader.
     fn grace(&self) -> Duration {
-        self.silence * 2
+        self.silence * 3 / 2
     }
 }
 
@@ -218,6 +218,26 @@ mod tests {
     use super::*;
     use crate::testing;
 
+    const CONFIG: LivenessConfig = LivenessConfig {
+        heartbeat: Duration::from_secs(1),
+        silence: Duration::from_secs(5),
+        reconnect: Duration::from_secs(3),
+    };
+
+    #[test]
+    fn five_seconds_of_standing_still_are_no_death() {
+        let (mut state, node) = (state(), testing::node_id(1));
+        let config = LivenessConfig::default();
+        let mut liveness = Liveness::new(config, at(0));
+        liveness.opened(node, 1, None, at(1));
+        // Stopped right before a heartbeat was due, and late with it by a tenth afterwards.
+        let stopped = config.heartbeat + Duration::from_secs(5);
+        let late = at(1).after(stopped + config.heartbeat / 10);
+        assert_eq!(status(&liveness, &mut state, late), NodeState::Ready);
+        // A dead one is known to be dead in time for its tasks to run elsewhere within eight seconds.
+        assert_eq!(status(&liveness, &mut state, at(8)), NodeState::Down);
+    }
+
     fn state() -> State {
         let mut state = State::default();
         let command = Command {
@@ -244,7 +264,7 @@ mod tests {
     #[test]
     fn a_late_heartbeat_is_not_a_death() {
         let (mut state, node) = (state(), testing::node_id(1));
-        let mut liveness = Liveness::new(LivenessConfig::default(), at(0));
+        let mut liveness = Liveness::new(CONFIG, at(0));
         liveness.opened(node, 1, None, at(1));
         assert_eq!(status(&liveness, &mut state, at(5)), NodeState::Ready);
         liveness.heard(node, at(5));
@@ -257,7 +277,7 @@ mod tests {
     #[test]
     fn nobody_is_given_up_for_a_pause_of_the_leader_itself() {
         let (mut state, node) = (state(), testing::node_id(1));
-        let mut liveness = Liveness::new(LivenessConfig::default(), at(0));
+        let mut liveness = Liveness::new(CONFIG, at(0));
         liveness.opened(node, 1, None, at(1));
         liveness.pulse(at(1));
         liveness.pulse(at(60));
@@ -279,7 +299,7 @@ mod tests {
     #[test]
     fn a_node_that_lost_its_session_has_time_to_come_back() {
         let (mut state, node) = (state(), testing::node_id(1));
-        let mut liveness = Liveness::new(LivenessConfig::default(), at(0));
+        let mut liveness = Liveness::new(CONFIG, at(0));
         liveness.opened(node, 1, None, at(1));
         liveness.opened(node, 2, None, at(2));
         liveness.closed(node, 1, at(2));
@@ -298,10 +318,10 @@ mod tests {
     #[test]
     fn a_new_leader_waits_longer_before_it_gives_a_node_up() {
         let mut state = state();
-        let liveness = Liveness::new(LivenessConfig::default(), at(0));
-        assert_eq!(status(&liveness, &mut state, at(9)), NodeState::Ready);
-        let (_, wake_at) = liveness.decide(&state, at(9), at(9));
-        assert_eq!(wake_at, Some(at(10)));
-        assert_eq!(status(&liveness, &mut state, at(10)), NodeState::Down);
+        let liveness = Liveness::new(CONFIG, at(0));
+        assert_eq!(status(&liveness, &mut state, at(7)), NodeState::Ready);
+        let (_, wake_at) = liveness.decide(&state, at(7), at(7));
+        assert_eq!(wake_at, Some(at(0).after(CONFIG.grace())));
+        assert_eq!(status(&liveness, &mut state, at(8)), NodeState::Down);
     }
 }

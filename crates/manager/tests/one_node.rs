@@ -538,7 +538,7 @@ async fn wrong_requests_change_nothing_and_say_why() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_stranger_is_refused_with_the_way_out() {
+async fn an_agent_that_speaks_for_another_node_is_refused() {
     let dir = tempfile::tempdir().expect("a directory");
     let manager = open(dir.path()).await;
     let (ours, theirs) = session::local_stream();
@@ -559,7 +559,8 @@ async fn a_stranger_is_refused_with_the_way_out() {
     to.send(&hello).await.expect("sent");
     let answer = from.receive().await.expect("received");
     let reason = format!(
-        "node {stranger} is not a member of this swarm (any more); leave the swarm and join it again"
+        "node {} may not open a session as node {stranger}",
+        manager.node()
     );
     assert_eq!(answer, Some(ManagerMessage::Refused { reason }));
     serving.await.expect("ends in order");

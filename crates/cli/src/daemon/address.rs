@@ -12,11 +12,11 @@ const ELSEWHERE: &str = "192.0.2.1:9";
 
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum AddressError {
-    #[error("could not find the system's IP address - specify one with --advertise-addr")]
+    /// Docker's words; its command line adds the flag to name one with.
+    #[error("could not find the system's IP address")]
     None,
     #[error(
-        "could not choose an IP address to advertise since this system has multiple addresses ({list}) - \
-         specify one with --advertise-addr"
+        "could not choose an IP address to advertise since this system has multiple addresses ({list})"
     )]
     Several { list: String },
     #[error("{text:?} is neither an IP address nor an interface of this system with one ({flag})")]

@@ -9,10 +9,10 @@ use std::{
 use bytes::Bytes;
 use futures_util::{FutureExt, StreamExt, future::BoxFuture};
 use shoal_engine_api::engine::{
-    ActiveSwarm, BoxReader, BoxStream, ContainerInfo, Diagnosis, EngineError, Forward,
-    ImageDescriptor, ImageDetails, ImageInfo, ImportRequest, InitRequest, JoinRequest, LocalEngine,
-    LocalNetwork, LogRecord, LogRequest, NodeInfo, OutputStream, ProgressSink, Removed, Result,
-    SwarmState, Tokens,
+    ActiveSwarm, BoxReader, BoxStream, ContainerInfo, ControlError, Diagnosis, EngineError,
+    Forward, ImageDescriptor, ImageDetails, ImageInfo, ImportRequest, InitRequest, JoinRequest,
+    LocalEngine, LocalNetwork, LogRecord, LogRequest, NodeInfo, OutputStream, ProgressSink,
+    Removed, Result, SwarmState, Tokens,
 };
 use shoal_manager::{InitOptions, Leader};
 use shoal_node_agent::{
@@ -303,6 +303,10 @@ impl LocalEngine for Engine {
             match member.leader_api().await {
                 Ok(None) => Ok(Forward::Here),
                 Ok(Some(stream)) => Ok(Forward::To(Box::new(stream))),
+                // In Docker's words.
+                Err(MemberError::NoLeader) => {
+                    Err(EngineError::Unavailable(ControlError::NoLeader.to_string()))
+                }
                 Err(error) => Err(EngineError::Unavailable(translate::chain(&error))),
             }
         }

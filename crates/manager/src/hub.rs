@@ -13,13 +13,16 @@ use std::{
 use shoal_raft_store::{Change, State};
 use shoal_transport::stream::Stream;
 use shoal_types::{
-    NodeId, TaskId, TaskState, TaskStatus, Timestamp, object::NodeDescription, wire::Open,
+    NodeId, TaskId, TaskState, TaskStatus, Timestamp,
+    object::NodeDescription,
+    wire::{Assignments, Open},
 };
 use tokio::sync::{Notify, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
     clock::Clock,
+    dispatch::{Networks, assignments_with},
     liveness::{Liveness, LivenessConfig},
 };
 
@@ -37,6 +40,7 @@ pub(crate) struct Hub {
     reports: Mutex<Reports>,
     pub(crate) reported: Notify,
     waiting: Mutex<HashMap<u64, Waiting>>,
+    networks: Mutex<Networks>,
 }
 
 /// One agent's conversation. The newest of a node ends the one before.
@@ -81,6 +85,7 @@ impl Hub {
             reports: Mutex::default(),
             reported: Notify::new(),
             waiting: Mutex::default(),
+            networks: Mutex::default(),
         }
     }
 
@@ -144,6 +149,11 @@ impl Hub {
         let now = self.clock.steady();
         lock(&self.liveness).closed(session.node, session.id, now);
         self.contact.notify_one();
+    }
+
+    /// What `node` is to run and know. Networks are shared among the nodes' sets.
+    pub(crate) fn assignments(&self, state: &State, node: NodeId) -> Assignments {
+        assignments_with(&mut lock(&self.networks), state, node)
     }
 
     /// Asks the agent of `node` to connect and bring something; `None` when it has no session here.

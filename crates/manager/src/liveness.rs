@@ -30,9 +30,9 @@ impl Default for LivenessConfig {
     fn default() -> Self {
         Self {
             heartbeat: Duration::from_secs(1),
-            // Five seconds of standing still, and the heartbeat that was due.
-            silence: Duration::from_millis(6500),
-            reconnect: Duration::from_secs(5),
+            // Five seconds without a link, the heartbeat that was due, and the way back.
+            silence: Duration::from_secs(7),
+            reconnect: Duration::from_secs(4),
         }
     }
 }
@@ -51,6 +51,8 @@ struct Contact {
     heard: Timestamp,
     /// The session that speaks for the node; `None` once it has ended.
     session: Option<u64>,
+    /// When the last session ended.
+    closed: Timestamp,
     addr: Option<String>,
 }
 
@@ -69,11 +71,12 @@ impl LivenessConfig {
 impl Contact {
     /// When the node is given up if it is not heard before.
     fn deadline(&self, config: &LivenessConfig) -> Timestamp {
-        let patience = match self.session {
-            Some(_) => config.silence,
-            None => config.reconnect,
-        };
-        self.heard.after(patience)
+        let silent = self.heard.after(config.silence);
+        match self.session {
+            Some(_) => silent,
+            // One that ended because the node was silent gives it no more time.
+            None => silent.min(self.closed.after(config.reconnect)),
+        }
     }
 }
 
@@ -98,6 +101,7 @@ impl Liveness {
         let contact = Contact {
             heard: now,
             session: Some(session),
+            closed: now,
             addr,
         };
         self.nodes.insert(node, contact);
@@ -131,6 +135,7 @@ impl Liveness {
         for contact in self.nodes.values_mut() {
             if before < contact.deadline(&self.config) {
                 contact.heard = now;
+                contact.closed = now;
             }
         }
     }
@@ -141,7 +146,7 @@ impl Liveness {
             && contact.session == Some(session)
         {
             contact.session = None;
-            contact.heard = now;
+            contact.closed = now;
         }
     }
 
@@ -234,6 +239,9 @@ mod tests {
         let stopped = config.heartbeat + Duration::from_secs(5);
         let late = at(1).after(stopped + config.heartbeat / 10);
         assert_eq!(status(&liveness, &mut state, late), NodeState::Ready);
+        // Neither does it help or harm when the connection was given up meanwhile.
+        liveness.closed(node, 1, at(5));
+        assert_eq!(status(&liveness, &mut state, late), NodeState::Disconnected);
         // A dead one is known to be dead in time for its tasks to run elsewhere within eight seconds.
         assert_eq!(status(&liveness, &mut state, at(8)), NodeState::Down);
     }

@@ -266,7 +266,7 @@ mod tests {
             endpoints: vec![endpoint],
         };
         Assignments {
-            networks: vec![network],
+            networks: vec![std::sync::Arc::new(network)],
             ..Assignments::default()
         }
     }
@@ -286,7 +286,9 @@ mod tests {
         };
         // On node 5, and on node 6, which is down and so no peer.
         let down = Ipv4Addr::new(10, 0, 1, 7);
-        set.networks[0].endpoints.extend([on(B, 5), on(down, 6)]);
+        std::sync::Arc::make_mut(&mut set.networks[0])
+            .endpoints
+            .extend([on(B, 5), on(down, 6)]);
         set.data_path_port = 4789;
         let peer = |n, addr: &str| DataPeer {
             node: node(n),

@@ -19,7 +19,7 @@ use shoal_transport::{
 use shoal_types::{
     NodeId, TaskId, TaskState, TaskStatus,
     object::NodeDescription,
-    wire::{AgentMessage, Assignments, ManagerMessage, ManagerPeer, Open},
+    wire::{AgentMessage, Assignments, ChangesError, ManagerMessage, ManagerPeer, Open},
 };
 use tokio::{
     sync::{Notify, watch},
@@ -29,7 +29,7 @@ use tracing::{debug, info, warn};
 
 /// First and longest pause between two attempts to reach a manager. A node that is not back within
 /// seconds is given up, so the longest is a fraction of that.
-const RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_millis(1500));
+const RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_millis(500));
 
 /// A manager that accepted the stream answers well within this, or is not worth waiting for.
 const WELCOME_TIMEOUT: Duration = Duration::from_secs(5);
@@ -46,6 +46,8 @@ enum SessionError {
     Closed,
     #[error("the manager did not answer within {} s", WELCOME_TIMEOUT.as_secs())]
     Silent,
+    #[error(transparent)]
+    Changes(#[from] ChangesError),
     #[error("the manager refused this node: {0}")]
     Refused(String),
     #[error("the manager does not lead{}", if *known { ", another one does" } else { "" })]
@@ -206,6 +208,24 @@ impl Session {
         }
     }
 
+    /// Takes a set over if it is newer than the one there is.
+    fn take(&self, set: Assignments) -> bool {
+        let managers = set.managers.clone();
+        let taken = self.assignments.send_if_modified(|current| {
+            let newer = current
+                .as_ref()
+                .is_none_or(|c| c.generation < set.generation);
+            if newer {
+                *current = Some(Arc::new(set));
+            }
+            newer
+        });
+        if let (true, Some(known)) = (taken, self.dialer.managers()) {
+            known.set(managers);
+        }
+        taken
+    }
+
     fn elsewhere(&self, leader: Option<ManagerPeer>) -> SessionError {
         let known = leader.is_some();
         if let Some(managers) = self.dialer.managers() {
@@ -219,19 +239,15 @@ impl Session {
         match message {
             ManagerMessage::Assignments(set) => {
                 let generation = set.generation;
-                let taken = self.assignments.send_if_modified(|current| {
-                    let newer = current.as_ref().is_none_or(|c| c.generation < generation);
-                    if newer {
-                        *current = Some(Arc::new(set));
-                    }
-                    newer
-                });
+                let taken = self.take(set);
                 debug!(%generation, taken, "assignments received");
-                if let (true, Some(managers)) = (taken, self.dialer.managers())
-                    && let Some(set) = self.assignments.borrow().as_ref()
-                {
-                    managers.set(set.managers.clone());
-                }
+                Ok(None)
+            }
+            ManagerMessage::Changes(changes) => {
+                let current = self.assignments.borrow().clone().unwrap_or_default();
+                let set = changes.apply(&current)?;
+                debug!(generation = %set.generation, "changes received");
+                self.take(set);
                 Ok(None)
             }
             ManagerMessage::StatusAccepted(tasks) => {

@@ -107,6 +107,12 @@ async fn open<T>(
     check: impl FnOnce(&[CertificateDer<'_>]) -> Result<T, ConnectError>,
 ) -> Result<(Stream, Admission, T), ConnectError> {
     let tcp = tcp::connect(addr).await?;
+    if purpose == Purpose::Session {
+        tcp::for_session(&tcp).map_err(|source| ConnectError::Unreachable {
+            addr: addr.to_owned(),
+            source,
+        })?;
+    }
     let opened = async {
         let connector = TlsConnector::from(config);
         let mut stream: TlsStream<TcpStream> = connector

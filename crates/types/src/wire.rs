@@ -15,6 +15,9 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
+mod changes;
+
+pub use self::changes::{AssignmentChanges, ChangesError, NetworkChange};
 use crate::{
     ClusterId, Generation, NetworkId, NodeId, RaftId, ServiceId, TaskId, TaskState, TaskStatus,
     Timestamp,
@@ -193,6 +196,8 @@ pub enum ManagerMessage {
     Welcome { heartbeat: Duration },
     /// Everything the node is to run and know, newest wins.
     Assignments(Assignments),
+    /// What is otherwise than in the set that was sent before in this session.
+    Changes(Box<AssignmentChanges>),
     /// The node may not have a session; `reason` says why and what to do.
     Refused { reason: String },
     /// Reports that these tasks are in these states are committed; the agent need not send them again.
@@ -210,7 +215,7 @@ pub struct Assignments {
     /// The node's tasks, those to be stopped included. A task that is absent is to be stopped and forgotten.
     pub tasks: Vec<Arc<Task>>,
     /// Every network that one of the tasks is attached to, and the ingress network.
-    pub networks: Vec<NetworkAssignment>,
+    pub networks: Vec<Arc<NetworkAssignment>>,
     /// The secrets and configs that the tasks use.
     pub secrets: Vec<Arc<Secret>>,
     pub configs: Vec<Arc<Config>>,

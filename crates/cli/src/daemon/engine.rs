@@ -98,7 +98,7 @@ impl Engine {
     fn networks(&self) -> Vec<Arc<Network>> {
         let Some(manager) = self.node.manager() else {
             let set = self.node.agent().assignments();
-            return set.networks.iter().map(swarm::network).collect();
+            return set.networks.iter().map(|n| swarm::network(n)).collect();
         };
         let state = manager.control().local_state();
         state.networks().cloned().collect()
@@ -315,7 +315,7 @@ impl LocalEngine for Engine {
 
     fn local_networks(&self) -> BoxFuture<'_, Result<Vec<LocalNetwork>>> {
         let set = self.node.agent().assignments();
-        let networks = set.networks.iter().map(swarm::local_network);
+        let networks = set.networks.iter().map(|n| swarm::local_network(n));
         std::future::ready(Ok(networks.collect())).boxed()
     }
 

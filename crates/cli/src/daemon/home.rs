@@ -3,7 +3,7 @@
 use std::{
     fs::{self, File},
     io::{self, Read, Seek, Write},
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     os::unix::fs::DirBuilderExt,
     path::{Path, PathBuf},
 };
@@ -13,6 +13,8 @@ use serde::{Deserialize, Serialize};
 use shoal_manager::{DataKey, KeyError};
 use shoal_transport::identity::{Credentials, CredentialsError};
 use shoal_types::{NodeId, RaftId, wire::ManagerPeer};
+
+use super::address::{self, AddressError, CLUSTER_PORT};
 
 /// Letters of an instance's name. Six of 36 make two daemons on one host differ, and leave room in
 /// the 15 bytes of an interface's name.
@@ -86,6 +88,23 @@ pub(crate) struct Membership {
 }
 
 impl Membership {
+    /// The address that other nodes see this one at.
+    pub(crate) fn advertised(&self) -> Result<SocketAddr, AddressError> {
+        let port = self.listen.map_or(CLUSTER_PORT, |addr| addr.port());
+        let others = self.managers.iter();
+        let others = others.filter(|manager| manager.node != self.node);
+        let toward = others.map(|manager| manager.addr.as_str());
+        address::resolve("--advertise-addr", &self.advertise, port, toward)
+    }
+
+    /// Where other nodes send the traffic of cluster networks.
+    pub(crate) fn data_addr(&self) -> Result<IpAddr, AddressError> {
+        if self.data_path.is_empty() {
+            return Ok(self.advertised()?.ip());
+        }
+        Ok(address::resolve("--data-path-addr", &self.data_path, CLUSTER_PORT, [])?.ip())
+    }
+
     pub(crate) fn raft(&self) -> Option<RaftId> {
         self.raft.map(RaftId)
     }

@@ -32,7 +32,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, info, info_span, warn};
 
 use super::{
-    address::{self, AddressError, CLUSTER_PORT},
+    address::AddressError,
     home::{Home, HomeError, Membership},
 };
 
@@ -255,21 +255,11 @@ impl Member {
 
     /// The address that other nodes see this one at.
     pub(crate) fn advertised(&self) -> Result<SocketAddr, AddressError> {
-        let membership = self.membership();
-        let port = membership.listen.map_or(CLUSTER_PORT, |addr| addr.port());
-        let others = membership.managers.iter();
-        let others = others.filter(|manager| manager.node != membership.node);
-        let toward = others.map(|manager| manager.addr.as_str());
-        address::resolve("--advertise-addr", &membership.advertise, port, toward)
+        self.membership().advertised()
     }
 
     fn data_addr(&self) -> Result<IpAddr, AddressError> {
-        let membership = self.membership();
-        if membership.data_path.is_empty() {
-            return Ok(self.advertised()?.ip());
-        }
-        let addr = address::resolve("--data-path-addr", &membership.data_path, CLUSTER_PORT, [])?;
-        Ok(addr.ip())
+        self.membership().data_addr()
     }
 
     /// Opens the store, and listens. Nobody is told.

@@ -127,7 +127,14 @@ async fn run(mut args: DaemonArgs) -> Result<()> {
     let _pidfile = Pidfile::write(&args.pidfile)?;
     let labels = labels(&args.label);
 
-    let description = describe(labels.clone());
+    // Complete before the agent looks at the networks it finds: without the node's address it would
+    // take their ways to other nodes away.
+    let membership = home.membership()?;
+    let cluster = membership.filter(|membership| membership.listen.is_some());
+    let description = NodeDescription {
+        data_addr: cluster.and_then(|membership| membership.data_addr().ok()),
+        ..describe(labels.clone())
+    };
     let agent = start_agent(&home, &args, description.clone()).await?;
     let machine = Machine::read(
         &home.instance,

@@ -19,7 +19,10 @@ use shoal_types::{
     spec::{Availability, Role},
     wire::{Accepted, JoinAnswer, JoinRequest, ManagerPeer},
 };
-use tokio::{sync::Mutex, time};
+use tokio::{
+    sync::Mutex,
+    time::{self, Instant},
+};
 use tracing::{info, warn};
 
 use super::{
@@ -37,6 +40,10 @@ const LEFTOVERS: Duration = Duration::from_secs(15);
 
 /// One question to a manager of the swarm to be joined, with its answer.
 const JOIN_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// A swarm that has no leader is asked again for this long.
+const ELECTION_PATIENCE: Duration = Duration::from_secs(15);
+const ELECTION_PAUSE: Duration = Duration::from_millis(300);
 
 /// How long a manager that leaves waits for the others to agree.
 const GOODBYE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -439,28 +446,63 @@ async fn ask_to_join(
     token: &JoinToken,
     request: &JoinRequest,
 ) -> Result<Accepted, JoinError> {
+    let patience = Instant::now() + ELECTION_PATIENCE;
+    loop {
+        let (failures, leaderless) = match ask_each(remotes, token, request).await {
+            Ok(accepted) => return Ok(accepted),
+            Err(AskEachError::Refused(reason)) => return Err(JoinError::Refused(reason)),
+            Err(AskEachError::Failed {
+                failures,
+                leaderless,
+            }) => (failures, leaderless),
+        };
+        // Managers that are electing a leader have one soon, or never.
+        if !leaderless || Instant::now() >= patience {
+            return Err(JoinError::Unreachable(failures));
+        }
+        time::sleep(ELECTION_PAUSE).await;
+    }
+}
+
+enum AskEachError {
+    Refused(String),
+    Failed { failures: String, leaderless: bool },
+}
+
+async fn ask_each(
+    remotes: &[String],
+    token: &JoinToken,
+    request: &JoinRequest,
+) -> Result<Accepted, AskEachError> {
     let mut failures = Vec::new();
     let mut queue: Vec<String> = remotes.iter().rev().cloned().collect();
     let mut hops = 0;
+    let mut leaderless = false;
     while let Some(addr) = queue.pop() {
         match ask_one(&addr, token, request).await {
             Ok(JoinAnswer::Accepted(accepted)) => return Ok(*accepted),
-            Ok(JoinAnswer::Refused { reason }) => return Err(JoinError::Refused(reason)),
+            Ok(JoinAnswer::Refused { reason }) => return Err(AskEachError::Refused(reason)),
             Ok(JoinAnswer::Elsewhere { leader }) => {
                 hops += 1;
                 match leader {
                     Some(ManagerPeer { addr: leader, .. }) if hops < 8 => queue.push(leader),
-                    _ => failures.push(format!("{addr}: the swarm has no leader at the moment")),
+                    _ => {
+                        leaderless = true;
+                        failures.push(format!("{addr}: the swarm has no leader at the moment"));
+                    }
                 }
             }
             // What is wrong with the token is wrong with every manager.
             Err(error) if error.is_final() => {
-                return Err(JoinError::Refused(translate::chain(&error)));
+                return Err(AskEachError::Refused(translate::chain(&error)));
             }
             Err(error) => failures.push(translate::chain(&error)),
         }
     }
-    Err(JoinError::Unreachable(failures.join("; ")))
+    Err(AskEachError::Failed {
+        failures: failures.join("; "),
+        leaderless,
+    })
 }
 
 #[derive(Debug, thiserror::Error)]

@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use shoal_raft_store::{AddressOwner, State};
 use shoal_types::{
-    Generation, NetworkId, NodeId, ServiceId, TaskState,
+    Generation, NetworkId, NodeId, ServiceId, TaskState, Version,
     object::{Network, Node, NodeState, Service, Task},
     spec::{EndpointMode, PublishMode, Role},
     wire::{
@@ -23,8 +23,45 @@ fn generation(state: &State) -> Generation {
     Generation(u64::from(epoch) << VERSION_BITS | state.version().0)
 }
 
+/// Networks as nodes need to know them, made once for a state and shared by all nodes.
+#[derive(Debug, Default)]
+pub(crate) struct Networks {
+    version: Option<Version>,
+    made: BTreeMap<NetworkId, Arc<NetworkAssignment>>,
+}
+
+impl Networks {
+    /// The network as it is in `state`. One that is as it was before is the same allocation.
+    fn get(&mut self, state: &State, network: &Network) -> Arc<NetworkAssignment> {
+        if self.version != Some(state.version()) {
+            self.version = Some(state.version());
+            let known = std::mem::take(&mut self.made);
+            for (id, before) in known {
+                if let Some(network) = state.network(&id) {
+                    let now = network_assignment(state, network);
+                    let kept = if *before == now {
+                        before
+                    } else {
+                        Arc::new(now)
+                    };
+                    self.made.insert(id, kept);
+                }
+            }
+        }
+        let made = self.made.entry(network.id);
+        made.or_insert_with(|| Arc::new(network_assignment(state, network)))
+            .clone()
+    }
+}
+
 /// Everything `node` needs.
+#[cfg(test)]
 pub(crate) fn assignments(state: &State, node: NodeId) -> Assignments {
+    assignments_with(&mut Networks::default(), state, node)
+}
+
+/// Everything `node` needs.
+pub(crate) fn assignments_with(shared: &mut Networks, state: &State, node: NodeId) -> Assignments {
     let tasks: Vec<Arc<Task>> = state
         .tasks_on(node)
         .filter(|task| is_assigned(task))
@@ -66,7 +103,7 @@ pub(crate) fn assignments(state: &State, node: NodeId) -> Assignments {
         tasks,
         networks: networks
             .into_values()
-            .map(|network| network_assignment(state, network))
+            .map(|network| shared.get(state, network))
             .collect(),
         secrets: secrets.into_values().collect(),
         configs: configs.into_values().collect(),

@@ -4,5 +4,7 @@ mod assignments;
 pub(crate) mod reports;
 mod session;
 
-pub(crate) use assignments::{assignments, managers};
+#[cfg(test)]
+pub(crate) use assignments::assignments;
+pub(crate) use assignments::{Networks, assignments_with, managers};
 pub(crate) use session::{SessionEnd, serve};

@@ -12,7 +12,10 @@ use shoal_types::{
     Generation, NodeId,
     object::{Config, NodeDescription, Secret, Task},
     spec::{PortConfig, PublishMode},
-    wire::{AgentMessage, Assignments, ManagerMessage, ManagerPeer},
+    wire::{
+        AgentMessage, AssignmentChanges, Assignments, ManagerMessage, ManagerPeer,
+        NetworkAssignment,
+    },
 };
 use tokio::{
     io::{AsyncRead, AsyncWrite},
@@ -20,7 +23,6 @@ use tokio::{
     time::timeout,
 };
 
-use super::assignments;
 use crate::{
     cluster::{self, Caller},
     hub::{Hub, Session},
@@ -193,7 +195,7 @@ where
     // that it was in the middle of can be taken for whole.
     tokio::select! {
         end = listen(hub, session, from_agent) => end,
-        end = tell(store, session, to_agent) => end,
+        end = tell(store, hub, session, to_agent) => end,
         () = session.ended.cancelled() => SessionEnd::Superseded,
     }
 }
@@ -231,6 +233,7 @@ async fn listen<S: AsyncRead>(
 
 async fn tell<S: AsyncWrite>(
     store: &Store,
+    hub: &Hub,
     session: &Arc<Session>,
     mut to_agent: ToAgent<S>,
 ) -> SessionEnd {
@@ -261,15 +264,20 @@ async fn tell<S: AsyncWrite>(
                 Err(error) => error.into(),
             };
         }
-        let next = assignments(&state, session.node);
-        if sent.as_ref().is_none_or(|last| !same_content(last, &next)) {
-            let message = ManagerMessage::Assignments(next);
+        let next = hub.assignments(&state, session.node);
+        let message = match &sent {
+            None => Some(ManagerMessage::Assignments(next.clone())),
+            Some(last) if same_content(last, &next) => None,
+            Some(last) => {
+                let changes = AssignmentChanges::between(last, &next, same_orders);
+                Some(ManagerMessage::Changes(Box::new(changes)))
+            }
+        };
+        if let Some(message) = message {
             if let Err(error) = to_agent.send(&message).await {
                 return error.into();
             }
-            if let ManagerMessage::Assignments(next) = message {
-                sent = Some(next);
-            }
+            sent = Some(next);
         }
         if let Err(end) = something_new(&mut states, session).await {
             return end;
@@ -310,7 +318,7 @@ fn same_content(a: &Assignments, b: &Assignments) -> bool {
     all_alike(tasks, &b.tasks, same_orders)
         && all_alike(secrets, &b.secrets, Secret::eq)
         && all_alike(configs, &b.configs, Config::eq)
-        && *networks == b.networks
+        && all_alike(networks, &b.networks, NetworkAssignment::eq)
         && *role == b.role
         && *managers == b.managers
         && *peers == b.peers

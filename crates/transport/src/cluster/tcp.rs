@@ -15,11 +15,23 @@ use super::ConnectError;
 const CONNECT_LIMIT: Duration = Duration::from_secs(2);
 /// Bytes that stay unacknowledged, or keepalives unanswered, for this long end the connection.
 const DEAD_AFTER_MS: u32 = 10_000;
+/// The same for a session: a link that comes back is used sooner by a new connection than by an old
+/// one, whose next attempt to be heard may be as far away as the link was gone.
+const SESSION_DEAD_AFTER_MS: u32 = 2_000;
 /// An idle connection is probed after this time, and then as often.
 const PROBE_SECONDS: u32 = 3;
 /// Connections that wait to be accepted: every agent of a large cluster at once, after a manager's
 /// restart. The kernel caps it at `net.core.somaxconn`.
 const BACKLOG: u32 = 4096;
+
+/// Has a connection that a session runs over be given up sooner than others.
+pub(super) fn for_session(stream: &TcpStream) -> io::Result<()> {
+    Ok(setsockopt(
+        stream,
+        sockopt::TcpUserTimeout,
+        &SESSION_DEAD_AFTER_MS,
+    )?)
+}
 
 /// Connects to the first address of `addr` that takes the connection.
 pub(super) async fn connect(addr: &str) -> Result<TcpStream, ConnectError> {

@@ -103,7 +103,7 @@ impl Agent {
         let serving = tokio::spawn(async move {
             manager
                 .serve_local(Purpose::Session, Box::new(theirs))
-                .await
+                .await;
         });
         let last = Arc::new(Mutex::new(Assignments::default()));
         let accepted = Arc::default();
@@ -547,7 +547,7 @@ async fn an_agent_that_speaks_for_another_node_is_refused() {
         async move {
             manager
                 .serve_local(Purpose::Session, Box::new(theirs))
-                .await
+                .await;
         }
     });
     let (mut to, mut from) = session::open::<AgentMessage, ManagerMessage, _>(ours);

@@ -128,7 +128,9 @@ fn interfaces() -> Vec<(String, IpAddr)> {
         let v4 = address.as_sockaddr_in().map(|v4| IpAddr::V4(v4.ip()));
         let v4 = v4.filter(|ip| !is_uplink(*ip));
         let v6 = address.as_sockaddr_in6().map(|v6| IpAddr::V6(v6.ip()));
-        let ip = v4.or(v6.filter(|ip| matches!(ip, IpAddr::V6(ip) if !ip.is_unicast_link_local())));
+        let ip = v4.or_else(|| {
+            v6.filter(|ip| matches!(ip, IpAddr::V6(ip) if !ip.is_unicast_link_local()))
+        });
         Some((entry.interface_name, ip.filter(|_| up)?))
     });
     let mut usable: Vec<(String, IpAddr)> = usable.collect();

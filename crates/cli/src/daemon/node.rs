@@ -148,25 +148,23 @@ impl Node {
             agent,
             serve_api,
         };
-        let member = match parts.home.membership()? {
-            Some(membership) => {
-                let credentials = if membership.listen.is_some() {
-                    parts.home.credentials()?
-                } else {
-                    None
-                };
-                let member = Member::start(parts.clone(), membership, credentials).await?;
-                member.keep();
-                Some(member)
-            }
-            None => {
-                // What cannot be taken away now is tried again and again, and must not keep the
-                // daemon from answering.
-                if time::timeout(LEFTOVERS, parts.agent.leave()).await.is_err() {
-                    warn!("containers of an earlier swarm are still being removed");
-                }
+        let member = if let Some(membership) = parts.home.membership()? {
+            let in_cluster = membership.listen.is_some();
+            let credentials = if in_cluster {
+                parts.home.credentials()?
+            } else {
                 None
+            };
+            let member = Member::start(parts.clone(), membership, credentials).await?;
+            member.keep();
+            Some(member)
+        } else {
+            // What cannot be taken away now is tried again and again, and must not keep the
+            // daemon from answering.
+            if time::timeout(LEFTOVERS, parts.agent.leave()).await.is_err() {
+                warn!("containers of an earlier swarm are still being removed");
             }
+            None
         };
         Ok(Self {
             inner: Arc::new(Inner {
@@ -276,7 +274,7 @@ impl Node {
                 options.addr = addr.ip().to_string();
                 options.manager_addr = addr.to_string();
             }
-            None => options.addr = "127.0.0.1".to_owned(),
+            None => "127.0.0.1".clone_into(&mut options.addr),
         }
         let manager = member.manager().expect("it was started with a raft id");
         let initialised = async {
@@ -354,7 +352,7 @@ impl Node {
         let membership = Membership {
             node,
             raft: None,
-            listen: Some(listen.unwrap_or(SocketAddr::from(([0, 0, 0, 0], CLUSTER_PORT)))),
+            listen: listen.or_else(|| Some(SocketAddr::from(([0, 0, 0, 0], CLUSTER_PORT)))),
             advertise,
             data_path,
             managers: accepted.managers,

@@ -27,10 +27,13 @@ pub(crate) fn pem(der: &[u8]) -> String {
     }
     let encoded = STANDARD.encode(der);
     let lines = encoded.as_bytes().chunks(PEM_LINE);
-    let body: String = lines
-        .map(|line| format!("{}\n", String::from_utf8_lossy(line)))
-        .collect();
-    format!("-----BEGIN CERTIFICATE-----\n{body}-----END CERTIFICATE-----\n")
+    let mut text = "-----BEGIN CERTIFICATE-----\n".to_owned();
+    for line in lines {
+        text.push_str(&String::from_utf8_lossy(line));
+        text.push('\n');
+    }
+    text.push_str("-----END CERTIFICATE-----\n");
+    text
 }
 
 /// What others join with.

@@ -274,7 +274,7 @@ mod tests {
     prop_compose! {
         fn set(generation: u64)(
             networks in proptest::collection::btree_map(0u8..3, (any::<bool>(), pairs(), pairs()), 0..3),
-            managers in 0usize..3,
+            managers in 0u8..3,
             port in 0u16..2,
         ) -> Assignments {
             let networks = networks.iter();
@@ -293,7 +293,7 @@ mod tests {
                 networks,
                 managers: (0..managers)
                     .map(|n| ManagerPeer {
-                        node: NodeId::from_random([n as u8; 17]),
+                        node: NodeId::from_random([n; 17]),
                         addr: format!("10.0.0.{n}:2377"),
                     })
                     .collect(),

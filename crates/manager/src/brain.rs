@@ -37,7 +37,7 @@ const CHANGES_PER_PASS: usize = 8 * CHANGES_PER_COMMAND;
 const ORPHAN_AFTER: Duration = Duration::from_hours(24);
 
 #[derive(Debug, Default)]
-pub(crate) struct Brain {
+pub struct Brain {
     index: NodeIndex,
     allocator: Allocator,
     /// Services to look at in the next pass.
@@ -66,14 +66,14 @@ pub(crate) struct Brain {
 
 /// What a pass wants done, in this order, and when the next one is due at the latest.
 #[derive(Debug, Default)]
-pub(crate) struct Plan {
-    pub(crate) commands: Vec<Command>,
-    pub(crate) wake_at: Option<Timestamp>,
+pub struct Plan {
+    pub commands: Vec<Command>,
+    pub wake_at: Option<Timestamp>,
 }
 
 impl Brain {
     /// A new leader looks at everything once.
-    pub(crate) fn new(state: &State) -> Self {
+    pub fn new(state: &State) -> Self {
         let mut brain = Self {
             index: NodeIndex::new(state),
             allocator: Allocator::new(state),
@@ -90,7 +90,7 @@ impl Brain {
     }
 
     /// Looks at everything in the next pass.
-    pub(crate) fn resync(&mut self, state: &State) {
+    pub fn resync(&mut self, state: &State) {
         self.services.extend(state.services().map(|s| s.id));
         self.services.extend(state.tasks().map(|t| t.service));
         self.nodes.extend(state.nodes().map(|n| n.id));
@@ -98,7 +98,7 @@ impl Brain {
     }
 
     /// Takes note of a committed change. Repetition does no harm.
-    pub(crate) fn observe(&mut self, change: &ObjectChange) {
+    pub fn observe(&mut self, change: &ObjectChange) {
         self.note(change);
         match change {
             ObjectChange::Task { before, after } => {
@@ -180,7 +180,7 @@ impl Brain {
 
     /// The last plan was refused or may not have been committed: forgets what it assumed, and looks
     /// again at what it was about.
-    pub(crate) fn revert(&mut self, state: &State) {
+    pub fn revert(&mut self, state: &State) {
         for (id, service) in std::mem::take(&mut self.tentative) {
             self.services.insert(service);
             if let Some(task) = state.task(&id) {
@@ -205,7 +205,7 @@ impl Brain {
 
     /// Decides everything that is due at `now`. `first` are changes that the decisions are to see,
     /// such as a node's new status.
-    pub(crate) fn decide(
+    pub fn decide(
         &mut self,
         state: &State,
         first: Vec<Change>,

@@ -7,7 +7,7 @@ use std::{
 
 use shoal_network::{self as datapath, NetworkState, Overlay, Published, PublishedTarget, Vip};
 use shoal_types::{
-    NetworkId, NodeId,
+    NetworkId, NodeId, TaskState,
     object::Task,
     spec::{Protocol, PublishMode},
     wire::{Assignments, NetworkAssignment},
@@ -19,7 +19,7 @@ use shoal_types::{
 /// is about to be stopped): they leave the balancing at once, without waiting for a manager to say so.
 ///
 /// `nodes` is how the networks reach other nodes.
-pub(crate) fn desired(
+pub fn desired(
     assignments: &Assignments,
     gone: &BTreeSet<(NetworkId, Ipv4Addr)>,
     nodes: &Nodes,
@@ -43,20 +43,47 @@ pub(crate) fn desired(
         .collect()
 }
 
+/// Addresses that must not get new connections, as far as the node knows better than `set`: of its own
+/// tasks that do not serve, unless a newer task has the address and does. `shown` are the tasks as they
+/// are on the node, and how far each has come.
+pub fn gone<'a>(
+    set: &Assignments,
+    shown: impl Iterator<Item = (&'a Task, TaskState)>,
+) -> BTreeSet<(NetworkId, Ipv4Addr)> {
+    let addresses = |task: &'a Task| task.attachments.iter().map(|a| (a.network, a.addr));
+    let mut gone = BTreeSet::new();
+    let mut serving = BTreeSet::new();
+    for (task, state) in shown {
+        // It runs, and is not about to stop.
+        if state == TaskState::Running && task.desired.wants_run() {
+            serving.extend(addresses(task));
+        } else {
+            gone.extend(addresses(task));
+        }
+    }
+    for task in set.tasks.iter().filter(|task| !task.desired.wants_run()) {
+        for attachment in &task.attachments {
+            serving.remove(&(attachment.network, attachment.addr));
+            gone.insert((attachment.network, attachment.addr));
+        }
+    }
+    gone.difference(&serving).copied().collect()
+}
+
 /// How this node's networks reach those of other nodes.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub(crate) struct Nodes {
+pub struct Nodes {
     /// This node's data address and the port; `None` where there is no traffic between nodes.
     here: Option<(Ipv4Addr, u16)>,
     /// All others, and never this one.
     peers: BTreeMap<NodeId, Ipv4Addr>,
     /// Why some of them, or all, are out of reach.
-    pub(crate) problems: Vec<String>,
+    pub problems: Vec<String>,
 }
 
 impl Nodes {
     /// `data_addr` is that of this node.
-    pub(crate) fn of(assignments: &Assignments, data_addr: Option<IpAddr>) -> Self {
+    pub fn of(assignments: &Assignments, data_addr: Option<IpAddr>) -> Self {
         let mut nodes = Self::default();
         let port = assignments.data_path_port;
         let local = match data_addr {

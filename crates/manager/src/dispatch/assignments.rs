@@ -24,7 +24,7 @@ fn generation(state: &State) -> Generation {
 }
 
 /// Everything `node` needs.
-pub(crate) fn assignments(state: &State, node: NodeId) -> Assignments {
+pub fn assignments(state: &State, node: NodeId) -> Assignments {
     let tasks: Vec<Arc<Task>> = state
         .tasks_on(node)
         .filter(|task| is_assigned(task))

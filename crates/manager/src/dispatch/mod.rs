@@ -4,5 +4,7 @@ mod assignments;
 pub(crate) mod reports;
 mod session;
 
-pub(crate) use assignments::{assignments, managers};
+pub use assignments::assignments;
+pub(crate) use assignments::managers;
+pub use session::same_content;
 pub(crate) use session::{SessionEnd, serve};

@@ -295,7 +295,7 @@ async fn something_new(
 
 /// Whether the sets differ in nothing that the node acts on: neither the generation nor what became
 /// of a task, which the node knows best, is worth sending everything again.
-fn same_content(a: &Assignments, b: &Assignments) -> bool {
+pub fn same_content(a: &Assignments, b: &Assignments) -> bool {
     let Assignments {
         generation: Generation(_),
         tasks,

@@ -76,7 +76,10 @@ pub(crate) enum Message {
 pub(crate) enum Effect {
     Send(Member, Message),
     /// Call [`Replica::flushed`] with this once it is on disk.
-    Flush { index: u64, term: u64 },
+    Flush {
+        index: u64,
+        term: u64,
+    },
     /// The state was replaced by that of the snapshot.
     Installed(Arc<Snapshot>),
 }
@@ -218,7 +221,11 @@ impl Replica {
     }
 
     fn durable(&self) -> u64 {
-        if self.hasty { self.last() } else { self.flushed }
+        if self.hasty {
+            self.last()
+        } else {
+            self.flushed
+        }
     }
 
     /// It leads, has committed something of its term, and heard a majority lately.

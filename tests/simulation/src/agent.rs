@@ -15,7 +15,7 @@ use shoal_node_agent::{
 use shoal_transport::backoff::Backoff;
 use shoal_types::{
     Generation, TaskId, TaskState, TaskStatus, Timestamp,
-    object::{NodeState, Task},
+    object::Task,
     wire::{AgentMessage, Assignments, ManagerMessage},
 };
 
@@ -111,10 +111,6 @@ impl Agent {
         };
     }
 
-    /// Nothing of any task is left.
-    pub(crate) fn is_empty(&self) -> bool {
-        self.workers.is_empty()
-    }
 }
 
 impl World {
@@ -750,7 +746,9 @@ impl World {
     /// Joins again as a new node, once nothing of the old one is left.
     pub(crate) fn rejoin(&mut self, host: usize) {
         let machine = &self.hosts[host];
-        if !machine.up || !machine.agent.is_empty() || !machine.kernel.containers.is_empty() {
+        let left = (machine.agent.workers.len(), machine.kernel.containers.len());
+        if !machine.up || left != (0, 0) {
+            self.note(|| format!("host {host} has {left:?} tasks and containers left"));
             self.after(Duration::from_secs(1), Event::Rejoin(host));
             return;
         }
@@ -804,13 +802,6 @@ impl World {
             task.status.state == TaskState::Running && !machine.kernel.is_running(&task.id)
         });
         lost.map(|task| format!("{} does not run", task.id))
-    }
-
-    pub(crate) fn state_of_node(&self, host: usize) -> Option<NodeState> {
-        let state = self.witness.state();
-        state
-            .node(&self.hosts[host].node)
-            .map(|node| node.status.state)
     }
 
     /// When `host` is expected to act again.

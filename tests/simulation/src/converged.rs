@@ -18,6 +18,18 @@ use crate::{
 };
 
 impl World {
+    /// A service that lacks something and does not say why, or a machine that is no node.
+    pub(crate) fn unexplained(&self) -> Option<String> {
+        let state = self.witness.state();
+        for (host, machine) in self.hosts.iter().enumerate() {
+            let node = state.node(&machine.node).map(|node| node.status.state);
+            if node != Some(NodeState::Ready) {
+                return Some(format!("host {host} is {node:?}"));
+            }
+        }
+        state.services().find_map(|service| unfilled(state, service))
+    }
+
     /// What is not as it should be yet; the first thing found.
     pub(crate) fn unsettled(&self) -> Option<String> {
         let Some(leader) = self.leader() else {
@@ -32,14 +44,16 @@ impl World {
                 && manager.state != *state
             {
                 let (is, should) = (manager.state.version(), state.version());
-                return Some(format!("manager {host} is at {is}, the leader at {should}"));
+                let log = manager.replica.summary();
+                let its = self.hosts[leader].manager.as_ref().map(|m| m.replica.summary());
+                return Some(format!(
+                    "manager {host} is at {is} ({log}), the leader at {should} ({its:?})"
+                ));
             }
         }
-        for (host, machine) in self.hosts.iter().enumerate() {
-            let node = state.node(&machine.node).map(|node| node.status.state);
-            if node != Some(NodeState::Ready) {
-                return Some(format!("host {host} is {node:?}"));
-            }
+        let unexplained = self.unexplained();
+        if unexplained.is_some() {
+            return unexplained;
         }
         if state.nodes().count() != self.hosts.len() {
             return Some("there are more nodes than machines".to_owned());
@@ -49,12 +63,6 @@ impl World {
             .find(|task| state.service(&task.service).is_none())
         {
             return Some(format!("{} outlives its service", task.name()));
-        }
-        if let Some(unfilled) = state
-            .services()
-            .find_map(|service| unfilled(state, service))
-        {
-            return Some(unfilled);
         }
         for (host, machine) in self.hosts.iter().enumerate() {
             let set = assignments(state, machine.node);
@@ -97,7 +105,8 @@ impl World {
                 let text = format!("{:?} was told {version}, where {is:?} is", op.proposal);
                 wrong = wrong.or(Some(("acknowledged writes stay", text)));
             }
-            if let Some(names) = op.ask.names()
+            if self.witness.changed(version.0)
+                && let Some(names) = op.ask.names()
                 && let Some(other) = replaced.insert(names.clone(), *number)
             {
                 let text = format!("{other} and {number} both replaced {names:?}");
@@ -136,6 +145,12 @@ fn unfilled(state: &State, service: &Service) -> Option<String> {
             kept.len()
         ));
     }
+    let explained = tasks.iter().any(|task| {
+        !task.status.err.is_empty() || task.status.state == TaskState::Complete
+    });
+    if !good && explained {
+        return None;
+    }
     let stopping = tasks
         .iter()
         .find(|task| !task.desired.wants_run() && !task.status.state.is_terminal());
@@ -166,14 +181,13 @@ fn unfilled(state: &State, service: &Service) -> Option<String> {
             UpdateState::Paused | UpdateState::RollbackPaused
         ) && !update.message.is_empty()
     });
-    let explained = tasks.iter().any(|task| !task.status.err.is_empty());
-    let excused = paused || !service.err.is_empty() || (!good && explained) || {
+    let excused = paused || !service.err.is_empty() || {
         // Nobody has room for it, and it says so.
         let waits = tasks
             .iter()
             .filter(|task| task.node.is_none() && task.desired.wants_run());
         let waits: Vec<_> = waits.collect();
-        !waits.is_empty() && waits.iter().all(|task| !task.status.err.is_empty()) && !updating
+        !waits.is_empty() && waits.iter().all(|task| !task.status.err.is_empty())
     };
     (!excused).then(|| {
         let states: Vec<String> = tasks

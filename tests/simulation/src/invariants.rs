@@ -23,6 +23,8 @@ type Entry = (u64, Option<u64>, bool);
 pub(crate) struct Witness {
     log: BTreeMap<u64, Entry>,
     last: u64,
+    /// Versions that changed something.
+    changed: BTreeSet<u64>,
     state: State,
     /// Tasks of which nobody can say whether they run: their node was given up or removed, or a manager
     /// ended them.
@@ -37,6 +39,7 @@ impl Witness {
     pub(crate) fn new(state: State) -> Self {
         Self {
             log: BTreeMap::new(),
+            changed: BTreeSet::new(),
             last: state.version().0,
             state,
             doubtful: BTreeSet::new(),
@@ -73,6 +76,11 @@ impl Witness {
         id.filter(|_| *effective)
     }
 
+    /// The entry was not only accepted, it made a difference.
+    pub(crate) fn changed(&self, version: u64) -> bool {
+        self.changed.contains(&version)
+    }
+
     /// A manager has applied the entry at `index`; `changes` are `None` when it was refused.
     #[expect(
         clippy::too_many_arguments,
@@ -101,6 +109,9 @@ impl Witness {
         self.last = index;
         self.log.insert(index, entry);
         self.state = state.clone();
+        if changes.is_some_and(|changes| !changes.is_empty()) {
+            self.changed.insert(index);
+        }
         if changes.is_some() {
             for change in command.iter().flat_map(|command| &command.changes) {
                 self.note_doubts(change);

@@ -31,7 +31,7 @@ use std::{
     fmt,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{
-        Mutex,
+        Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
     time::Duration,
@@ -157,31 +157,27 @@ fn chaos_then_rest(world: &mut World, shape: &mut StdRng) {
     world.at(first, Event::Fault);
     world.run_until(START.after(CHAOS));
     world.heal();
-    let everything = shape.random_bool(0.6);
-    world.users.tidy = Some(if everything {
-        Tidy::Everything
-    } else {
-        Tidy::NodesAndFlappers
-    });
-    let healed = world.now;
-    let mut rested = 0;
-    while world.violation.is_none() {
-        let next = world.now.after(Duration::from_secs(2));
-        world.run_until(next);
-        let unsettled = world.unsettled();
-        rested = if unsettled.is_none() { rested + 1 } else { 0 };
-        // With images that never start, tasks come and go for ever: one moment of rest is enough.
-        if rested >= if everything { 3 } else { 1 } {
-            break;
-        }
-        if let Some(why) = unsettled
-            && world.now.since(healed) > REST
-        {
-            world.violate("healed clusters come to rest", why);
+    // First with something that cannot run, which must be explained, then with all that can.
+    for (tidy, quiet) in [(Tidy::AllButOne, 1), (Tidy::Everything, 3)] {
+        world.users.tidy = Some(tidy);
+        let begun = world.now;
+        let mut rested = 0;
+        while world.violation.is_none() && rested < quiet {
+            let next = world.now.after(Duration::from_millis(1_500));
+            world.run_until(next);
+            let unsettled = match tidy {
+                Tidy::AllButOne => world.unexplained(),
+                Tidy::Everything => world.unsettled(),
+            };
+            rested = if unsettled.is_none() { rested + 1 } else { 0 };
+            if let Some(why) = unsettled
+                && world.now.since(begun) > REST
+            {
+                world.violate("healed clusters come to rest", why);
+            }
         }
     }
     if world.violation.is_none()
-        && everything
         && let Some(undone) = world.undone()
     {
         world.violate("nothing is left to do", undone);
@@ -236,42 +232,37 @@ pub fn pauses_restart_nothing(seed: u64, options: Options) -> Result<Summary, Bo
     finish(world, seed)
 }
 
-/// Runs `seeds` on `threads` threads, each seed on one, until one fails.
+/// Runs `seeds` on `threads` threads, each seed on one. Stops at the first that fails, unless told to go
+/// on.
 pub fn run_all(
     seeds: std::ops::Range<u64>,
     threads: usize,
     options: Options,
-) -> Result<Vec<Summary>, Box<Failure>> {
+    go_on: bool,
+) -> (Vec<Summary>, Vec<Failure>) {
     let next = Mutex::new(seeds);
-    let (summaries, failure) = (Mutex::new(Vec::new()), Mutex::new(None::<Box<Failure>>));
+    let results = Mutex::new((Vec::new(), Vec::new()));
     let stop = AtomicBool::new(false);
     std::thread::scope(|scope| {
         for _ in 0..threads {
             scope.spawn(|| {
                 while !stop.load(Ordering::Relaxed)
-                    && let Some(seed) = { next.lock().expect("nobody panics with it").next() }
+                    && let Some(seed) = { lock(&next).next() }
                 {
                     match run(seed, options) {
-                        Ok(summary) => {
-                            summaries
-                                .lock()
-                                .expect("nobody panics with it")
-                                .push(summary);
-                        }
+                        Ok(summary) => lock(&results).0.push(summary),
                         Err(failed) => {
-                            stop.store(true, Ordering::Relaxed);
-                            failure
-                                .lock()
-                                .expect("nobody panics with it")
-                                .get_or_insert(failed);
+                            stop.store(!go_on, Ordering::Relaxed);
+                            lock(&results).1.push(*failed);
                         }
                     }
                 }
             });
         }
     });
-    match failure.into_inner().expect("all threads have ended") {
-        Some(failure) => Err(failure),
-        None => Ok(summaries.into_inner().expect("all threads have ended")),
-    }
+    results.into_inner().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -391,8 +391,11 @@ impl Replica {
             out.push(Effect::Send(peer.member, message));
         }
         if let Role::Leader(lead) = &mut self.role {
+            // One whose log is not known yet is asked about one place at a time.
             for (peer, next) in lead.peers.iter_mut().zip(sent) {
-                peer.next = next;
+                if peer.matched > 0 {
+                    peer.next = next;
+                }
             }
         }
     }
@@ -626,7 +629,10 @@ impl Replica {
         peer.answered = now;
         peer.round = peer.round.max(round);
         match matched {
-            Some(matched) => peer.matched = peer.matched.max(matched),
+            Some(matched) => {
+                peer.matched = peer.matched.max(matched);
+                peer.next = peer.next.max(peer.matched + 1);
+            }
             None => peer.next = peer.next.saturating_sub(8).max(peer.matched + 1),
         }
         self.advance();
@@ -647,6 +653,23 @@ impl Replica {
                 self.before = (self.before.0 + 1, entry.term);
             }
         }
+    }
+
+    /// Where it is, for a report.
+    pub(crate) fn summary(&self) -> String {
+        let role = match &self.role {
+            Role::Follower => "follows".to_owned(),
+            Role::Candidate { .. } => "stands".to_owned(),
+            Role::Leader(lead) => format!("leads {:?}", lead.peers),
+        };
+        format!(
+            "{role} in term {}, kept after {:?} to {}, flushed {}, committed {}",
+            self.term,
+            self.before,
+            self.last(),
+            self.flushed,
+            self.commit
+        )
     }
 
     /// How many entries there are since the last snapshot.

@@ -17,6 +17,9 @@ struct Arguments {
     /// Run this one alone.
     #[arg(long)]
     seed: Option<u64>,
+    /// Do not stop at the first that fails.
+    #[arg(long)]
+    go_on: bool,
     /// Print everything that happens.
     #[arg(long)]
     verbose: bool,
@@ -48,22 +51,26 @@ fn main() -> anyhow::Result<ExitCode> {
         });
     }
     let seeds = arguments.first..arguments.first + arguments.seeds;
-    Ok(
-        match run_all(seeds, arguments.threads, Options::default()) {
-            Ok(summaries) => {
-                let events: u64 = summaries.iter().map(|summary| summary.events).sum();
-                let commits: u64 = summaries.iter().map(|summary| summary.commits).sum();
-                println!(
-                    "{} seeds hold: {events} events, {commits} commits, {:?}",
-                    summaries.len(),
-                    begun.elapsed()
-                );
-                ExitCode::SUCCESS
-            }
-            Err(failure) => {
-                println!("{failure}");
-                ExitCode::FAILURE
-            }
-        },
-    )
+    let (held, failed) = run_all(seeds, arguments.threads, Options::default(), arguments.go_on);
+    if arguments.go_on {
+        for failure in &failed {
+            let violation = &failure.violation;
+            println!("seed {}: {}: {}", failure.seed, violation.invariant, violation.detail);
+        }
+    } else if let Some(failure) = failed.first() {
+        println!("{failure}");
+    }
+    let events: u64 = held.iter().map(|summary| summary.events).sum();
+    let commits: u64 = held.iter().map(|summary| summary.commits).sum();
+    println!(
+        "{} seeds hold: {events} events, {commits} commits; {} fail; {:?}",
+        held.len(),
+        failed.len(),
+        begun.elapsed()
+    );
+    Ok(if failed.is_empty() {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
 }

@@ -5,7 +5,7 @@
 
 use std::{
     cmp::Reverse,
-    collections::{BTreeMap, BTreeSet, BinaryHeap},
+    collections::{BTreeMap, BinaryHeap},
     net::{IpAddr, Ipv4Addr},
     time::Duration,
 };
@@ -192,7 +192,6 @@ pub(crate) struct World {
     pub(crate) chaos: bool,
     /// Datapaths, images and the like may fail in passing.
     pub(crate) hiccups: bool,
-    pub(crate) removed: BTreeSet<NodeId>,
     pub(crate) events: u64,
 }
 
@@ -253,7 +252,6 @@ impl World {
             mutant: options.mutant,
             chaos: false,
             hiccups: false,
-            removed: BTreeSet::new(),
             events: 0,
         };
         for host in 0..world.hosts.len() {

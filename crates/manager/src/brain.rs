@@ -54,6 +54,9 @@ pub struct Brain {
     alarms: BTreeSet<(Timestamp, ServiceId)>,
     alarm_of: HashMap<ServiceId, Timestamp>,
     down: BTreeMap<NodeId, Timestamp>,
+    /// Since then time has passed evenly, as far as this leader knows: what is dated before it says
+    /// nothing about how long ago it was.
+    even_since: Option<Timestamp>,
     /// How long ended tasks of services in an update had been running.
     ran: BTreeMap<TaskId, Duration>,
     /// Services that the pass under way has more to decide about than it takes on.
@@ -95,6 +98,11 @@ impl Brain {
         self.services.extend(state.tasks().map(|t| t.service));
         self.nodes.extend(state.nodes().map(|n| n.id));
         self.retry = true;
+    }
+
+    /// A clock was set forward: how long anything has waited is counted anew.
+    pub fn forget_time(&mut self) {
+        self.even_since = None;
     }
 
     /// Takes note of a committed change. Repetition does no harm.
@@ -214,6 +222,7 @@ impl Brain {
     ) -> Plan {
         // Commands never date anything before what is dated already.
         let now = now.max(state.clock());
+        self.even_since.get_or_insert(now);
         let mut draft = Draft::new(state.clone(), now);
         self.tentative.clear();
         self.looked_at = Default::default();
@@ -405,6 +414,7 @@ impl Brain {
             service: &service,
             tasks,
             now: draft.now,
+            even_since: self.even_since.unwrap_or(draft.now),
             ran: &self.ran,
             room: CHANGES_PER_PASS,
         });

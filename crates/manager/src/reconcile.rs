@@ -76,6 +76,9 @@ async fn lead(store: &Store, hub: &Hub) {
         }
         let (first, alive_at) = hub.decide_liveness(&state);
         let now = pace.now(hub, &state);
+        if pace.take_jump() {
+            brain.forget_time();
+        }
         let plan = brain.decide(&state, first, now, &mut rng());
         let idle = plan.commands.is_empty();
         for command in plan.commands {
@@ -126,12 +129,20 @@ async fn lead(store: &Store, hub: &Hub) {
 pub struct Pace {
     time: Timestamp,
     steady: Timestamp,
+    jumped: bool,
 }
+
+/// A clock that gains more than this between two passes was set.
+const JUMP: Duration = Duration::from_secs(2);
 
 impl Pace {
     /// Begins at `wall`; `steady` is by the clock that never jumps.
     pub fn new(wall: Timestamp, steady: Timestamp) -> Self {
-        Self { time: wall, steady }
+        Self {
+            time: wall,
+            steady,
+            jumped: false,
+        }
     }
 
     fn now(&mut self, hub: &Hub, state: &State) -> Timestamp {
@@ -142,8 +153,15 @@ impl Pace {
     pub fn advance(&mut self, steady: Timestamp, at_least: Timestamp) -> Timestamp {
         let passed = steady.since(self.steady);
         self.steady = steady;
-        self.time = self.time.after(passed).max(at_least);
+        let even = self.time.after(passed);
+        self.jumped |= at_least.since(even) > JUMP;
+        self.time = even.max(at_least);
         self.time
+    }
+
+    /// Whether a clock was set forward since this was asked last.
+    pub fn take_jump(&mut self) -> bool {
+        std::mem::take(&mut self.jumped)
     }
 }
 
@@ -190,8 +208,19 @@ mod tests {
         let mut pace = Pace {
             time: Timestamp(100),
             steady: Timestamp(0),
+            jumped: false,
         };
         assert_eq!(pace.advance(Timestamp(5), Timestamp(200)), Timestamp(200));
         assert_eq!(pace.advance(Timestamp(8), Timestamp(90)), Timestamp(203));
+        assert!(!pace.take_jump());
+    }
+
+    #[test]
+    fn a_clock_that_is_set_forward_is_noticed_once() {
+        let mut pace = Pace::new(Timestamp(100), Timestamp(0));
+        let hour = Timestamp(100).after(Duration::from_hours(1));
+        assert_eq!(pace.advance(Timestamp(5), hour), hour);
+        assert!(pace.take_jump());
+        assert!(!pace.take_jump());
     }
 }

@@ -337,11 +337,7 @@ impl World {
         if !machine.agent.swept && !is_loaded {
             machine.agent.swept = true;
             if sweeps {
-                let wanted: BTreeSet<TaskId> = set.tasks.iter().map(|task| task.id).collect();
-                machine
-                    .kernel
-                    .containers
-                    .retain(|task, _| wanted.contains(task));
+                self.sweep(host, &set);
             }
         }
         if forgets {
@@ -356,6 +352,21 @@ impl World {
             } else {
                 self.hosts[host].kernel.tables = wanted;
             }
+        }
+    }
+
+    /// Takes away the containers of tasks that were forgotten while no agent ran.
+    fn sweep(&mut self, host: usize, set: &Assignments) {
+        let wanted: BTreeSet<TaskId> = set.tasks.iter().map(|task| task.id).collect();
+        let containers = &mut self.hosts[host].kernel.containers;
+        let forgotten: Vec<TaskId> = containers
+            .keys()
+            .copied()
+            .filter(|task| !wanted.contains(task))
+            .collect();
+        for task in forgotten {
+            self.hosts[host].kernel.containers.remove(&task);
+            self.container_exited(host, task);
         }
     }
 

@@ -306,6 +306,13 @@ impl World {
             if manager.replica.since_snapshot(index) >= SNAPSHOT_AFTER {
                 manager.replica.compact(index, state.clone());
             }
+            if self.trace.on
+                && let Some(command) = &command
+            {
+                let refused = result.as_ref().err().map(ToString::to_string);
+                let lines: Vec<String> = command.changes.iter().map(brief).collect();
+                self.note(|| format!("manager {host} applies {index}: {lines:?} {refused:?}"));
+            }
             let id = proposal.map(|p| p.id);
             let term = entry.term;
             let changes = result
@@ -600,6 +607,9 @@ impl World {
             }
         }
         let time = lead.pace.advance(now, wall.max(manager.state.clock()));
+        if lead.pace.take_jump() {
+            lead.brain.forget_time();
+        }
         let plan = lead
             .brain
             .decide(&manager.state, first, time, &mut self.rng);
@@ -995,4 +1005,31 @@ fn made_again(command: &Command) -> Option<Command> {
     let changes: Vec<Change> = command.changes.iter().filter_map(again).collect();
     let at = command.at;
     (!changes.is_empty()).then_some(Command { at, changes })
+}
+
+/// A change in few words.
+fn brief(change: &Change) -> String {
+    match change {
+        Change::CreateTask(task) => format!(
+            "create {} {:?} {:?} {} on {:?} spec {}",
+            task.name(),
+            task.place,
+            task.desired,
+            task.status.state,
+            task.node,
+            task.spec_version
+        ),
+        Change::SetTaskStatus { id, status, .. } => format!("{id} is {}", status.state),
+        Change::SetTaskDesired { id, desired } => format!("{id} to {desired:?}"),
+        Change::SetNodeStatus { id, status } => format!("node {id} is {:?}", status.state),
+        Change::CreateNode(node) => format!("create node {}", node.id),
+        Change::SetServiceUpdate { id, update, .. } => {
+            format!("update of {id}: {:?}", update.as_ref().map(|update| update.state))
+        }
+        Change::UpdateServiceSpec { id, version, .. } => format!("update {id} at {version}"),
+        Change::CreateService { id, .. } | Change::CreateServiceWith { id, .. } => {
+            format!("create {id}")
+        }
+        other => format!("{other:?}"),
+    }
 }

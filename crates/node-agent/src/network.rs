@@ -44,30 +44,30 @@ pub fn desired(
 }
 
 /// Addresses that must not get new connections, as far as the node knows better than `set`: of its own
-/// tasks that do not serve, unless a newer task has the address and does. `shown` are the tasks as they
-/// are on the node, and how far each has come.
+/// tasks that do not serve. `shown` are the tasks as they are on the node, and how far each has come. An
+/// address that `set` says is another task's by now, here or elsewhere, is that one's affair.
 pub fn gone<'a>(
-    set: &Assignments,
+    set: &'a Assignments,
     shown: impl Iterator<Item = (&'a Task, TaskState)>,
 ) -> BTreeSet<(NetworkId, Ipv4Addr)> {
-    let addresses = |task: &'a Task| task.attachments.iter().map(|a| (a.network, a.addr));
-    let mut gone = BTreeSet::new();
-    let mut serving = BTreeSet::new();
-    for (task, state) in shown {
-        // It runs, and is not about to stop.
-        if state == TaskState::Running && task.desired.wants_run() {
-            serving.extend(addresses(task));
-        } else {
-            gone.extend(addresses(task));
-        }
+    let mut owners = BTreeMap::new();
+    for network in &set.networks {
+        let endpoints = network.endpoints.iter();
+        owners.extend(endpoints.map(|endpoint| ((network.id, endpoint.addr), endpoint.task)));
     }
-    for task in set.tasks.iter().filter(|task| !task.desired.wants_run()) {
-        for attachment in &task.attachments {
-            serving.remove(&(attachment.network, attachment.addr));
-            gone.insert((attachment.network, attachment.addr));
-        }
-    }
-    gone.difference(&serving).copied().collect()
+    // It runs, and is not about to stop.
+    let serves = |task: &Task, state| state == TaskState::Running && task.desired.wants_run();
+    let idle = shown.filter(|(task, state)| !serves(task, *state));
+    let stopping = set.tasks.iter().filter(|task| !task.desired.wants_run());
+    idle.map(|(task, _)| task)
+        .chain(stopping.map(AsRef::as_ref))
+        .flat_map(|task| {
+            let attachments = task.attachments.iter();
+            attachments.map(|a| (task.id, (a.network, a.addr)))
+        })
+        .filter(|(task, at)| owners.get(at).is_none_or(|owner| owner == task))
+        .map(|(_, at)| at)
+        .collect()
 }
 
 /// How this node's networks reach those of other nodes.
@@ -253,6 +253,7 @@ fn protocol(protocol: Protocol) -> datapath::Protocol {
 mod tests {
     use shoal_types::{
         ServiceId, TaskId,
+        object::NetworkAttachment,
         wire::{DataPeer, NetworkEndpoint, NetworkService, PublishedPort},
     };
 
@@ -379,6 +380,25 @@ mod tests {
         assert_eq!(state.vips[0].backends, [B]);
         assert_eq!(state.names["tasks.web"], [B]);
         assert!(!state.names.contains_key("web.1.x"));
+    }
+
+    #[test]
+    fn an_address_of_an_ended_task_serves_again_once_it_is_anothers() {
+        let mut set = assignments(false);
+        let network = set.networks[0].id;
+        let mut ended = crate::task::tests::task();
+        ended.desired = shoal_types::Desired::Shutdown;
+        ended.attachments = vec![NetworkAttachment {
+            network,
+            addr: A,
+            aliases: Vec::new(),
+        }];
+        set.networks[0].endpoints[0].task = ended.id;
+        let shown = || [(&ended, TaskState::Shutdown)].into_iter();
+        assert_eq!(gone(&set, shown()), [(network, A)].into());
+        // On another node, where this one sees nothing of it.
+        set.networks[0].endpoints[0].task = TaskId::from_random([2; 17]);
+        assert_eq!(gone(&set, shown()), BTreeSet::new());
     }
 
     #[test]

@@ -110,7 +110,6 @@ impl Agent {
             ..Self::new()
         };
     }
-
 }
 
 impl World {
@@ -760,6 +759,11 @@ impl World {
         let left = (machine.agent.workers.len(), machine.kernel.containers.len());
         if !machine.up || left != (0, 0) {
             self.note(|| format!("host {host} has {left:?} tasks and containers left"));
+            // Its agent was restarted in the middle: the operator has it leave once more.
+            if self.hosts[host].up && self.hosts[host].agent.assignments.is_none() {
+                self.after(Duration::ZERO, Event::Leave(host));
+                return;
+            }
             self.after(Duration::from_secs(1), Event::Rejoin(host));
             return;
         }
@@ -781,7 +785,8 @@ impl World {
     pub(crate) fn differences(&self, host: usize, set: &Assignments) -> Option<String> {
         let machine = &self.hosts[host];
         let nodes = Nodes::of(set, Some(machine.data_addr));
-        let wanted = desired(set, &BTreeSet::new(), &nodes);
+        let shown = set.tasks.iter().map(|task| (&**task, task.status.state));
+        let wanted = desired(set, &gone(set, shown), &nodes);
         if machine.kernel.tables != wanted {
             let of = |tables: &[NetworkState]| {
                 let tables = tables.iter();

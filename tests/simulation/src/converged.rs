@@ -27,7 +27,9 @@ impl World {
                 return Some(format!("host {host} is {node:?}"));
             }
         }
-        state.services().find_map(|service| unfilled(state, service))
+        state
+            .services()
+            .find_map(|service| unfilled(state, service))
     }
 
     /// What is not as it should be yet; the first thing found.
@@ -45,7 +47,10 @@ impl World {
             {
                 let (is, should) = (manager.state.version(), state.version());
                 let log = manager.replica.summary();
-                let its = self.hosts[leader].manager.as_ref().map(|m| m.replica.summary());
+                let its = self.hosts[leader]
+                    .manager
+                    .as_ref()
+                    .map(|m| m.replica.summary());
                 return Some(format!(
                     "manager {host} is at {is} ({log}), the leader at {should} ({its:?})"
                 ));
@@ -145,9 +150,9 @@ fn unfilled(state: &State, service: &Service) -> Option<String> {
             kept.len()
         ));
     }
-    let explained = tasks.iter().any(|task| {
-        !task.status.err.is_empty() || task.status.state == TaskState::Complete
-    });
+    let explained = tasks
+        .iter()
+        .any(|task| !task.status.err.is_empty() || task.status.state == TaskState::Complete);
     if !good && explained {
         return None;
     }

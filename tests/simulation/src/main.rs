@@ -51,11 +51,19 @@ fn main() -> anyhow::Result<ExitCode> {
         });
     }
     let seeds = arguments.first..arguments.first + arguments.seeds;
-    let (held, failed) = run_all(seeds, arguments.threads, Options::default(), arguments.go_on);
+    let (held, failed) = run_all(
+        seeds,
+        arguments.threads,
+        Options::default(),
+        arguments.go_on,
+    );
     if arguments.go_on {
         for failure in &failed {
             let violation = &failure.violation;
-            println!("seed {}: {}: {}", failure.seed, violation.invariant, violation.detail);
+            println!(
+                "seed {}: {}: {}",
+                failure.seed, violation.invariant, violation.detail
+            );
         }
     } else if let Some(failure) = failed.first() {
         println!("{failure}");

@@ -1024,7 +1024,10 @@ fn brief(change: &Change) -> String {
         Change::SetNodeStatus { id, status } => format!("node {id} is {:?}", status.state),
         Change::CreateNode(node) => format!("create node {}", node.id),
         Change::SetServiceUpdate { id, update, .. } => {
-            format!("update of {id}: {:?}", update.as_ref().map(|update| update.state))
+            format!(
+                "update of {id}: {:?}",
+                update.as_ref().map(|update| update.state)
+            )
         }
         Change::UpdateServiceSpec { id, version, .. } => format!("update {id} at {version}"),
         Change::CreateService { id, .. } | Change::CreateServiceWith { id, .. } => {

@@ -284,9 +284,7 @@ impl World {
             spec.availability = Availability::Active;
             return Some(Ask::UpdateNode(node.id, node.meta.version, spec));
         }
-        let good = |service: &Service| {
-            GOOD.contains(&service.spec.task.container.image.as_str())
-        };
+        let good = |service: &Service| GOOD.contains(&service.spec.task.container.image.as_str());
         // Whatever else does not run makes tasks come and go so often that no moment is quiet.
         let stays = match tidy {
             Tidy::Everything => 0,

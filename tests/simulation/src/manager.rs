@@ -67,8 +67,8 @@ pub(crate) struct Lead {
     batch: Option<(u64, BTreeMap<TaskId, Report>)>,
     reports_scheduled: bool,
     telling: bool,
-    /// When each node was heard last, and whether its session stood then: kept beside the real one.
-    heard: BTreeMap<NodeId, (Timestamp, bool)>,
+    /// When each node was heard last, and when its session ended if it has: kept beside the real one.
+    heard: BTreeMap<NodeId, (Timestamp, Option<Timestamp>)>,
     since: Timestamp,
 }
 
@@ -593,12 +593,15 @@ impl World {
             if let Change::SetNodeStatus { id, status } = change
                 && status.state == NodeState::Down
             {
-                let (heard, patience) = match lead.heard.get(id) {
-                    Some((heard, true)) => (*heard, config.silence),
-                    Some((heard, false)) => (*heard, config.reconnect),
-                    None => (lead.since, config.silence * 2),
+                let (heard, earliest) = match lead.heard.get(id) {
+                    Some((heard, None)) => (*heard, heard.after(config.silence)),
+                    Some((heard, Some(closed))) => {
+                        let silent = heard.after(config.silence);
+                        (*heard, silent.min(closed.after(config.reconnect)))
+                    }
+                    None => (lead.since, lead.since.after(config.silence * 3 / 2)),
                 };
-                if now < heard.after(patience) {
+                if now < earliest {
                     wrong = Some(format!(
                         "{id} is given up {:?} after it spoke",
                         now.since(heard)
@@ -706,7 +709,7 @@ impl World {
         let Some(node) = session.map(|(node, _)| *node) else {
             return;
         };
-        lead.heard.insert(node, (now, true));
+        lead.heard.insert(node, (now, None));
         if lead.liveness.heard(node, now) && lead.awaiting.is_none() {
             self.wake(host, Duration::ZERO);
         }
@@ -766,7 +769,7 @@ impl World {
         let Some(lead) = self.lead(host) else { return };
         let before = lead.sessions.insert(node, session);
         lead.liveness.opened(node, stream, None, now);
-        lead.heard.insert(node, (now, true));
+        lead.heard.insert(node, (now, None));
         let idle = lead.awaiting.is_none();
         if let Some(before) = before {
             self.hang_up(before.stream, host);
@@ -795,7 +798,8 @@ impl World {
         };
         lead.sessions.remove(&node);
         lead.liveness.closed(node, stream, now);
-        lead.heard.insert(node, (now, false));
+        let heard = lead.heard.get(&node).map_or(now, |(heard, _)| *heard);
+        lead.heard.insert(node, (heard, Some(now)));
         if lead.awaiting.is_none() {
             self.wake(host, Duration::ZERO);
         }

@@ -122,6 +122,11 @@ impl World {
         if let Some(ask) = ask {
             self.ask(ask);
         }
+        if self.chaos {
+            for _ in 0..3 {
+                self.ask(Ask::Read);
+            }
+        }
     }
 
     /// The state as some manager shows it.

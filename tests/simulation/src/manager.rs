@@ -502,6 +502,9 @@ impl World {
     }
 
     fn flush_takes(&mut self, host: usize) -> Duration {
+        if self.is(Mutant::CountUnflushed) {
+            return self.between(1_000_000, 3_000_000);
+        }
         let slow = self.hosts[host].slow;
         self.between(300, 4_000) * slow
     }

@@ -18,7 +18,7 @@ pub enum Mutant {
     StopBeforeRemoval,
     /// A successor starts without waiting for the end of the one before.
     StartAtOnce,
-    /// Followers and leaders count what is not on disk yet.
+    /// What is not on disk yet counts, and nobody hurries to get it there.
     CountUnflushed,
     /// A write is acknowledged when the leader has it.
     AckEarly,
@@ -28,7 +28,7 @@ pub enum Mutant {
     NoSweep,
     /// An agent forgets what it has sent when a session breaks.
     NoResend,
-    /// The leader reads without asking the others.
+    /// A manager answers reads without asking the others.
     StaleRead,
     /// The leader's brain does not see that nodes change.
     BlindToNodes,

@@ -30,7 +30,8 @@ impl Default for LivenessConfig {
     fn default() -> Self {
         Self {
             heartbeat: Duration::from_secs(1),
-            silence: Duration::from_secs(5),
+            // A pause of 5 s that begins just before a heartbeat is due must not look like an end.
+            silence: Duration::from_secs(7),
             reconnect: Duration::from_secs(3),
         }
     }
@@ -209,6 +210,12 @@ mod tests {
     use shoal_types::Version;
 
     use super::*;
+
+    const CONFIG: LivenessConfig = LivenessConfig {
+        heartbeat: Duration::from_secs(1),
+        silence: Duration::from_secs(5),
+        reconnect: Duration::from_secs(3),
+    };
     use crate::testing;
 
     fn state() -> State {
@@ -237,7 +244,7 @@ mod tests {
     #[test]
     fn a_late_heartbeat_is_not_a_death() {
         let (mut state, node) = (state(), testing::node_id(1));
-        let mut liveness = Liveness::new(LivenessConfig::default(), at(0));
+        let mut liveness = Liveness::new(CONFIG, at(0));
         liveness.opened(node, 1, None, at(1));
         assert_eq!(status(&liveness, &mut state, at(5)), NodeState::Ready);
         liveness.heard(node, at(5));
@@ -250,7 +257,7 @@ mod tests {
     #[test]
     fn nobody_is_given_up_for_a_pause_of_the_leader_itself() {
         let (mut state, node) = (state(), testing::node_id(1));
-        let mut liveness = Liveness::new(LivenessConfig::default(), at(0));
+        let mut liveness = Liveness::new(CONFIG, at(0));
         liveness.opened(node, 1, None, at(1));
         liveness.pulse(at(1));
         liveness.pulse(at(60));
@@ -272,7 +279,7 @@ mod tests {
     #[test]
     fn a_node_that_lost_its_session_has_time_to_come_back() {
         let (mut state, node) = (state(), testing::node_id(1));
-        let mut liveness = Liveness::new(LivenessConfig::default(), at(0));
+        let mut liveness = Liveness::new(CONFIG, at(0));
         liveness.opened(node, 1, None, at(1));
         liveness.opened(node, 2, None, at(2));
         liveness.closed(node, 1, at(2));
@@ -291,7 +298,7 @@ mod tests {
     #[test]
     fn a_new_leader_waits_longer_before_it_gives_a_node_up() {
         let mut state = state();
-        let liveness = Liveness::new(LivenessConfig::default(), at(0));
+        let liveness = Liveness::new(CONFIG, at(0));
         assert_eq!(status(&liveness, &mut state, at(9)), NodeState::Ready);
         let (_, wake_at) = liveness.decide(&state, at(9), at(9));
         assert_eq!(wake_at, Some(at(10)));

@@ -112,6 +112,14 @@ impl Agent {
     }
 }
 
+impl Agent {
+    /// The saved set cannot be read any more.
+    pub(crate) fn lose_records(&mut self) {
+        self.saved = None;
+        self.newest = Generation(0);
+    }
+}
+
 impl World {
     fn agent(&mut self, host: usize) -> &mut Agent {
         &mut self.hosts[host].agent

@@ -59,6 +59,13 @@ pub(crate) fn founding() -> Vec<Change> {
     ]
 }
 
+/// Gives a network of the founding room for a million tasks and more.
+pub(crate) fn widen(network: &mut Network) {
+    let first = if network.spec.ingress { 16 } else { 32 };
+    network.subnet = net(Ipv4Addr::new(10, first, 0, 0), 12);
+    network.gateway = network.subnet.nth(1).expect("it has more than one address");
+}
+
 fn net(addr: Ipv4Addr, prefix: u8) -> Ipv4Net {
     Ipv4Net::containing(addr, prefix).expect("the prefix is below 33")
 }

@@ -82,6 +82,11 @@ impl World {
     pub(crate) fn undone(&self) -> Option<String> {
         let leader = self.leader()?;
         let state = &self.hosts[leader].manager.as_ref()?.state;
+        // How long tasks had run is known to the leader that saw it alone; another judges an update that
+        // is under way by less.
+        if state.services().any(|service| is_updating(service)) {
+            return None;
+        }
         let mut rng = StdRng::seed_from_u64(1);
         let now = self.wall(leader).max(state.clock());
         let plan = Brain::new(state).decide(state, Vec::new(), now, &mut rng);
@@ -131,12 +136,7 @@ fn unfilled(state: &State, service: &Service) -> Option<String> {
     for task in &tasks {
         places.entry(&task.place).or_default().push(task);
     }
-    let updating = service.update.as_ref().is_some_and(|update| {
-        matches!(
-            update.state,
-            UpdateState::Updating | UpdateState::RollbackStarted
-        )
-    });
+    let updating = is_updating(service);
     let name = &service.spec.name;
     let good = GOOD.contains(&service.spec.task.container.image.as_str());
     if let Some((place, kept)) = places
@@ -216,6 +216,15 @@ fn unfilled(state: &State, service: &Service) -> Option<String> {
             service.spec.task.container.image,
             service.update,
             states.join("\n  ")
+        )
+    })
+}
+
+fn is_updating(service: &Service) -> bool {
+    service.update.as_ref().is_some_and(|update| {
+        matches!(
+            update.state,
+            UpdateState::Updating | UpdateState::RollbackStarted
         )
     })
 }

@@ -4,7 +4,7 @@
 use std::{process::ExitCode, time::Instant};
 
 use clap::Parser;
-use simulation::{Options, run, run_all};
+use simulation::{Options, run, run_all, scale::measure};
 
 #[derive(Parser)]
 struct Arguments {
@@ -33,6 +33,20 @@ struct Arguments {
 fn main() -> anyhow::Result<ExitCode> {
     let arguments = Arguments::parse();
     let begun = Instant::now();
+    if arguments.scale {
+        let scale = measure(10_000, 1_000_000);
+        println!(
+            "{} tasks on 10,000 nodes: {:.0} placements/s for the first tenth, {:.0} for the last; \
+             {} MiB at most; {} tasks of a dead node elsewhere after {:?}",
+            scale.tasks,
+            scale.first,
+            scale.last,
+            scale.memory_bytes >> 20,
+            scale.moved,
+            scale.reschedule
+        );
+        return Ok(ExitCode::SUCCESS);
+    }
     if let Some(seed) = arguments.seed {
         let options = Options {
             trace: true,

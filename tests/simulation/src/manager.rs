@@ -94,8 +94,8 @@ pub(crate) struct Waiter {
 
 #[derive(Clone, Copy)]
 enum Waiting {
-    Plan { term: u64 },
-    Reports { term: u64 },
+    Plan,
+    Reports,
     User { op: u64 },
 }
 
@@ -248,7 +248,7 @@ impl World {
                     );
                 }
                 Effect::Flush { index, term } => {
-                    let pause = self.between(300, 4_000);
+                    let pause = self.flush_takes(host);
                     self.later(host, pause, What::Flushed { index, term });
                 }
                 Effect::Installed(snapshot) => {
@@ -493,12 +493,20 @@ impl World {
                     );
                 }
                 Effect::Flush { index, term } => {
-                    let pause = self.between(300, 4_000);
+                    let pause = self.flush_takes(host);
                     self.later(host, pause, What::Flushed { index, term });
                 }
                 Effect::Installed(_) => unreachable!("a leader takes no snapshot"),
             }
         }
+    }
+
+    fn flush_takes(&mut self, host: usize) -> Duration {
+        if self.is(Mutant::CountUnflushed) {
+            return self.between(1_000_000, 3_000_000);
+        }
+        let slow = self.hosts[host].slow;
+        self.between(300, 4_000) * slow
     }
 
     pub(crate) fn proposal_timed_out(&mut self, id: u64) {
@@ -518,13 +526,18 @@ impl World {
             return;
         };
         match waiter.what {
-            Waiting::Plan { term } => {
-                if self.lead(host).is_some_and(|lead| lead.term == term) {
+            Waiting::Plan => {
+                // A term that ended and began again waits for nothing of the one before.
+                if self
+                    .lead(host)
+                    .is_some_and(|lead| lead.awaiting == Some(id))
+                {
                     self.plan_resolved(host, outcome);
                 }
             }
-            Waiting::Reports { term } => {
-                if self.lead(host).is_some_and(|lead| lead.term == term) {
+            Waiting::Reports => {
+                let waits = |lead: &mut Lead| lead.batch.as_ref().is_some_and(|b| b.0 == id);
+                if self.lead(host).is_some_and(waits) {
                     self.reports_resolved(host, outcome);
                 }
             }
@@ -644,7 +657,6 @@ impl World {
     fn next_command(&mut self, host: usize) {
         let now = self.now;
         let Some(lead) = self.lead(host) else { return };
-        let term = lead.term;
         let Some(command) = lead.plan.pop_front() else {
             lead.gathered = now.after(GATHER);
             lead.hurry = lead.plan_wake.is_some_and(|at| at <= lead.plan_at);
@@ -652,7 +664,7 @@ impl World {
             return;
         };
         let changes = command.changes.len();
-        match self.propose(host, command, Waiting::Plan { term }) {
+        match self.propose(host, command, Waiting::Plan) {
             Ok(id) => {
                 self.note(|| format!("leader {host} proposes {changes} changes as {id}"));
                 if let Some(lead) = self.lead(host) {
@@ -736,6 +748,15 @@ impl World {
         }
         let manager = self.manager(host);
         if manager.lead.is_none() {
+            // Now and then one that was deposed has a last word. It is too old to count.
+            if self.rng.random_ratio(1, 6) {
+                let manager = self.manager(host);
+                if manager.state.node(&node).is_some() {
+                    let set = assignments(&manager.state, node);
+                    self.send(stream, Payload::Manager(ManagerMessage::Assignments(set)));
+                }
+            }
+            let manager = self.manager(host);
             let leader = manager.replica.leader().filter(|leader| *leader != host);
             if leader.is_none() && now < until {
                 let greet = What::Greet {
@@ -860,12 +881,12 @@ impl World {
 
     pub(crate) fn commit_reports(&mut self, host: usize) {
         let at = self.wall(host);
+        let forgets = self.is(Mutant::ForgetReports);
         let Some(lead) = self.lead(host) else { return };
         lead.reports_scheduled = false;
         if lead.batch.is_some() || lead.reports.is_empty() {
             return;
         }
-        let term = lead.term;
         let reports = std::mem::take(&mut lead.reports);
         let change = |(task, report): (&TaskId, &Report)| Change::SetTaskStatus {
             id: *task,
@@ -873,10 +894,19 @@ impl World {
             status: report.status.clone(),
         };
         let changes = reports.iter().map(change).collect();
-        let proposed = self.propose(host, Command { at, changes }, Waiting::Reports { term });
+        let proposed = self.propose(host, Command { at, changes }, Waiting::Reports);
         let Some(lead) = self.lead(host) else { return };
         match proposed {
             Ok(id) => lead.batch = Some((id, reports)),
+            Err(_no_room) if forgets => {
+                for (task, report) in reports {
+                    let sessions = lead.sessions.values_mut();
+                    let mut ours = sessions.filter(|session| session.stream == report.stream);
+                    if let Some(session) = ours.next() {
+                        session.accepted.push((task, report.status.state));
+                    }
+                }
+            }
             Err(_no_room) => {
                 give_back(&mut lead.reports, reports);
                 self.schedule_reports(host, REPORTS_RETRY);

@@ -18,26 +18,24 @@ pub enum Mutant {
     StopBeforeRemoval,
     /// A successor starts without waiting for the end of the one before.
     StartAtOnce,
-    /// Followers and leaders count what is not on disk yet.
+    /// What is not on disk yet counts, and nobody hurries to get it there.
     CountUnflushed,
     /// A write is acknowledged when the leader has it.
     AckEarly,
-    /// The leader does not hear what agents report of ended tasks until they come back.
+    /// Reports are acknowledged although they could not be committed.
     ForgetReports,
-    /// What a forgotten task left is not swept away.
+    /// An agent that lost its records does not sweep away what forgotten tasks left.
     NoSweep,
     /// An agent forgets what it has sent when a session breaks.
     NoResend,
-    /// A deposed leader goes on with its sessions, and takes the state back to what it was.
-    StatusDown,
-    /// The leader reads without asking the others.
+    /// A manager answers reads without asking the others.
     StaleRead,
     /// The leader's brain does not see that nodes change.
     BlindToNodes,
 }
 
 impl Mutant {
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 14] = [
         Self::StalePlan,
         Self::LostUpdate,
         Self::PlanTwice,
@@ -50,7 +48,6 @@ impl Mutant {
         Self::ForgetReports,
         Self::NoSweep,
         Self::NoResend,
-        Self::StatusDown,
         Self::StaleRead,
         Self::BlindToNodes,
     ];

@@ -19,6 +19,7 @@ use shoal_types::{
 
 use crate::{
     cluster,
+    mutants::Mutant,
     world::{Event, World},
 };
 
@@ -122,6 +123,11 @@ impl World {
         if let Some(ask) = ask {
             self.ask(ask);
         }
+        if self.chaos {
+            for _ in 0..3 {
+                self.ask(Ask::Read);
+            }
+        }
     }
 
     /// The state as some manager shows it.
@@ -165,6 +171,11 @@ impl World {
         let Some(manager) = &machine.manager else {
             return;
         };
+        let request = self.users.ops.get(&op);
+        if self.is(Mutant::StaleRead) && request.is_some_and(|r| matches!(r.ask, Ask::Read)) {
+            self.begin_read(host, op);
+            return;
+        }
         if !manager.is_leading() {
             let leader = manager.replica.leader().filter(|leader| *leader != host);
             let Some(request) = self.users.ops.get_mut(&op) else {
@@ -190,7 +201,7 @@ impl World {
         let ask = request.ask.clone();
         match ask {
             Ask::Read => self.begin_read(host, op),
-            Ask::UpdateNode(..) | Ask::Join(..) | _ => match self.translated(host, &state, ask) {
+            ask => match self.translated(host, &state, ask) {
                 Some(change) => self.propose_for_user(host, op, change),
                 None => self.after(Duration::from_millis(1), refused(op)),
             },

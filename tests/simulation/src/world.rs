@@ -412,6 +412,7 @@ impl World {
             format!("host {host}: the {what} crashes")
         });
         self.end_streams_of(host, machine_too);
+        let loses_records = self.rng.random_ratio(1, 6);
         let machine = &mut self.hosts[host];
         machine.up = false;
         machine.life += 1;
@@ -419,6 +420,9 @@ impl World {
             manager.crash();
         }
         machine.agent.crash();
+        if loses_records {
+            machine.agent.lose_records();
+        }
         if machine_too {
             machine.kernel.reboot();
         }

@@ -12,7 +12,7 @@ use super::health::HealthStatus;
 
 /// What the runtime shows of the task's container.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Container {
+pub enum Container {
     /// There is none, or it was lost (a reboot, a dead sandbox).
     Absent,
     /// Everything is set up; the user's program has not been started.
@@ -26,7 +26,7 @@ pub(crate) enum Container {
 
 /// The one thing to do now. Each is safe to do again.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Action {
+pub enum Action {
     /// Move the observed state up.
     Enter {
         state: TaskState,
@@ -49,7 +49,7 @@ pub(crate) enum Action {
 
 /// Decides the next step of a task that is assigned to this node. `health` is what is known of its container; `None` when
 /// nobody asks for it.
-pub(crate) fn decide(
+pub fn decide(
     desired: Desired,
     state: TaskState,
     container: Container,

@@ -2,7 +2,7 @@
 
 use std::{
     collections::BTreeMap,
-    net::{IpAddr, Ipv4Addr, SocketAddr},
+    net::{IpAddr, SocketAddr},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -11,7 +11,7 @@ use shoal_image::{Image, ImageStore, ProgressSink, RegistryAuth};
 use shoal_network::{ContainerEndpoints, Datapath, Endpoint};
 use shoal_runtime::{CreateError, Phase, Runtime, Signal, StartError};
 use shoal_types::{
-    ContainerId, ContainerStatus, NetworkId, TaskId, TaskState, TaskStatus,
+    ContainerId, ContainerStatus, TaskId, TaskState, TaskStatus,
     object::{NodeDescription, Task},
 };
 use tokio::{sync::watch, time};
@@ -79,24 +79,18 @@ pub(crate) struct Shown {
 }
 
 impl Shown {
-    /// New connections may go to the task's addresses: it runs, is not known to be unhealthy, and is not about to stop.
-    pub(crate) fn serves(&self) -> bool {
-        let running = match self.status.state {
-            TaskState::Running => true,
+    /// Its state as far as new connections go: they come to a task that runs, unless it is known to be unhealthy.
+    pub(crate) fn reachable(&self) -> TaskState {
+        match (self.status.state, self.health_status()) {
+            (TaskState::Running, Some(HealthStatus::Unhealthy)) => TaskState::Starting,
             // A restart is no reason to send nobody there until its worker has looked.
-            TaskState::Starting => self.was_healthy && self.health.is_none(),
-            _ => false,
-        };
-        let unhealthy = self.health_status() == Some(HealthStatus::Unhealthy);
-        running && !unhealthy && self.task.desired.wants_run()
+            (TaskState::Starting, None) if self.was_healthy => TaskState::Running,
+            (state, _) => state,
+        }
     }
 
     fn health_status(&self) -> Option<HealthStatus> {
         self.health.as_ref().map(|health| health.status)
-    }
-
-    pub(crate) fn addresses(&self) -> impl Iterator<Item = (NetworkId, Ipv4Addr)> {
-        self.task.attachments.iter().map(|a| (a.network, a.addr))
     }
 }
 

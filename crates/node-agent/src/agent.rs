@@ -14,7 +14,7 @@ use shoal_network::{ApplyError, Datapath, NetworkState};
 use shoal_runtime::Runtime;
 use shoal_transport::dial::Dialer;
 use shoal_types::{
-    Generation, NetworkId, NodeId, TaskId,
+    Generation, NetworkId, NodeId, TaskId, TaskState,
     object::NodeDescription,
     wire::{Assignments, Open},
 };
@@ -101,6 +101,7 @@ impl Agent {
             outbox: Arc::new(Outbox::default()),
             description: described,
             search: config.search,
+            saved: saved.clone(),
         };
         let inner = Arc::new(Inner {
             tools: Arc::new(tools),
@@ -209,6 +210,7 @@ impl Agent {
                 task: s.task,
                 status: s.status,
                 image: s.image,
+                health: s.health,
             })
             .collect()
     }
@@ -265,6 +267,8 @@ pub struct LocalTask {
     pub status: shoal_types::TaskStatus,
     /// The image its container was made from, once known.
     pub image: Option<Arc<shoal_image::Image>>,
+    /// What is known of its container's health; `None` when nobody asks for it.
+    pub health: Option<crate::Health>,
 }
 
 impl Inner {
@@ -348,6 +352,8 @@ impl Inner {
             .iter()
             .map(|task| container_id(&task.id).to_string())
             .collect();
+        self.saved
+            .prune_healthy(|id| set.tasks.iter().any(|task| task.id.as_str() == id));
         let containers = match self.tools.runtime.list().await {
             Ok(containers) => containers,
             Err(error) => {
@@ -373,7 +379,7 @@ impl Inner {
     fn gone(&self, set: &Assignments) -> BTreeSet<(NetworkId, Ipv4Addr)> {
         let tasks = self.tasks();
         let shown: Vec<Shown> = tasks.values().map(|e| lock(&e.shown).clone()).collect();
-        network::gone(set, shown.iter().map(|s| (&*s.task, s.status.state)))
+        network::gone(set, shown.iter().map(|s| (&*s.task, s.reachable())))
     }
 
     /// Gives every worker its task as it is now wanted; starts and retires workers.
@@ -404,6 +410,9 @@ impl Inner {
                 task: task.clone(),
                 status: task.status.clone(),
                 image: None,
+                health: None,
+                was_healthy: task.status.state == TaskState::Running
+                    || self.saved.is_healthy(&task.id),
             };
             let shown = Arc::new(Mutex::new(shown));
             let (sender, receiver) = watch::channel(Wanted::Task(task.clone()));

@@ -19,7 +19,11 @@ mod task;
 
 pub use agent::{Agent, AgentConfig, Diagnosis, LocalTask};
 pub use description::describe;
-pub use task::{container_id, template::expanded};
+pub use task::{
+    container_id,
+    health::{Health, HealthStatus, Probe},
+    template::expanded,
+};
 // The API's half of the house reaches the parts of a node through its agent.
 pub use {shoal_image as image, shoal_network as datapath, shoal_runtime as runtime};
 

@@ -8,7 +8,7 @@ use std::{
 };
 
 use shoal_transport::codec;
-use shoal_types::wire::Assignments;
+use shoal_types::{TaskId, wire::Assignments};
 use tracing::warn;
 
 #[derive(Debug, thiserror::Error)]
@@ -26,12 +26,15 @@ pub(crate) enum SaveError {
 #[derive(Debug, Clone)]
 pub(crate) struct Saved {
     path: PathBuf,
+    /// A file of this directory says of a task that its container was healthy: it keeps serving over a restart.
+    healthy: PathBuf,
 }
 
 impl Saved {
     pub(crate) fn new(directory: &Path) -> Self {
         Self {
             path: directory.join("assignments"),
+            healthy: directory.join("healthy"),
         }
     }
 
@@ -74,6 +77,31 @@ impl Saved {
                 path: self.path.clone(),
                 source,
             })
+    }
+
+    pub(crate) fn is_healthy(&self, task: &TaskId) -> bool {
+        self.healthy.join(task.as_str()).exists()
+    }
+
+    pub(crate) fn store_healthy(&self, task: &TaskId) -> Result<(), SaveError> {
+        let path = self.healthy.join(task.as_str());
+        fs::create_dir_all(&self.healthy)
+            .and_then(|()| fs::write(&path, ""))
+            .map_err(|source| SaveError::Write { path, source })
+    }
+
+    pub(crate) fn forget_healthy(&self, task: &TaskId) {
+        // What could not be removed goes with the next pruning.
+        let _ = fs::remove_file(self.healthy.join(task.as_str()));
+    }
+
+    /// Forgets the tasks that are not `known`.
+    pub(crate) fn prune_healthy(&self, known: impl Fn(&str) -> bool) {
+        for entry in fs::read_dir(&self.healthy).into_iter().flatten().flatten() {
+            if entry.file_name().to_str().is_none_or(|name| !known(name)) {
+                let _ = fs::remove_file(entry.path());
+            }
+        }
     }
 
     pub(crate) fn forget(&self) -> Result<(), SaveError> {

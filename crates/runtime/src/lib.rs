@@ -24,8 +24,9 @@ mod supervisor;
 mod sys;
 
 pub use client::{
-    CreateError, CreateRequest, DeleteError, Keep, LogError, LogLine, LogOptions, OpenError,
-    OperationError, Runtime, RuntimeConfig, Sandbox, SignalError, StartError, WaitError,
+    CreateError, CreateRequest, DeleteError, ExecError, ExecOutcome, ExecSpec, Keep, LogError,
+    LogLine, LogOptions, OpenError, OperationError, Runtime, RuntimeConfig, Sandbox, SignalError,
+    StartError, WaitError,
 };
 pub use plan::{EtcFiles, InvalidSpec, LogConfig, Rootfs, default_spec};
 pub use seccomp::{ProfileError, SeccompError, SeccompFilter, default_seccomp, docker_profile};

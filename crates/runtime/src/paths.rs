@@ -66,6 +66,11 @@ impl ContainerPaths {
         self.bundle.join("record.json")
     }
 
+    /// What later processes of the container have of its first one; see `plan::Confinement`.
+    pub(crate) fn confinement(&self) -> PathBuf {
+        self.bundle.join("confinement.json")
+    }
+
     pub(crate) fn rootfs(&self) -> PathBuf {
         self.bundle.join("rootfs")
     }

@@ -2,7 +2,7 @@
 //!
 //! A frame is a length (four bytes, little-endian) and as many bytes of JSON. Requests carry a sequence number, which the
 //! reply repeats; replies come in any order. Descriptors travel with the first byte of the frame that announces them.
-//! Every request is idempotent, so a client whose connection broke just asks again.
+//! Every request but one is idempotent, so a client whose connection broke just asks again.
 
 use std::collections::VecDeque;
 use std::fs;
@@ -14,7 +14,7 @@ use std::path::Path;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use crate::plan::Plan;
+use crate::plan::{ExecPlan, Plan};
 use crate::{ContainerState, ExitStatus, Started};
 
 /// What both sides must agree on; raised with every change that the other side would misunderstand. [`Request::Hello`] and
@@ -85,6 +85,12 @@ pub(crate) enum Request {
     Delete {
         id: String,
     },
+    /// Runs a process in a running container; the answer comes when it and all that it started has ended. The one request
+    /// that is not idempotent: it is never asked again, and who asks is asked for by [`Reply::Hello`] whether it is known.
+    Exec {
+        id: String,
+        plan: ExecPlan,
+    },
     /// Go on as another executable, in the same process and with the same children.
     Upgrade {
         exe: std::path::PathBuf,
@@ -102,6 +108,9 @@ pub(crate) enum Reply {
         /// See [`build_of`].
         #[serde(default)]
         build: String,
+        /// It knows [`Request::Exec`].
+        #[serde(default)]
+        exec: bool,
     },
     /// With the pidfd, the two FIFOs and the network namespace.
     Created {
@@ -112,9 +121,23 @@ pub(crate) enum Reply {
     Ids(Vec<String>),
     State(Option<ContainerState>),
     Exited(ExitStatus),
+    Executed(Executed),
     /// With the descriptors asked for.
     Descriptors,
     Failed(Failure),
+}
+
+/// How a process in a container ended.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Executed {
+    /// Its exit code, or 128 and the number of the signal that ended it.
+    pub(crate) code: i32,
+    /// The first bytes of what it wrote.
+    pub(crate) output: Vec<u8>,
+    /// It wrote more than was to be kept.
+    pub(crate) truncated: bool,
+    /// It took too long and was killed.
+    pub(crate) timed_out: bool,
 }
 
 /// Why the supervisor could not do what was asked.
@@ -128,6 +151,8 @@ pub(crate) enum Failure {
     Start { message: String, exit_code: i32 },
     /// A step of the work failed; the text names it and its cause.
     Step(String),
+    /// A process in a container was killed because this supervisor goes on as another build.
+    Interrupted,
 }
 
 /// Encodes a frame.

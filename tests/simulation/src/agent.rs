@@ -485,7 +485,7 @@ impl World {
         let Some(worker) = self.worker(host, id) else {
             return;
         };
-        match decide(task.desired, worker.status.state, observed) {
+        match decide(task.desired, worker.status.state, observed, None) {
             Action::Enter {
                 state,
                 message,

@@ -3,12 +3,12 @@
 use std::{error::Error, sync::Arc};
 
 use shoal_engine_api::engine::{
-    ContainerInfo, ContainerMount, ContainerNetwork, ContainerPort, ContainerState, EngineError,
-    HistoryItem, ImageDescriptor, ImageDetails, ImageInfo, ImagePlatform, ImageSettings, Progress,
-    ProgressSink, Removed, Result,
+    ContainerHealth, ContainerInfo, ContainerMount, ContainerNetwork, ContainerPort,
+    ContainerState, EngineError, HealthResult, HistoryItem, ImageDescriptor, ImageDetails,
+    ImageInfo, ImagePlatform, ImageSettings, Progress, ProgressSink, Removed, Result,
 };
 use shoal_node_agent::{
-    LocalTask, container_id, expanded,
+    Health, HealthStatus, LocalTask, Probe, container_id, expanded,
     image::{
         self, Image, Loaded, LookupError, PullError, RegistryAuth, RegistryError, ResolveError,
     },
@@ -253,6 +253,7 @@ pub(crate) fn container(
         cap_add: spec.cap_add.clone(),
         cap_drop: spec.cap_drop.clone(),
         read_only: spec.read_only,
+        health: local.health.as_ref().map(health),
     };
     match phase {
         Phase::Created { pid } => info.pid = *pid,
@@ -286,6 +287,24 @@ fn environment(image: Vec<String>, service: impl Iterator<Item = String>) -> Vec
         }
     }
     all
+}
+
+fn health(health: &Health) -> ContainerHealth {
+    let result = |probe: &Probe| HealthResult {
+        start: probe.start,
+        end: probe.end,
+        exit_code: probe.exit_code,
+        output: probe.output.clone(),
+    };
+    ContainerHealth {
+        status: match health.status {
+            HealthStatus::Starting => "starting",
+            HealthStatus::Healthy => "healthy",
+            HealthStatus::Unhealthy => "unhealthy",
+        },
+        failing_streak: health.failing_streak,
+        log: health.log.iter().map(result).collect(),
+    }
 }
 
 fn container_networks(local: &LocalTask, networks: &[Arc<Network>]) -> Vec<ContainerNetwork> {

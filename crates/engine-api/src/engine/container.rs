@@ -49,6 +49,28 @@ pub struct ContainerInfo {
     pub cap_add: Vec<String>,
     pub cap_drop: Vec<String>,
     pub read_only: bool,
+    /// `None` when nobody asks for it.
+    pub health: Option<ContainerHealth>,
+}
+
+/// What is known of a container's health.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ContainerHealth {
+    /// `starting`, `healthy` or `unhealthy`.
+    pub status: &'static str,
+    pub failing_streak: u32,
+    /// The last results, oldest first.
+    pub log: Vec<HealthResult>,
+}
+
+/// The result of one health check.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HealthResult {
+    pub start: Timestamp,
+    pub end: Timestamp,
+    /// -1: it could not be run, or took too long.
+    pub exit_code: i32,
+    pub output: String,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -18,8 +18,8 @@ use tokio::io::AsyncRead;
 
 pub use self::{
     container::{
-        ContainerInfo, ContainerMount, ContainerNetwork, ContainerPort, ContainerState, LogRecord,
-        LogRequest, OutputStream,
+        ContainerHealth, ContainerInfo, ContainerMount, ContainerNetwork, ContainerPort,
+        ContainerState, HealthResult, LogRecord, LogRequest, OutputStream,
     },
     control::{
         Change, Changes, ClusterSettings, Control, ControlError, ControlResult, Labels, NewFile,

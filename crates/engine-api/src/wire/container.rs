@@ -116,6 +116,20 @@ object! {
         error: String = "Error";
         started_at: Time = "StartedAt";
         finished_at: Time = "FinishedAt";
+        health: Option<ContainerHealth> = "Health" omitempty;
+    }
+
+    ContainerHealth {
+        status: String = "Status";
+        failing_streak: u32 = "FailingStreak";
+        log: Vec<HealthResult> = "Log";
+    }
+
+    HealthResult {
+        start: Time = "Start";
+        end: Time = "End";
+        exit_code: i32 = "ExitCode";
+        output: String = "Output";
     }
 
     /// The part of it that a container of a task has values for.

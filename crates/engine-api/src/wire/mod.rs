@@ -26,9 +26,9 @@ use std::collections::BTreeMap;
 
 pub use self::{
     container::{
-        ContainerConfig, ContainerInspect, ContainerState, ContainerSummary, EndpointSettings,
-        HostConfig, LogConfig, MountPoint, NetworkSettings, PortBinding, PortSummary,
-        RestartPolicyName, SummaryHostConfig, SummaryNetworks,
+        ContainerConfig, ContainerHealth, ContainerInspect, ContainerState, ContainerSummary,
+        EndpointSettings, HealthResult, HostConfig, LogConfig, MountPoint, NetworkSettings,
+        PortBinding, PortSummary, RestartPolicyName, SummaryHostConfig, SummaryNetworks,
     },
     event::{Actor, Event},
     image::{

@@ -522,6 +522,7 @@ impl LocalEngine for MemoryNode {
                     cap_add: Vec::new(),
                     cap_drop: Vec::new(),
                     read_only: false,
+                    health: None,
                 })
             });
             Ok(containers.collect())

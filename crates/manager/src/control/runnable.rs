@@ -7,9 +7,6 @@ use super::ControlError;
 
 /// Refuses what no agent can do yet.
 pub(super) fn check(spec: &ContainerSpec) -> Result<(), ControlError> {
-    let health = spec.health.as_ref();
-    let checks_health =
-        health.is_some_and(|check| check.test.first().is_some_and(|word| word != "NONE"));
     let has_volume = spec
         .mounts
         .iter()
@@ -24,11 +21,6 @@ pub(super) fn check(spec: &ContainerSpec) -> Result<(), ControlError> {
             !spec.configs.is_empty(),
             "TaskTemplate.ContainerSpec.Configs",
             "configs in containers",
-        ),
-        (
-            checks_health,
-            "TaskTemplate.ContainerSpec.Healthcheck",
-            "health checks",
         ),
         (has_volume, "TaskTemplate.ContainerSpec.Mounts", "volumes"),
         (spec.tty, "TaskTemplate.ContainerSpec.TTY", "terminals"),
@@ -48,30 +40,17 @@ pub(super) fn check(spec: &ContainerSpec) -> Result<(), ControlError> {
 
 #[cfg(test)]
 mod tests {
-    use shoal_types::spec::HealthCheck;
-
     use super::*;
 
     #[test]
     fn what_cannot_be_run_is_named() {
         let mut spec = ContainerSpec::new("busybox");
         assert!(check(&spec).is_ok());
-        let mut health = HealthCheck {
-            test: vec!["NONE".to_owned()],
-            interval: Default::default(),
-            timeout: Default::default(),
-            start_period: Default::default(),
-            start_interval: Default::default(),
-            retries: 0,
-        };
-        spec.health = Some(health.clone());
-        assert!(check(&spec).is_ok(), "no health check is wanted");
-        health.test = vec!["CMD".to_owned(), "true".to_owned()];
-        spec.health = Some(health);
+        spec.tty = true;
         let error = check(&spec).expect_err("not yet");
         assert_eq!(
             error.to_string(),
-            "health checks are not supported by shoal yet (TaskTemplate.ContainerSpec.Healthcheck)"
+            "terminals are not supported by shoal yet (TaskTemplate.ContainerSpec.TTY)"
         );
     }
 }

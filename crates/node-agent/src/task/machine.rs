@@ -8,6 +8,8 @@
 
 use shoal_types::{Desired, TaskState};
 
+use super::health::HealthStatus;
+
 /// What the runtime shows of the task's container.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Container {
@@ -37,7 +39,7 @@ pub enum Action {
     Start,
     /// Nothing to do until the desired state changes.
     Wait,
-    /// Nothing to do until the container ends or the desired state changes.
+    /// Nothing to do until the container ends, or its health or the desired state changes.
     AwaitExit,
     /// Stop signal, grace, SIGKILL.
     Stop,
@@ -45,8 +47,14 @@ pub enum Action {
     Delete,
 }
 
-/// Decides the next step of a task that is assigned to this node.
-pub fn decide(desired: Desired, state: TaskState, container: Container) -> Action {
+/// Decides the next step of a task that is assigned to this node. `health` is what is known of its container; `None` when
+/// nobody asks for it.
+pub fn decide(
+    desired: Desired,
+    state: TaskState,
+    container: Container,
+    health: Option<HealthStatus>,
+) -> Action {
     if state.is_terminal() {
         return match (desired, container) {
             // It ended, as far as anybody was told, but something still runs.
@@ -58,13 +66,19 @@ pub fn decide(desired: Desired, state: TaskState, container: Container) -> Actio
         };
     }
     if desired.wants_run() {
-        run(desired, state, container)
+        run(desired, state, container, health)
     } else {
         stop(container)
     }
 }
 
-fn run(desired: Desired, state: TaskState, container: Container) -> Action {
+fn run(
+    desired: Desired,
+    state: TaskState,
+    container: Container,
+    health: Option<HealthStatus>,
+) -> Action {
+    let unhealthy = health == Some(HealthStatus::Unhealthy);
     match state {
         TaskState::New | TaskState::Pending | TaskState::Assigned => {
             enter(TaskState::Accepted, "accepted")
@@ -84,13 +98,18 @@ fn run(desired: Desired, state: TaskState, container: Container) -> Action {
         },
         TaskState::Starting => match container {
             Container::Created => Action::Start,
-            Container::Running => enter(TaskState::Running, "started"),
+            Container::Running => match health {
+                None | Some(HealthStatus::Healthy) => enter(TaskState::Running, "started"),
+                Some(HealthStatus::Starting) => Action::AwaitExit,
+                Some(HealthStatus::Unhealthy) => Action::Stop,
+            },
             Container::Absent => lost(),
-            Container::Exited { code, oom_killed } => ended(code, oom_killed),
+            Container::Exited { code, oom_killed } => ended(code, oom_killed, unhealthy),
         },
         _ => match container {
+            Container::Running if unhealthy => Action::Stop,
             Container::Running => Action::AwaitExit,
-            Container::Exited { code, oom_killed } => ended(code, oom_killed),
+            Container::Exited { code, oom_killed } => ended(code, oom_killed, unhealthy),
             Container::Absent | Container::Created => lost(),
         },
     }
@@ -122,12 +141,16 @@ fn lost() -> Action {
     }
 }
 
-/// Docker's words for an exit, which tools match.
-fn ended(code: i32, oom_killed: bool) -> Action {
-    if code == 0 {
+/// Docker's words for an exit, which tools match. One that was unhealthy has failed however it took being stopped for it.
+fn ended(code: i32, oom_killed: bool, unhealthy: bool) -> Action {
+    if code == 0 && !unhealthy {
         return enter(TaskState::Complete, "finished");
     }
-    let why = if oom_killed { ": out of memory" } else { "" };
+    let why = match (unhealthy, oom_killed) {
+        (true, _) => ": dockerexec: unhealthy container",
+        (false, true) => ": out of memory",
+        (false, false) => "",
+    };
     Action::Enter {
         state: TaskState::Failed,
         message: "started",
@@ -178,9 +201,10 @@ mod tests {
         desired: Desired,
         mut state: TaskState,
         mut container: Container,
+        health: Option<HealthStatus>,
     ) -> (TaskState, Container) {
         for _ in 0..20 {
-            let action = decide(desired, state, container);
+            let action = decide(desired, state, container, health);
             if matches!(action, Action::Wait | Action::AwaitExit) {
                 return (state, container);
             }
@@ -195,7 +219,7 @@ mod tests {
     fn a_new_task_comes_to_run() {
         let start = (TaskState::Assigned, Container::Absent);
         assert_eq!(
-            settle(Desired::Running, start.0, start.1),
+            settle(Desired::Running, start.0, start.1, None),
             (TaskState::Running, Container::Running)
         );
     }
@@ -203,7 +227,7 @@ mod tests {
     #[test]
     fn a_task_that_should_only_be_ready_waits_with_its_sandbox() {
         assert_eq!(
-            settle(Desired::Ready, TaskState::Assigned, Container::Absent),
+            settle(Desired::Ready, TaskState::Assigned, Container::Absent, None),
             (TaskState::Ready, Container::Created)
         );
     }
@@ -217,6 +241,7 @@ mod tests {
                 code: 137,
                 oom_killed: true,
             },
+            None,
         );
         let Action::Enter { state, err, .. } = action else {
             panic!("{action:?}")
@@ -235,7 +260,8 @@ mod tests {
                 Container::Exited {
                     code: 0,
                     oom_killed: false
-                }
+                },
+                None
             ),
             enter(TaskState::Complete, "finished")
         );
@@ -244,7 +270,7 @@ mod tests {
     #[test]
     fn a_lost_container_is_a_failure_not_a_second_start() {
         for state in [TaskState::Starting, TaskState::Running] {
-            let action = decide(Desired::Running, state, Container::Absent);
+            let action = decide(Desired::Running, state, Container::Absent, None);
             assert!(
                 matches!(
                     action,
@@ -268,11 +294,55 @@ mod tests {
         ]
     }
 
+    fn healths() -> impl Strategy<Value = Option<HealthStatus>> {
+        prop::option::of(prop_oneof![
+            Just(HealthStatus::Starting),
+            Just(HealthStatus::Healthy),
+            Just(HealthStatus::Unhealthy),
+        ])
+    }
+
+    #[test]
+    fn a_task_runs_when_it_is_healthy_and_fails_when_it_is_not() {
+        let settled = |health| {
+            settle(
+                Desired::Running,
+                TaskState::Assigned,
+                Container::Absent,
+                Some(health),
+            )
+        };
+        let waiting = (TaskState::Starting, Container::Running);
+        assert_eq!(settled(HealthStatus::Starting), waiting);
+        let running = (TaskState::Running, Container::Running);
+        assert_eq!(settled(HealthStatus::Healthy), running);
+        assert_eq!(settled(HealthStatus::Unhealthy).0, TaskState::Failed);
+        for code in [0, 143] {
+            let exited = Container::Exited {
+                code,
+                oom_killed: false,
+            };
+            let unhealthy = Some(HealthStatus::Unhealthy);
+            let action = decide(Desired::Running, TaskState::Running, exited, unhealthy);
+            let expected = Action::Enter {
+                state: TaskState::Failed,
+                message: "started",
+                err: format!("task: non-zero exit ({code}): dockerexec: unhealthy container"),
+            };
+            assert_eq!(action, expected);
+        }
+    }
+
     proptest! {
         #[test]
-        fn stop_means_stop(index in 0..STATES.len(), container in containers(), remove: bool) {
+        fn stop_means_stop(
+            index in 0..STATES.len(),
+            container in containers(),
+            health in healths(),
+            remove: bool,
+        ) {
             let desired = if remove { Desired::Remove } else { Desired::Shutdown };
-            let (state, container) = settle(desired, STATES[index], container);
+            let (state, container) = settle(desired, STATES[index], container, health);
             prop_assert!(state.is_terminal());
             prop_assert!(!matches!(container, Container::Created | Container::Running));
         }
@@ -281,10 +351,11 @@ mod tests {
         fn every_start_settles_and_nothing_runs_after_the_end(
             index in 0..STATES.len(),
             container in containers(),
+            health in healths(),
             running: bool,
         ) {
             let desired = if running { Desired::Running } else { Desired::Ready };
-            let (state, container) = settle(desired, STATES[index], container);
+            let (state, container) = settle(desired, STATES[index], container, health);
             if state.is_terminal() {
                 prop_assert!(!matches!(container, Container::Created | Container::Running));
             }

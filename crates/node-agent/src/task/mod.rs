@@ -1,8 +1,9 @@
 //! The tasks of this node: for each one a worker that takes one idempotent step at a time.
 //!
-//! `machine` decides, `worker` does, `container` and `template` translate a task into a container.
+//! `machine` decides, `worker` does, `health` knows how containers are, `container` and `template` translate a task into a container.
 
 pub(crate) mod container;
+pub(crate) mod health;
 pub(crate) mod machine;
 pub(crate) mod signal;
 pub(crate) mod template;

@@ -17,13 +17,14 @@ use shoal_types::{
 use tokio::{sync::watch, time};
 use tracing::{info, warn};
 
+use super::health::{Check, Health, HealthStatus, Monitor};
 use super::{
     container::{self, ImageDefaults, SpecError, Surroundings},
     container_id,
     machine::{self, Action, Container},
     signal,
 };
-use crate::{clock, error_chain, session::Outbox};
+use crate::{clock, error_chain, saved::Saved, session::Outbox};
 
 /// Pause after an effect of the node itself failed (the supervisor is being restarted, say).
 const RETRY: Duration = Duration::from_millis(200);
@@ -42,6 +43,7 @@ pub(crate) struct Tools {
     pub(crate) outbox: Arc<Outbox>,
     pub(crate) description: watch::Receiver<NodeDescription>,
     pub(crate) search: Vec<String>,
+    pub(crate) saved: Saved,
 }
 
 /// What a task is to become; the newest wins.
@@ -71,6 +73,25 @@ pub(crate) struct Shown {
     pub(crate) task: Arc<Task>,
     pub(crate) status: TaskStatus,
     pub(crate) image: Option<Arc<Image>>,
+    pub(crate) health: Option<Health>,
+    /// An earlier agent has seen its container healthy.
+    pub(crate) was_healthy: bool,
+}
+
+impl Shown {
+    /// Its state as far as new connections go: they come to a task that runs, unless it is known to be unhealthy.
+    pub(crate) fn reachable(&self) -> TaskState {
+        match (self.status.state, self.health_status()) {
+            (TaskState::Running, Some(HealthStatus::Unhealthy)) => TaskState::Starting,
+            // A restart is no reason to send nobody there until its worker has looked.
+            (TaskState::Starting, None) if self.was_healthy => TaskState::Running,
+            (state, _) => state,
+        }
+    }
+
+    fn health_status(&self) -> Option<HealthStatus> {
+        self.health.as_ref().map(|health| health.status)
+    }
 }
 
 /// A step that did not work, as text with its causes.
@@ -108,6 +129,8 @@ pub(crate) struct Worker {
     failures: u32,
     /// When to try once more to take over the networks of a container that runs.
     attach_again: Option<time::Instant>,
+    /// Asks how the container is, while it runs and is to run.
+    monitor: Option<Monitor>,
 }
 
 impl Worker {
@@ -137,6 +160,7 @@ impl Worker {
             detached,
             failures: 0,
             attach_again: None,
+            monitor: None,
         }
     }
 
@@ -171,7 +195,7 @@ impl Worker {
 
     /// Takes one step.
     async fn advance(&mut self, wanted: &Wanted) -> Result<Then, StepError> {
-        let observed = self.observe().await?;
+        let (observed, age) = self.observe().await?;
         let task = match wanted {
             Wanted::Task(task) => task.clone(),
             Wanted::Nothing => {
@@ -179,6 +203,7 @@ impl Worker {
                     self.stop().await?;
                 }
                 self.delete().await?;
+                self.tools.saved.forget_healthy(&self.id);
                 self.tools.outbox.forget(&self.id);
                 return Ok(Then::End);
             }
@@ -198,7 +223,13 @@ impl Worker {
             self.attach_again = Some(time::Instant::now() + ATTACH_AGAIN);
         }
         let state = self.status().state;
-        match machine::decide(task.desired, state, observed) {
+        if observed == Container::Running && wanted.wants_run() && !state.is_terminal() {
+            self.watch_health(&task, age);
+        } else {
+            self.monitor = None;
+        }
+        let health = self.shown().health_status();
+        match machine::decide(task.desired, state, observed, health) {
             Action::Enter {
                 state,
                 message,
@@ -220,6 +251,7 @@ impl Worker {
                     // Waiting again for a container that has ended answers at once.
                     exit = exit => { exit.map_err(StepError::passing)?; }
                     () = until(again) => {}
+                    () = health_change(self.monitor.as_mut()) => {}
                     // What was seen is remembered by the watch.
                     changed = self.wanted.changed() => if changed.is_err() {
                         return Ok(Then::End);
@@ -230,19 +262,67 @@ impl Worker {
         Ok(Then::GoOn)
     }
 
-    async fn observe(&self) -> Result<Container, StepError> {
+    /// The container, and for how long it has run.
+    async fn observe(&self) -> Result<(Container, Duration), StepError> {
         let state = self.tools.runtime.state(self.container.as_str()).await;
-        Ok(
-            match state.map_err(StepError::passing)?.map(|state| state.phase) {
-                None => Container::Absent,
-                Some(Phase::Created { .. }) => Container::Created,
-                Some(Phase::Running(_)) => Container::Running,
-                Some(Phase::Exited(exit)) => Container::Exited {
-                    code: exit.code,
-                    oom_killed: exit.oom_killed,
-                },
+        let mut age = Duration::ZERO;
+        let container = match state.map_err(StepError::passing)?.map(|state| state.phase) {
+            None => Container::Absent,
+            Some(Phase::Created { .. }) => Container::Created,
+            Some(Phase::Running(started)) => {
+                let since = jiff::Timestamp::now().duration_since(started.started_at);
+                age = Duration::try_from(since).unwrap_or_default();
+                Container::Running
+            }
+            Some(Phase::Exited(exit)) => Container::Exited {
+                code: exit.code,
+                oom_killed: exit.oom_killed,
             },
-        )
+        };
+        Ok((container, age))
+    }
+
+    /// Shows the newest health of a container that is to be asked for it, and sees to it that it is.
+    fn watch_health(&mut self, task: &Task, age: Duration) {
+        if self.monitor.is_none() {
+            let spec = &task.spec.container;
+            let of_image = self.known_image();
+            let fields = of_image.map(|image| image.config.docker().clone());
+            let check = Check::of(spec.health.as_ref(), &fields.unwrap_or_default());
+            let Some(check) = check else {
+                return;
+            };
+            let health = Health::new(self.shown().was_healthy);
+            let runtime = self.tools.runtime.clone();
+            self.monitor = Some(Monitor::start(runtime, self.container, check, age, health));
+        }
+        let Some(monitor) = &mut self.monitor else {
+            return;
+        };
+        let health = monitor.health.borrow_and_update().clone();
+        let healthy = health.status == HealthStatus::Healthy;
+        if self.shown().health_status() == Some(health.status) {
+            // Nobody has anything to do for one more result.
+            self.shown().health = Some(health);
+        } else {
+            self.show(|shown| shown.health = Some(health));
+        }
+        if healthy && !self.shown().was_healthy {
+            self.shown().was_healthy = true;
+            if let Err(error) = self.tools.saved.store_healthy(&self.id) {
+                warn!(
+                    error = error_chain(&error),
+                    "not remembered that the task is healthy"
+                );
+            }
+        }
+    }
+
+    fn known_image(&self) -> Option<Arc<Image>> {
+        let shown = self.shown();
+        let name = &shown.task.spec.container.image;
+        let known = shown.image.clone();
+        known.or_else(|| self.tools.images.get(name).ok())
     }
 
     /// Image, sandbox, networks; then Ready. May be cut short at any point when the task is no longer
@@ -395,12 +475,9 @@ impl Worker {
     }
 
     fn stop_policy(&self) -> (Signal, Duration) {
+        let image = self.known_image();
         let shown = self.shown();
         let spec = &shown.task.spec.container;
-        let image = shown
-            .image
-            .clone()
-            .or_else(|| self.tools.images.get(&spec.image).ok());
         let of_image = image.and_then(|i| i.config.oci().config().as_ref()?.stop_signal().clone());
         let named = Some(spec.stop_signal.clone())
             .filter(|name| !name.is_empty())
@@ -516,6 +593,17 @@ impl Worker {
 
     fn status(&self) -> TaskStatus {
         self.shown().status.clone()
+    }
+}
+
+/// Ends when a monitor has seen something new.
+async fn health_change(monitor: Option<&mut Monitor>) {
+    let ended = match monitor {
+        Some(monitor) => monitor.health.changed().await.is_err(),
+        None => true,
+    };
+    if ended {
+        std::future::pending::<()>().await;
     }
 }
 

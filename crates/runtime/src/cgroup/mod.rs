@@ -24,6 +24,9 @@ use crate::sys::bpf;
 /// v1 controllers every container gets a directory for, when v2 does not have them.
 const ALWAYS: [&str; 4] = ["memory", "cpu", "cpuacct", "pids"];
 
+/// How the groups of later processes of a container are called, below the container's.
+const EXEC_PREFIX: &str = "shoal-exec-";
+
 /// A control group operation that failed.
 #[derive(Debug, thiserror::Error)]
 #[error("cgroup: {operation} {}", path.display())]
@@ -236,6 +239,66 @@ impl CgroupHost {
 }
 
 impl Cgroup {
+    /// Makes a group below this one, in which a later process of the container can be killed with all that it starts:
+    /// in the v2 tree, or without one in the first v1 hierarchy. Limits are those of the container.
+    pub(crate) fn make_exec(&self, number: u64) -> Result<Self, CgroupError> {
+        let name = format!("{EXEC_PREFIX}{number}");
+        let mut group = Self {
+            v2: self.v2.clone(),
+            v1: self.v1.clone(),
+        };
+        let own = match (&mut group.v2, group.v1.first_mut()) {
+            (Some(path), _) | (None, Some((_, path))) => path,
+            (None, None) => return Ok(group),
+        };
+        own.push(name);
+        make_dir(own)?;
+        Ok(group)
+    }
+
+    /// What [`Self::make_exec`] of this group made and was not removed, by a dead supervisor or because it was busy.
+    pub(crate) fn execs(&self) -> Vec<Self> {
+        let path = self.v2.as_ref().or(self.v1.first().map(|(_, path)| path));
+        let entries = path.and_then(|path| fs::read_dir(path).ok());
+        let entries = entries.into_iter().flatten().flatten();
+        let is_exec = |name: &std::ffi::OsStr| {
+            let name = name
+                .to_str()
+                .and_then(|name| name.strip_prefix(EXEC_PREFIX));
+            name.is_some_and(|number| number.parse::<u64>().is_ok())
+        };
+        entries
+            .filter(|entry| is_exec(&entry.file_name()))
+            .map(|entry| {
+                let own = entry.path();
+                match &self.v2 {
+                    Some(_) => Self {
+                        v2: Some(own),
+                        v1: Vec::new(),
+                    },
+                    None => Self {
+                        v2: None,
+                        v1: vec![(String::new(), own)],
+                    },
+                }
+            })
+            .collect()
+    }
+
+    /// The part of the group that no other process shares: what may be killed and removed.
+    pub(crate) fn own_part(&self) -> Self {
+        match &self.v2 {
+            Some(path) => Self {
+                v2: Some(path.clone()),
+                v1: Vec::new(),
+            },
+            None => Self {
+                v2: None,
+                v1: self.v1.first().cloned().into_iter().collect(),
+            },
+        }
+    }
+
     /// Opens the v2 directory for `CLONE_INTO_CGROUP`.
     pub(crate) fn open_v2(&self) -> Result<Option<OwnedFd>, CgroupError> {
         self.v2.as_deref().map(open_dir).transpose()

@@ -8,36 +8,36 @@ use std::os::unix::fs::PermissionsExt;
 
 use super::user::User;
 use super::{ChildFailure, describe, init};
-use crate::plan::Plan;
+use crate::plan::ProcessPlan;
 use crate::sys::process;
 
 pub(super) fn become_program(
-    plan: &Plan,
+    plan: &ProcessPlan,
     user: &User,
     report: &mut fs::File,
 ) -> Result<Infallible, ChildFailure> {
-    let mut env = plan.process.env.clone();
+    let mut env = plan.env.clone();
     if !env.iter().any(|entry| entry.starts_with("HOME=")) {
         env.push(format!("HOME={}", user.home));
     }
-    let name = &plan.process.args[0];
+    let name = &plan.args[0];
     let path = find(name, &env)?;
     let c_string = |text: &String| {
         CString::new(text.as_str())
             .expect("the plan refuses NUL characters in arguments and environment")
     };
-    let args: Vec<CString> = plan.process.args.iter().map(c_string).collect();
+    let args: Vec<CString> = plan.args.iter().map(c_string).collect();
     let env: Vec<CString> = env.iter().map(c_string).collect();
     let c_path = c_string(&path);
 
     process::block_signals();
-    if plan.process.init {
+    if plan.init {
         // Before there is a program that could look: see `init`. The program's exec makes its own process dumpable again.
         process::set_not_dumpable().map_err(|error| {
             ChildFailure::new(format!("hide init's executable: {}", describe(&error)))
         })?;
     }
-    if plan.process.init
+    if plan.init
         && let Some(program) = process::fork().map_err(|error| {
             ChildFailure::new(format!("fork the program from init: {}", describe(&error)))
         })?
@@ -51,7 +51,7 @@ pub(super) fn become_program(
         Err(error) => error,
     };
     let failure = exec_failure(&path, &error);
-    if plan.process.init {
+    if plan.init {
         // We are not the container's first process: say it here, and let init pass the code on.
         let _ = report.write_all(&serde_json::to_vec(&failure).unwrap_or_default());
         process::exit_now(failure.exit_code);

@@ -11,6 +11,7 @@
 //! - without `no_new_privileges` a filter needs `CAP_SYS_ADMIN`, so it comes before capabilities go; with it, as late as
 //!   possible, so that it need not allow what the runtime itself does.
 
+mod enter;
 mod exec;
 mod init;
 mod rootfs;
@@ -26,8 +27,11 @@ use serde::{Deserialize, Serialize};
 use crate::Stream;
 use crate::cgroup::Cgroup;
 use crate::paths::ContainerPaths;
-use crate::plan::{Plan, Rlimit};
+use crate::plan::{Plan, ProcessPlan, Rlimit};
+use crate::seccomp::SeccompFilter;
 use crate::sys::process;
+
+pub(crate) use enter::{Entry, enter};
 
 /// The byte that says a container is ready to be started.
 pub(crate) const READY: u8 = b'R';
@@ -105,10 +109,7 @@ fn build(
         open_fifo(&paths.fifo(Stream::Stderr)).doing(|| "open the stderr FIFO".to_owned())?,
     ];
     rustix::process::setsid().doing(|| "make a session".to_owned())?;
-    for (_, group) in &cgroup.v1 {
-        let tasks = group.join("tasks");
-        fs::write(&tasks, "0").doing(|| format!("join cgroup {}", tasks.display()))?;
-    }
+    join_v1(cgroup)?;
     if plan.namespaces.cgroup {
         unshare(CloneFlags::CLONE_NEWCGROUP).doing(|| "make a cgroup namespace".to_owned())?;
     }
@@ -164,8 +165,16 @@ fn build(
         .read_exact(&mut [0])
         .doing(|| "wait for the start".to_owned())?;
 
-    confine(plan, &user)?;
-    exec::become_program(plan, &user, report)
+    confine(&plan.process, plan.seccomp.as_ref(), &user)?;
+    exec::become_program(&plan.process, &user, report)
+}
+
+fn join_v1(cgroup: &Cgroup) -> Result<(), ChildFailure> {
+    for (_, group) in &cgroup.v1 {
+        let tasks = group.join("tasks");
+        fs::write(&tasks, "0").doing(|| format!("join cgroup {}", tasks.display()))?;
+    }
+    Ok(())
 }
 
 fn names(plan: &Plan) -> Result<(), ChildFailure> {
@@ -197,9 +206,12 @@ fn set_rlimit(resource: u32, soft: u64, hard: u64) -> Result<(), ChildFailure> {
 }
 
 /// Gives up everything the program is not to have.
-fn confine(plan: &Plan, user: &user::User) -> Result<(), ChildFailure> {
-    let process = &plan.process;
-    let load = || match &plan.seccomp {
+fn confine(
+    process: &ProcessPlan,
+    seccomp: Option<&SeccompFilter>,
+    user: &user::User,
+) -> Result<(), ChildFailure> {
+    let load = || match seccomp {
         Some(filter) => process::load_seccomp(&filter.program, filter.flags)
             .doing(|| "load the seccomp filter".to_owned()),
         None => Ok(()),

@@ -123,6 +123,28 @@ pub enum StartError {
     Operation(#[from] OperationError),
 }
 
+/// Why there is no outcome of a process in a container.
+#[derive(Debug, thiserror::Error)]
+pub enum ExecError {
+    /// The request makes no sense; nothing was started.
+    #[error("invalid command: {0}")]
+    Invalid(&'static str),
+    /// The program could not be executed.
+    #[error("{message}")]
+    Start {
+        /// Docker's words, such as `exec: "foo": executable file not found in $PATH`.
+        message: String,
+        /// 127: not found; 126: not executable; 128: something before it.
+        exit_code: i32,
+    },
+    /// The supervisor was replaced meanwhile, and the process killed. It says nothing of the container.
+    #[error("the process was killed because the supervisor was replaced; run it again")]
+    Interrupted,
+    /// Anything else.
+    #[error(transparent)]
+    Operation(#[from] OperationError),
+}
+
 /// Why a container could not be deleted.
 #[derive(Debug, thiserror::Error)]
 pub enum DeleteError {
@@ -171,6 +193,7 @@ impl OperationError {
             Failure::NotFound => Self::NotFound(id.to_owned()),
             Failure::State(text) => Self::State(text),
             Failure::Step(text) | Failure::Start { message: text, .. } => Self::Step(text),
+            Failure::Interrupted => Self::Step("the supervisor is being replaced".to_owned()),
         }
     }
 }

@@ -2,12 +2,14 @@
 
 mod connection;
 mod error;
+mod exec;
 mod logs;
 mod runtime;
 
 pub use error::{
-    CreateError, DeleteError, LogError, OpenError, OperationError, SignalError, StartError,
-    WaitError,
+    CreateError, DeleteError, ExecError, LogError, OpenError, OperationError, SignalError,
+    StartError, WaitError,
 };
+pub use exec::{ExecOutcome, ExecSpec};
 pub use logs::{LogLine, LogOptions};
 pub use runtime::{CreateRequest, Keep, Runtime, RuntimeConfig, Sandbox};

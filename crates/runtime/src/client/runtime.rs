@@ -90,10 +90,10 @@ pub struct Keep {
 /// A handle to the node's supervisor; clones share one connection.
 #[derive(Clone)]
 pub struct Runtime {
-    inner: Arc<Inner>,
+    pub(super) inner: Arc<Inner>,
 }
 
-struct Inner {
+pub(super) struct Inner {
     config: RuntimeConfig,
     paths: Paths,
     connection: tokio::sync::Mutex<Option<Arc<Connection>>>,
@@ -110,6 +110,8 @@ struct Inner {
 struct Peer {
     protocol: u32,
     build: String,
+    /// It can run processes in containers.
+    exec: bool,
 }
 
 struct Held {
@@ -397,6 +399,18 @@ impl Runtime {
         result
     }
 
+    /// Asks once: for what must not be done twice. `None`: the connection broke, and what was asked for may have begun.
+    pub(super) async fn ask_once(&self, request: &Request) -> Result<Option<Reply>, OpenError> {
+        let connection = self.inner.connect().await?;
+        Ok(connection.call(request).await.ok().map(|(reply, _)| reply))
+    }
+
+    /// Whether the supervisor last connected to can run processes in containers.
+    pub(super) async fn can_exec(&self) -> Result<bool, OpenError> {
+        self.inner.connect().await?;
+        Ok(self.inner.peer().exec)
+    }
+
     async fn done(&self, id: &str, request: &Request) -> Result<(), OperationError> {
         match self.inner.ask(request).await?.0 {
             Reply::Done => Ok(()),
@@ -487,12 +501,17 @@ impl Inner {
             pid,
             protocol,
             build,
+            exec,
         } = reply
         else {
             return Err(OpenError::Protocol(None));
         };
         self.supervisor_pid.store(pid, Ordering::Relaxed);
-        *self.peer.lock().unwrap_or_else(PoisonError::into_inner) = Peer { protocol, build };
+        *self.peer.lock().unwrap_or_else(PoisonError::into_inner) = Peer {
+            protocol,
+            build,
+            exec,
+        };
         if protocol != PROTOCOL {
             // It is about to be upgraded; what follows is for its successor.
             return Ok(());
@@ -687,7 +706,7 @@ fn remove_state(state: &Path, log: &Path, aside: &Path, keep: Keep) -> Result<()
     std::fs::remove_dir_all(aside).map_err(failed(aside))
 }
 
-fn unexpected(id: &str, reply: Reply) -> OperationError {
+pub(super) fn unexpected(id: &str, reply: Reply) -> OperationError {
     match reply {
         Reply::Failed(failure) => OperationError::from_failure(id, failure),
         _ => OpenError::Protocol(None).into(),

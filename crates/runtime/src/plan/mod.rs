@@ -111,6 +111,53 @@ pub(crate) struct ProcessPlan {
     pub(crate) init: bool,
 }
 
+/// What every later process of a container has of its first one. It is kept on disk beside the container's record, so that
+/// whichever supervisor is there can start one.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Confinement {
+    pub(crate) process: ProcessPlan,
+    pub(crate) seccomp: Option<SeccompFilter>,
+    /// The limit of open files unless the process has one.
+    pub(crate) descriptors: Rlimit,
+}
+
+/// One more process in a running container; what is `None` is as the container's first process has it.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct ExecPlan {
+    pub(crate) args: Vec<String>,
+    /// Over the container's environment.
+    pub(crate) env: Vec<String>,
+    pub(crate) user: Option<String>,
+    pub(crate) cwd: Option<String>,
+    /// Milliseconds after which everything of it is killed.
+    pub(crate) timeout_ms: Option<u64>,
+    /// How many bytes of output are kept: the first ones.
+    pub(crate) output_limit: usize,
+}
+
+impl Confinement {
+    /// The process that `plan` asks for.
+    pub(crate) fn process_of(&self, plan: &ExecPlan) -> ProcessPlan {
+        let mut process = self.process.clone();
+        process.args.clone_from(&plan.args);
+        process.init = false;
+        for entry in &plan.env {
+            let key = |entry: &str| entry.split('=').next().unwrap_or_default().to_owned();
+            let own = key(entry);
+            process.env.retain(|known| key(known) != own);
+            process.env.push(entry.clone());
+        }
+        if let Some(user) = &plan.user {
+            process.user.clone_from(user);
+            (process.uid, process.gid) = (0, 0);
+        }
+        if let Some(cwd) = &plan.cwd {
+            process.cwd.clone_from(cwd);
+        }
+        process
+    }
+}
+
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Rlimit {
     pub(crate) resource: u32,

@@ -19,6 +19,9 @@ use crate::paths::Paths;
 /// How long killed processes of a half-made container may take to go.
 const DEATH_PATIENCE: Duration = Duration::from_secs(2);
 
+/// How long those of a process that ran beside the container's may take.
+const EXEC_PATIENCE: Duration = Duration::from_millis(200);
+
 /// What was found.
 #[derive(Default)]
 pub(super) struct Found {
@@ -86,8 +89,14 @@ pub(super) fn adopt_one(
         return Ok(None);
     }
     let output = Output::adopt(id, &own, record.log);
+    let cgroup = existing(cgroups, id);
+    for exec in cgroup.execs() {
+        // Nobody waits for them any more. A group that is still busy goes with the container's.
+        let _ = exec.kill();
+        let _ = exec.remove(EXEC_PATIENCE);
+    }
     let mut container = Container {
-        cgroup: existing(cgroups, id),
+        cgroup,
         output,
         stage: Stage::Exited,
         pidfd: None,

@@ -17,7 +17,7 @@ use crate::Stream;
 use crate::cgroup::{Cgroup, CgroupHost};
 use crate::child;
 use crate::paths::{ContainerPaths, Paths};
-use crate::plan::{Plan, Rlimit};
+use crate::plan::{Confinement, Plan, Rlimit};
 use crate::protocol::Failure;
 use crate::sys::process::{Cloned, clone_child};
 
@@ -116,6 +116,13 @@ fn make_in(
         log: plan.log,
     };
     container::save(own, &record).map_err(step("write", &own.record()))?;
+    let confinement = Confinement {
+        process: plan.process.clone(),
+        seccomp: plan.seccomp.clone(),
+        descriptors: descriptors.clone(),
+    };
+    let confinement = serde_json::to_vec(&confinement).expect("plain data always becomes JSON");
+    fs::write(own.confinement(), confinement).map_err(step("write", &own.confinement()))?;
     let group = cgroups
         .create(&plan.id, &plan.limits, &plan.device_rules)
         .map_err(|error| Failure::Step(chain(&error)))?;

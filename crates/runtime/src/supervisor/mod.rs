@@ -8,6 +8,7 @@
 mod adopt;
 mod container;
 mod create;
+mod exec;
 mod journal;
 mod output;
 mod protect;

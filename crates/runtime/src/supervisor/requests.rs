@@ -27,6 +27,7 @@ impl Server {
                         pid: std::process::id(),
                         protocol: PROTOCOL,
                         build: self.build.clone(),
+                        exec: true,
                     },
                     Vec::new(),
                 );
@@ -75,12 +76,18 @@ impl Server {
                 self.answer_with(asker, result.map(|fd| (Reply::Descriptors, vec![fd])));
             }
             Request::Delete { id } => self.delete(asker, &id),
+            Request::Exec { id, plan } => {
+                if let Err(failure) = self.exec(asker, &id, &plan) {
+                    self.answer(asker, Err(failure));
+                }
+            }
             Request::Upgrade { exe } => {
                 use rustix::fs::{Access, access};
                 let result = access(&exe, Access::EXEC_OK)
                     .map_err(|errno| Failure::Step(format!("execute {}: {errno}", exe.display())));
                 if result.is_ok() {
                     self.upgrade = Some(exe);
+                    self.kill_execs(|_| true);
                 }
                 self.answer(asker, result);
             }
@@ -123,7 +130,7 @@ impl Server {
         }
     }
 
-    fn key(&self, id: &str) -> Result<u64, Failure> {
+    pub(super) fn key(&self, id: &str) -> Result<u64, Failure> {
         self.by_id.get(id).copied().ok_or(Failure::NotFound)
     }
 

@@ -14,6 +14,7 @@ use rustix::event::epoll;
 use rustix::process::{WaitId, WaitIdOptions, waitid};
 
 use super::container::{Container, Stage};
+use super::exec::{self, Exec};
 use super::journal::{Journal, PumpError, Pumped, Unfinished};
 use super::{adopt, create, note, protect};
 use crate::cgroup::CgroupHost;
@@ -44,6 +45,7 @@ enum Source {
     Process(u64),
     Output(u64, Stream),
     Report(u64),
+    Exec(u64, exec::Part),
 }
 
 impl Source {
@@ -55,19 +57,25 @@ impl Source {
             Self::Output(key, Stream::Stdout) => (3, key),
             Self::Output(key, Stream::Stderr) => (4, key),
             Self::Report(key) => (5, key),
+            Self::Exec(key, exec::Part::Process) => (6, key),
+            Self::Exec(key, exec::Part::Output) => (7, key),
+            Self::Exec(key, exec::Part::Report) => (8, key),
         };
-        key << 3 | kind
+        key << 4 | kind
     }
 
     fn unpack(data: u64) -> Self {
-        let key = data >> 3;
-        match data & 7 {
+        let key = data >> 4;
+        match data & 15 {
             0 => Self::Listener,
             1 => Self::Connection(key),
             2 => Self::Process(key),
             3 => Self::Output(key, Stream::Stdout),
             4 => Self::Output(key, Stream::Stderr),
-            _ => Self::Report(key),
+            5 => Self::Report(key),
+            6 => Self::Exec(key, exec::Part::Process),
+            7 => Self::Exec(key, exec::Part::Output),
+            _ => Self::Exec(key, exec::Part::Report),
         }
     }
 }
@@ -84,15 +92,17 @@ pub(super) struct Server {
     pub(super) cgroups: CgroupHost,
     /// The limit of open files that we were started with, which containers get.
     pub(super) descriptors: Rlimit,
-    epoll: OwnedFd,
+    pub(super) epoll: OwnedFd,
     listener: Option<UnixListener>,
     connections: HashMap<u64, Connection>,
     pub(super) containers: BTreeMap<u64, Container>,
     pub(super) by_id: HashMap<String, u64>,
+    /// Later processes of containers.
+    pub(super) execs: BTreeMap<u64, Exec>,
     /// Containers of a dead supervisor that could not be adopted yet, and when that is tried again.
     pub(super) postponed: BTreeSet<String>,
     adopt_at: Instant,
-    next_key: u64,
+    pub(super) next_key: u64,
     journal: Journal,
     unfinished: Option<Unfinished>,
     pub(super) stopping: bool,
@@ -118,6 +128,7 @@ impl Server {
             connections: HashMap::new(),
             containers: BTreeMap::new(),
             by_id: HashMap::new(),
+            execs: BTreeMap::new(),
             postponed: BTreeSet::new(),
             adopt_at: Instant::now(),
             next_key: 1,
@@ -213,7 +224,7 @@ impl Server {
         while !(self.stopping && self.connections.values().all(|c| c.outgoing.is_empty())) {
             events.clear();
             let timeout = self.patience().map(|patience| rustix::event::Timespec {
-                tv_sec: i64::try_from(patience.as_secs()).expect("it is a second at most"),
+                tv_sec: i64::try_from(patience.as_secs()).unwrap_or(i64::MAX),
                 tv_nsec: i64::from(patience.subsec_nanos()),
             });
             match epoll::wait(
@@ -233,6 +244,7 @@ impl Server {
             }
             self.look_for_lost_statuses();
             self.retry_outputs();
+            self.look_after_execs();
             self.adopt_postponed();
             self.upgrade_if_asked();
         }
@@ -242,6 +254,12 @@ impl Server {
 
     /// How long to wait for events; `None`: for ever.
     fn patience(&self) -> Option<Duration> {
+        let containers = self.patience_with_containers();
+        let execs = self.patience_with_execs();
+        [containers, execs].into_iter().flatten().min()
+    }
+
+    fn patience_with_containers(&self) -> Option<Duration> {
         let mut containers = self.containers.values();
         if containers.any(|container| container.lost_since.is_some()) {
             return Some(STATUS_INTERVAL);
@@ -259,7 +277,9 @@ impl Server {
             .values()
             .any(|container| container.stage == Stage::Making);
         let unsent = self.connections.values().any(|c| !c.outgoing.is_empty());
-        if making || unsent {
+        // They are being killed; each is our child, whom nobody else could wait for.
+        let executing = !self.execs.is_empty();
+        if making || unsent || executing {
             return;
         }
         let Some(exe) = self.upgrade.take() else {
@@ -304,6 +324,7 @@ impl Server {
             Source::Process(key) => self.process_ended(key),
             Source::Output(key, stream) => self.output_ready(key, stream),
             Source::Report(key) => self.report_ready(key),
+            Source::Exec(key, part) => self.exec_ready(key, part),
         }
     }
 
@@ -406,6 +427,7 @@ impl Server {
         for container in self.containers.values_mut() {
             container.waiting.retain(|asker| asker.0 != key);
         }
+        self.kill_execs(|exec| exec.asker.0 == key);
     }
 
     /// Answers a request; the asker may be gone.
@@ -811,6 +833,10 @@ fn log_trouble(noted: &mut Option<Instant>, id: &str, error: &io::Error) {
     }
     *noted = Some(Instant::now());
     note(&format!("log of {id}: {error}"));
+}
+
+pub(super) fn exec_data(key: u64, part: exec::Part) -> epoll::EventData {
+    data(Source::Exec(key, part))
 }
 
 fn data(source: Source) -> epoll::EventData {

@@ -67,6 +67,34 @@ pub(crate) fn close_from(first: u32) -> io::Result<()> {
     check(unsafe { libc::syscall(libc::SYS_close_range, first, u32::MAX, 0) }).map(drop)
 }
 
+/// Closes every descriptor from 3 on except those in `keep`.
+pub(crate) fn close_all_but(keep: &[BorrowedFd<'_>]) -> io::Result<()> {
+    let mut numbers: Vec<u32> = keep.iter().map(|fd| fd.as_raw_fd() as u32).collect();
+    numbers.sort_unstable();
+    let mut first = 3;
+    for number in numbers.into_iter().chain([u32::MAX]) {
+        let last = if number == u32::MAX {
+            number
+        } else {
+            number.saturating_sub(1)
+        };
+        if first <= last {
+            // SAFETY: only called in a freshly cloned child that never returns, so no owner of a closed descriptor is
+            // dropped later.
+            check(unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) })?;
+        }
+        first = first.max(number.saturating_add(1));
+    }
+    Ok(())
+}
+
+/// Has the children cloned from now on begin in the pid namespace of a process, or of a namespace file.
+pub(crate) fn set_pid_namespace_of_children(of: BorrowedFd<'_>) -> io::Result<()> {
+    // SAFETY: setns(2) with CLONE_NEWPID changes nothing of this process but where its children begin.
+    let result = unsafe { libc::setns(of.as_raw_fd(), libc::CLONE_NEWPID) };
+    check(libc::c_long::from(result)).map(drop)
+}
+
 /// Marks every descriptor from `first` on close-on-exec.
 pub(crate) fn cloexec_from(first: u32) -> io::Result<()> {
     const CLOSE_RANGE_CLOEXEC: u32 = 4;

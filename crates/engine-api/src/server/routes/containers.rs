@@ -6,7 +6,10 @@ use axum::extract::{Path, State};
 use shoal_types::Timestamp;
 
 use crate::{
-    engine::{ContainerInfo, ContainerMount, ContainerNetwork, ContainerState},
+    engine::{
+        ContainerHealth, ContainerInfo, ContainerMount, ContainerNetwork, ContainerState,
+        HealthResult,
+    },
     server::{
         Engine,
         body::Json,
@@ -43,12 +46,12 @@ pub(crate) async fn list(
     filters.without(&[
         "before",
         "expose",
-        "health",
         "isolation",
         "publish",
         "since",
         "volume",
     ])?;
+    filters.one_of("health", &["starting", "healthy", "unhealthy", "none"])?;
     let states = [
         "created",
         "restarting",
@@ -91,6 +94,10 @@ fn wanted(filters: &Filters, container: &ContainerInfo) -> bool {
             container.name.contains(name.trim_matches(['/', '^', '$']))
         })
         && filters.exact("status", container.state.as_str())
+        && filters.exact(
+            "health",
+            container.health.as_ref().map_or("none", |h| h.status),
+        )
         && filters.labels("label", &container.labels)
         && filters.any("exited", |code| {
             container.state == ContainerState::Exited && code.parse() == Ok(container.exit_code)
@@ -183,7 +190,14 @@ fn status(container: &ContainerInfo, now: Timestamp) -> String {
     let since = |at: Timestamp| human_duration(now.since(at).as_secs());
     match container.state {
         ContainerState::Created => "Created".to_owned(),
-        ContainerState::Running => format!("Up {}", since(container.started_at)),
+        ContainerState::Running => {
+            let health = match container.health.as_ref().map(|health| health.status) {
+                Some("starting") => " (health: starting)".to_owned(),
+                Some(status) => format!(" ({status})"),
+                None => String::new(),
+            };
+            format!("Up {}{health}", since(container.started_at))
+        }
         ContainerState::Paused => format!("Up {} (Paused)", since(container.started_at)),
         ContainerState::Dead => "Dead".to_owned(),
         ContainerState::Exited => {
@@ -332,6 +346,21 @@ fn state(container: &ContainerInfo) -> wire::ContainerState {
         error: container.error.clone(),
         started_at: container.started_at.into(),
         finished_at: container.finished_at.into(),
+        health: container.health.as_ref().map(health),
+    }
+}
+
+fn health(health: &ContainerHealth) -> wire::ContainerHealth {
+    let result = |result: &HealthResult| wire::HealthResult {
+        start: result.start.into(),
+        end: result.end.into(),
+        exit_code: result.exit_code,
+        output: result.output.clone(),
+    };
+    wire::ContainerHealth {
+        status: health.status.to_owned(),
+        failing_streak: health.failing_streak,
+        log: health.log.iter().map(result).collect(),
     }
 }
 

@@ -54,13 +54,14 @@ async fn it_is_in_the_containers_namespaces_root_and_cgroup() {
     let first = pid_of(&node, &id).await;
     let links = "for n in pid net ipc mnt uts cgroup; do readlink /proc/self/ns/$n; done";
     let (code, text) = exec(&node, &id, shell(links)).await;
-    let expected: String = ["pid", "net", "ipc", "mnt", "uts", "cgroup"]
+    let expected: Vec<String> = ["pid", "net", "ipc", "mnt", "uts", "cgroup"]
         .iter()
         .map(|name| {
             let link = std::fs::read_link(format!("/proc/{first}/ns/{name}")).expect("a link");
             format!("{}\n", link.display())
         })
         .collect();
+    let expected = expected.concat();
     assert_eq!((code, text), (0, expected));
     let (_, text) = exec(
         &node,

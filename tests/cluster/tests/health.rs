@@ -8,7 +8,7 @@ use cluster_tests::{Host, Load, busybox_tar, wait_for};
 use serde_json::Value;
 
 const URL: &str = "http://127.0.0.1:8080/";
-const SERVE: &str = "mkdir -p /www && echo here > /www/index.html && exec httpd -f -p 80 -h /www";
+const SERVE: &str = "mkdir -p /www && echo task: here > /www/index.html && exec httpd -f -p 80 -h /www";
 
 fn host() -> Host {
     let host = Host::local();
@@ -97,7 +97,7 @@ fn a_task_runs_and_gets_traffic_when_it_is_healthy_and_is_replaced_when_it_is_no
 
     std::fs::write(in_container(pid, "/tmp/ok"), "").unwrap();
     host.wait_running("web", 1);
-    wait_for("an answer", || host.get(URL), Result::is_ok);
+    let _ = wait_for("an answer", || host.get(URL), Result::is_ok);
     let status = host.docker(&["ps", "--format", "{{.Status}}"]);
     assert!(status.contains("(healthy)"), "{status}");
 
@@ -142,7 +142,7 @@ fn an_update_that_turns_out_unhealthy_rolls_back_by_itself_and_loses_no_request(
     let host = host();
     create(&host, "2", "true", &[]);
     let before = host.wait_running("web", 2);
-    wait_for("an answer", || host.get(URL), Result::is_ok);
+    let _ = wait_for("an answer", || host.get(URL), Result::is_ok);
     let load = Load::start(host.network(), "127.0.0.1:8080".parse().unwrap());
     host.try_shoal(&[
         "service",

@@ -247,9 +247,9 @@ impl Cgroup {
             v2: self.v2.clone(),
             v1: self.v1.clone(),
         };
-        let own = match (&mut group.v2, group.v1.first_mut()) {
-            (Some(path), _) | (None, Some((_, path))) => path,
-            (None, None) => return Ok(group),
+        let ((Some(own), _) | (None, Some((_, own)))) = (&mut group.v2, group.v1.first_mut())
+        else {
+            return Ok(group);
         };
         own.push(name);
         make_dir(own)?;
@@ -258,7 +258,8 @@ impl Cgroup {
 
     /// What [`Self::make_exec`] of this group made and was not removed, by a dead supervisor or because it was busy.
     pub(crate) fn execs(&self) -> Vec<Self> {
-        let path = self.v2.as_ref().or(self.v1.first().map(|(_, path)| path));
+        let path = self.v2.as_ref();
+        let path = path.or_else(|| self.v1.first().map(|(_, path)| path));
         let entries = path.and_then(|path| fs::read_dir(path).ok());
         let entries = entries.into_iter().flatten().flatten();
         let is_exec = |name: &std::ffi::OsStr| {

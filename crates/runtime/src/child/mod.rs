@@ -12,6 +12,7 @@
 //!   possible, so that it need not allow what the runtime itself does.
 
 mod exec;
+mod files;
 mod init;
 mod rootfs;
 mod user;

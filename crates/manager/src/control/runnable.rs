@@ -10,27 +10,20 @@ pub(super) fn check(spec: &ContainerSpec) -> Result<(), ControlError> {
     let health = spec.health.as_ref();
     let checks_health =
         health.is_some_and(|check| check.test.first().is_some_and(|word| word != "NONE"));
-    let has_volume = spec
-        .mounts
-        .iter()
-        .any(|mount| matches!(mount.kind, MountKind::Volume { .. }));
+    let has_volume_options = spec.mounts.iter().any(|mount| {
+        matches!(&mount.kind, MountKind::Volume { driver_options, .. } if !driver_options.is_empty())
+    });
     let missing = [
-        (
-            !spec.secrets.is_empty(),
-            "TaskTemplate.ContainerSpec.Secrets",
-            "secrets in containers",
-        ),
-        (
-            !spec.configs.is_empty(),
-            "TaskTemplate.ContainerSpec.Configs",
-            "configs in containers",
-        ),
         (
             checks_health,
             "TaskTemplate.ContainerSpec.Healthcheck",
             "health checks",
         ),
-        (has_volume, "TaskTemplate.ContainerSpec.Mounts", "volumes"),
+        (
+            has_volume_options,
+            "TaskTemplate.ContainerSpec.Mounts.VolumeOptions.DriverConfig.Options",
+            "options of the local volume driver",
+        ),
         (spec.tty, "TaskTemplate.ContainerSpec.TTY", "terminals"),
         (
             spec.open_stdin,

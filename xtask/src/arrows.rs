@@ -52,6 +52,16 @@ const MAY_KNOW: &[(&str, &[&str])] = &[
         ],
     ),
     ("cluster-tests", &[]),
+    (
+        "simulation",
+        &[
+            "shoal-manager",
+            "shoal-node-agent",
+            "shoal-raft-store",
+            "shoal-transport",
+            "shoal-types",
+        ],
+    ),
     ("xtask", &[]),
 ];
 

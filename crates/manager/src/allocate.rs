@@ -10,9 +10,9 @@ use std::{
     net::Ipv4Addr,
 };
 
-use shoal_raft_store::State;
+use shoal_raft_store::{Change, State};
 use shoal_types::{
-    NetworkId, Timestamp,
+    NetworkId, ServiceId, Timestamp,
     object::{Cluster, Endpoint, Network, NetworkAttachment, Service, Task, VirtualIp},
     spec::{EndpointMode, Ipv4Net, PortConfig, PublishMode, ServiceSpec, TaskSpec},
 };
@@ -186,8 +186,19 @@ impl Allocator {
     }
 }
 
+/// The change that makes a service. With its endpoint, where that is plain, the leader has one command
+/// less to add.
+pub(crate) fn creation(id: ServiceId, spec: ServiceSpec) -> Change {
+    let endpoint = obvious_endpoint(&spec).map(Box::new);
+    let spec = Box::new(spec);
+    match endpoint {
+        Some(endpoint) => Change::CreateServiceWith { id, spec, endpoint },
+        None => Change::CreateService { id, spec },
+    }
+}
+
 /// The endpoint of a new service that leaves nothing to choose: it needs no address and no port number.
-pub(crate) fn obvious_endpoint(spec: &ServiceSpec) -> Option<Endpoint> {
+fn obvious_endpoint(spec: &ServiceSpec) -> Option<Endpoint> {
     let addressed = spec.endpoint.mode == EndpointMode::Vip && !spec.task.networks.is_empty();
     let chooses = addressed || publishes_ingress(&spec.endpoint.ports);
     (!chooses).then(|| Endpoint {

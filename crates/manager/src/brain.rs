@@ -37,7 +37,7 @@ const CHANGES_PER_PASS: usize = 8 * CHANGES_PER_COMMAND;
 const ORPHAN_AFTER: Duration = Duration::from_hours(24);
 
 #[derive(Debug, Default)]
-pub(crate) struct Brain {
+pub struct Brain {
     index: NodeIndex,
     allocator: Allocator,
     /// Services to look at in the next pass.
@@ -54,6 +54,9 @@ pub(crate) struct Brain {
     alarms: BTreeSet<(Timestamp, ServiceId)>,
     alarm_of: HashMap<ServiceId, Timestamp>,
     down: BTreeMap<NodeId, Timestamp>,
+    /// Since then time has passed evenly, as far as this leader knows: what is dated before it says
+    /// nothing about how long ago it was.
+    even_since: Option<Timestamp>,
     /// How long ended tasks of services in an update had been running.
     ran: BTreeMap<TaskId, Duration>,
     /// Services that the pass under way has more to decide about than it takes on.
@@ -66,14 +69,14 @@ pub(crate) struct Brain {
 
 /// What a pass wants done, in this order, and when the next one is due at the latest.
 #[derive(Debug, Default)]
-pub(crate) struct Plan {
-    pub(crate) commands: Vec<Command>,
-    pub(crate) wake_at: Option<Timestamp>,
+pub struct Plan {
+    pub commands: Vec<Command>,
+    pub wake_at: Option<Timestamp>,
 }
 
 impl Brain {
     /// A new leader looks at everything once.
-    pub(crate) fn new(state: &State) -> Self {
+    pub fn new(state: &State) -> Self {
         let mut brain = Self {
             index: NodeIndex::new(state),
             allocator: Allocator::new(state),
@@ -90,15 +93,20 @@ impl Brain {
     }
 
     /// Looks at everything in the next pass.
-    pub(crate) fn resync(&mut self, state: &State) {
+    pub fn resync(&mut self, state: &State) {
         self.services.extend(state.services().map(|s| s.id));
         self.services.extend(state.tasks().map(|t| t.service));
         self.nodes.extend(state.nodes().map(|n| n.id));
         self.retry = true;
     }
 
+    /// A clock was set forward: how long anything has waited is counted anew.
+    pub fn forget_time(&mut self) {
+        self.even_since = None;
+    }
+
     /// Takes note of a committed change. Repetition does no harm.
-    pub(crate) fn observe(&mut self, change: &ObjectChange) {
+    pub fn observe(&mut self, change: &ObjectChange) {
         self.note(change);
         match change {
             ObjectChange::Task { before, after } => {
@@ -180,7 +188,7 @@ impl Brain {
 
     /// The last plan was refused or may not have been committed: forgets what it assumed, and looks
     /// again at what it was about.
-    pub(crate) fn revert(&mut self, state: &State) {
+    pub fn revert(&mut self, state: &State) {
         for (id, service) in std::mem::take(&mut self.tentative) {
             self.services.insert(service);
             if let Some(task) = state.task(&id) {
@@ -205,7 +213,7 @@ impl Brain {
 
     /// Decides everything that is due at `now`. `first` are changes that the decisions are to see,
     /// such as a node's new status.
-    pub(crate) fn decide(
+    pub fn decide(
         &mut self,
         state: &State,
         first: Vec<Change>,
@@ -214,6 +222,7 @@ impl Brain {
     ) -> Plan {
         // Commands never date anything before what is dated already.
         let now = now.max(state.clock());
+        self.even_since.get_or_insert(now);
         let mut draft = Draft::new(state.clone(), now);
         self.tentative.clear();
         self.looked_at = Default::default();
@@ -405,6 +414,7 @@ impl Brain {
             service: &service,
             tasks,
             now: draft.now,
+            even_since: self.even_since.unwrap_or(draft.now),
             ran: &self.ran,
             room: CHANGES_PER_PASS,
         });

@@ -15,6 +15,8 @@ mod brain;
 mod clock;
 mod cluster;
 mod control;
+#[doc(hidden)]
+pub mod cores;
 mod dispatch;
 mod draft;
 mod hub;

@@ -38,7 +38,7 @@ impl Default for LivenessConfig {
 }
 
 #[derive(Debug)]
-pub(crate) struct Liveness {
+pub struct Liveness {
     config: LivenessConfig,
     leader_since: Timestamp,
     /// When the leader is known to have run last.
@@ -58,7 +58,7 @@ struct Contact {
 
 impl LivenessConfig {
     /// How often the leader must note that it runs.
-    pub(crate) fn pulse(&self) -> Duration {
+    pub fn pulse(&self) -> Duration {
         (self.silence / 8).max(Duration::from_millis(1))
     }
 
@@ -81,7 +81,7 @@ impl Contact {
 }
 
 impl Liveness {
-    pub(crate) fn new(config: LivenessConfig, now: Timestamp) -> Self {
+    pub fn new(config: LivenessConfig, now: Timestamp) -> Self {
         Self {
             config,
             leader_since: now,
@@ -91,13 +91,7 @@ impl Liveness {
     }
 
     /// `session` speaks for the node from now on.
-    pub(crate) fn opened(
-        &mut self,
-        node: NodeId,
-        session: u64,
-        addr: Option<String>,
-        now: Timestamp,
-    ) {
+    pub fn opened(&mut self, node: NodeId, session: u64, addr: Option<String>, now: Timestamp) {
         let contact = Contact {
             heard: now,
             session: Some(session),
@@ -108,7 +102,7 @@ impl Liveness {
     }
 
     /// Tells whether the node had been silent for so long that it may have been given up.
-    pub(crate) fn heard(&mut self, node: NodeId, now: Timestamp) -> bool {
+    pub fn heard(&mut self, node: NodeId, now: Timestamp) -> bool {
         let Some(contact) = self.nodes.get_mut(&node) else {
             return false;
         };
@@ -119,7 +113,7 @@ impl Liveness {
 
     /// The leader runs. Comes at least every [`LivenessConfig::pulse`]; when it did not, the leader
     /// stood still, and what was said to it meanwhile is still to be read.
-    pub(crate) fn pulse(&mut self, now: Timestamp) {
+    pub fn pulse(&mut self, now: Timestamp) {
         let before = std::mem::replace(&mut self.pulse, now);
         let pause = now.since(before);
         if pause < self.config.silence / 2 {
@@ -141,7 +135,7 @@ impl Liveness {
     }
 
     /// The session ended; ignored when a newer one speaks for the node already.
-    pub(crate) fn closed(&mut self, node: NodeId, session: u64, now: Timestamp) {
+    pub fn closed(&mut self, node: NodeId, session: u64, now: Timestamp) {
         if let Some(contact) = self.nodes.get_mut(&node)
             && contact.session == Some(session)
         {
@@ -152,7 +146,7 @@ impl Liveness {
 
     /// The statuses that have to change, and when to look again. `now` is by the clock of the other
     /// methods, `wall` is what the new statuses are dated with.
-    pub(crate) fn decide(
+    pub fn decide(
         &self,
         state: &State,
         now: Timestamp,

@@ -95,6 +95,7 @@ impl Founding {
             worker_secret: rng().random(),
             manager_secret: rng().random(),
             certificate_life: CERTIFICATE_LIFE,
+            revoked: Vec::new(),
         };
         Ok(Self {
             cluster,
@@ -346,9 +347,12 @@ impl Manager {
         }
     }
 
-    /// Whether the node may use the managers' API over the cluster port.
-    pub fn may_use_api(&self, node: &NodeId) -> bool {
-        cluster::is_manager(&self.0.port.store.state(), node)
+    /// Whether the caller may use the managers' API over the cluster port.
+    pub fn may_use_api(&self, incoming: &Incoming) -> bool {
+        let state = self.0.port.store.state();
+        let caller = incoming.identity.as_ref();
+        caller.is_some_and(|caller| cluster::is_manager(&state, &caller.node))
+            && cluster::check_revoked(&state, incoming).is_ok()
     }
 
     /// Who leads, as far as this manager knows.

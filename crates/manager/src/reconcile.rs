@@ -13,12 +13,12 @@ use tokio_util::sync::CancellationToken;
 use crate::{brain::Brain, hub::Hub, propose};
 
 /// A full pass repairs whatever a missed event left behind.
-const RESYNC: Duration = Duration::from_secs(30);
+pub const RESYNC: Duration = Duration::from_secs(30);
 /// Before trying again when the store could not take a command.
-const RETRY: Duration = Duration::from_millis(200);
+pub const RETRY: Duration = Duration::from_millis(200);
 /// Passes over what users changed begin at least so long after the one before, so that what many of
 /// them ask for at once shares a command. A pass that a task's end calls for does not wait.
-const GATHER: Duration = Duration::from_millis(4);
+pub const GATHER: Duration = Duration::from_millis(4);
 
 /// Decides whenever this manager leads, until `stop`.
 pub(crate) async fn run(store: Store, hub: &Hub, stop: CancellationToken) {
@@ -59,7 +59,7 @@ async fn lead(store: &Store, hub: &Hub) {
     let mut brain = Brain::new(&state);
     let mut resync_at = hub.clock.steady().after(RESYNC);
     let mut gathered = Instant::now();
-    let mut pace = Pace::new(hub);
+    let mut pace = Pace::new(hub.clock.wall(), hub.clock.steady());
     let mut hurry = true;
     loop {
         if !drain(&mut feed, &mut brain, store, &mut hurry) {
@@ -76,6 +76,9 @@ async fn lead(store: &Store, hub: &Hub) {
         }
         let (first, alive_at) = hub.decide_liveness(&state);
         let now = pace.now(hub, &state);
+        if pace.take_jump() {
+            brain.forget_time();
+        }
         let plan = brain.decide(&state, first, now, &mut rng());
         let idle = plan.commands.is_empty();
         for command in plan.commands {
@@ -122,16 +125,23 @@ async fn lead(store: &Store, hub: &Hub) {
 
 /// The leader's time for decisions: the time of day, but never before what is dated already, and never
 /// slower than real time. Delays thus end even where clocks were set back.
-struct Pace {
+#[derive(Debug)]
+pub struct Pace {
     time: Timestamp,
     steady: Timestamp,
+    jumped: bool,
 }
 
+/// A clock that gains more than this between two passes was set.
+const JUMP: Duration = Duration::from_secs(2);
+
 impl Pace {
-    fn new(hub: &Hub) -> Self {
+    /// Begins at `wall`; `steady` is by the clock that never jumps.
+    pub fn new(wall: Timestamp, steady: Timestamp) -> Self {
         Self {
-            time: hub.clock.wall(),
-            steady: hub.clock.steady(),
+            time: wall,
+            steady,
+            jumped: false,
         }
     }
 
@@ -139,11 +149,19 @@ impl Pace {
         self.advance(hub.clock.steady(), hub.clock.wall().max(state.clock()))
     }
 
-    fn advance(&mut self, steady: Timestamp, at_least: Timestamp) -> Timestamp {
+    /// The time of decisions at `steady`, on a state that dates nothing after `at_least`.
+    pub fn advance(&mut self, steady: Timestamp, at_least: Timestamp) -> Timestamp {
         let passed = steady.since(self.steady);
         self.steady = steady;
-        self.time = self.time.after(passed).max(at_least);
+        let even = self.time.after(passed);
+        self.jumped |= at_least.since(even) > JUMP;
+        self.time = even.max(at_least);
         self.time
+    }
+
+    /// Whether a clock was set forward since this was asked last.
+    pub fn take_jump(&mut self) -> bool {
+        std::mem::take(&mut self.jumped)
     }
 }
 
@@ -152,7 +170,7 @@ fn until(hub: &Hub, at: Timestamp) -> Duration {
 }
 
 /// Takes note of a commit, and of whether it leaves no time to wait for others.
-fn observe(brain: &mut Brain, commit: &Commit, hurry: &mut bool) {
+pub fn observe(brain: &mut Brain, commit: &Commit, hurry: &mut bool) {
     for change in &commit.changes {
         brain.observe(change);
         if let ObjectChange::Task {
@@ -190,8 +208,19 @@ mod tests {
         let mut pace = Pace {
             time: Timestamp(100),
             steady: Timestamp(0),
+            jumped: false,
         };
         assert_eq!(pace.advance(Timestamp(5), Timestamp(200)), Timestamp(200));
         assert_eq!(pace.advance(Timestamp(8), Timestamp(90)), Timestamp(203));
+        assert!(!pace.take_jump());
+    }
+
+    #[test]
+    fn a_clock_that_is_set_forward_is_noticed_once() {
+        let mut pace = Pace::new(Timestamp(100), Timestamp(0));
+        let hour = Timestamp(100).after(Duration::from_hours(1));
+        assert_eq!(pace.advance(Timestamp(5), hour), hour);
+        assert!(pace.take_jump());
+        assert!(!pace.take_jump());
     }
 }

@@ -146,6 +146,15 @@ async fn agent(
                 continue;
             }
         };
+        let message = match message {
+            Ok(Some(ManagerMessage::Changes(changes))) => {
+                let set = changes.apply(&last.lock().unwrap());
+                Ok(Some(ManagerMessage::Assignments(
+                    set.expect("the set before"),
+                )))
+            }
+            other => other,
+        };
         match message {
             Ok(Some(ManagerMessage::Assignments(set))) => {
                 assert!(

@@ -409,27 +409,11 @@ impl Inner {
         clean
     }
 
-    /// Addresses that must not get new connections, as far as this node knows better than the set: of
-    /// its own tasks that do not serve, unless a newer task has the address and does.
+    /// Addresses of this node's own tasks that must not get new connections.
     fn gone(&self, set: &Assignments) -> BTreeSet<(NetworkId, Ipv4Addr)> {
-        let mut gone = BTreeSet::new();
-        let mut serving = BTreeSet::new();
-        for entry in self.tasks().values() {
-            let shown = lock(&entry.shown);
-            if shown.serves() {
-                &mut serving
-            } else {
-                &mut gone
-            }
-            .extend(shown.addresses());
-        }
-        for task in set.tasks.iter().filter(|task| !task.desired.wants_run()) {
-            for attachment in &task.attachments {
-                serving.remove(&(attachment.network, attachment.addr));
-                gone.insert((attachment.network, attachment.addr));
-            }
-        }
-        gone.difference(&serving).copied().collect()
+        let tasks = self.tasks();
+        let shown: Vec<Shown> = tasks.values().map(|e| lock(&e.shown).clone()).collect();
+        network::gone(set, shown.iter().map(|s| (&*s.task, s.status.state)))
     }
 
     /// Gives every worker its task as it is now wanted; starts and retires workers.

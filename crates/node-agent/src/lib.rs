@@ -8,6 +8,8 @@
 
 mod agent;
 mod clock;
+#[doc(hidden)]
+pub mod cores;
 mod description;
 mod logs;
 mod network;

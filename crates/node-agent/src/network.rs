@@ -7,7 +7,7 @@ use std::{
 
 use shoal_network::{self as datapath, NetworkState, Overlay, Published, PublishedTarget, Vip};
 use shoal_types::{
-    NetworkId, NodeId,
+    NetworkId, NodeId, TaskState,
     object::Task,
     spec::{Protocol, PublishMode},
     wire::{Assignments, NetworkAssignment},
@@ -19,7 +19,7 @@ use shoal_types::{
 /// is about to be stopped): they leave the balancing at once, without waiting for a manager to say so.
 ///
 /// `nodes` is how the networks reach other nodes.
-pub(crate) fn desired(
+pub fn desired(
     assignments: &Assignments,
     gone: &BTreeSet<(NetworkId, Ipv4Addr)>,
     nodes: &Nodes,
@@ -43,20 +43,47 @@ pub(crate) fn desired(
         .collect()
 }
 
+/// Addresses that must not get new connections, as far as the node knows better than `set`: of its own
+/// tasks that do not serve. `shown` are the tasks as they are on the node, and how far each has come. An
+/// address that `set` says is another task's by now, here or elsewhere, is that one's affair.
+pub fn gone<'a>(
+    set: &'a Assignments,
+    shown: impl Iterator<Item = (&'a Task, TaskState)>,
+) -> BTreeSet<(NetworkId, Ipv4Addr)> {
+    let mut owners = BTreeMap::new();
+    for network in &set.networks {
+        let endpoints = network.endpoints.iter();
+        owners.extend(endpoints.map(|endpoint| ((network.id, endpoint.addr), endpoint.task)));
+    }
+    // It runs, and is not about to stop.
+    let serves = |task: &Task, state| state == TaskState::Running && task.desired.wants_run();
+    let idle = shown.filter(|(task, state)| !serves(task, *state));
+    let stopping = set.tasks.iter().filter(|task| !task.desired.wants_run());
+    idle.map(|(task, _)| task)
+        .chain(stopping.map(AsRef::as_ref))
+        .flat_map(|task| {
+            let attachments = task.attachments.iter();
+            attachments.map(|a| (task.id, (a.network, a.addr)))
+        })
+        .filter(|(task, at)| owners.get(at).is_none_or(|owner| owner == task))
+        .map(|(_, at)| at)
+        .collect()
+}
+
 /// How this node's networks reach those of other nodes.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub(crate) struct Nodes {
+pub struct Nodes {
     /// This node's data address and the port; `None` where there is no traffic between nodes.
     here: Option<(Ipv4Addr, u16)>,
     /// All others, and never this one.
     peers: BTreeMap<NodeId, Ipv4Addr>,
     /// Why some of them, or all, are out of reach.
-    pub(crate) problems: Vec<String>,
+    pub problems: Vec<String>,
 }
 
 impl Nodes {
     /// `data_addr` is that of this node.
-    pub(crate) fn of(assignments: &Assignments, data_addr: Option<IpAddr>) -> Self {
+    pub fn of(assignments: &Assignments, data_addr: Option<IpAddr>) -> Self {
         let mut nodes = Self::default();
         let port = assignments.data_path_port;
         let local = match data_addr {
@@ -226,6 +253,7 @@ fn protocol(protocol: Protocol) -> datapath::Protocol {
 mod tests {
     use shoal_types::{
         ServiceId, TaskId,
+        object::NetworkAttachment,
         wire::{DataPeer, NetworkEndpoint, NetworkService, PublishedPort},
     };
 
@@ -354,6 +382,25 @@ mod tests {
         assert_eq!(state.vips[0].backends, [B]);
         assert_eq!(state.names["tasks.web"], [B]);
         assert!(!state.names.contains_key("web.1.x"));
+    }
+
+    #[test]
+    fn an_address_of_an_ended_task_serves_again_once_it_is_anothers() {
+        let mut set = assignments(false);
+        let network = set.networks[0].id;
+        let mut ended = crate::task::tests::task();
+        ended.desired = shoal_types::Desired::Shutdown;
+        ended.attachments = vec![NetworkAttachment {
+            network,
+            addr: A,
+            aliases: Vec::new(),
+        }];
+        set.networks[0].endpoints[0].task = ended.id;
+        let shown = || [(&ended, TaskState::Shutdown)].into_iter();
+        assert_eq!(gone(&set, shown()), [(network, A)].into());
+        // On another node, where this one sees nothing of it.
+        set.networks[0].endpoints[0].task = TaskId::from_random([2; 17]);
+        assert_eq!(gone(&set, shown()), BTreeSet::new());
     }
 
     #[test]

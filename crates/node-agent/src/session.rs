@@ -17,7 +17,7 @@ use shoal_transport::{
     session::{self, ReceiveError, SendError},
 };
 use shoal_types::{
-    NodeId, TaskId, TaskState, TaskStatus,
+    Generation, NodeId, TaskId, TaskState, TaskStatus,
     object::NodeDescription,
     wire::{AgentMessage, Assignments, ChangesError, ManagerMessage, ManagerPeer, Open},
 };
@@ -56,7 +56,7 @@ enum SessionError {
 
 /// Statuses on their way to a manager: the newest of each task, until it is accepted.
 #[derive(Debug, Default)]
-pub(crate) struct Outbox {
+pub struct Outbox {
     waiting: Mutex<BTreeMap<TaskId, Pending>>,
     changed: Notify,
 }
@@ -68,7 +68,7 @@ struct Pending {
 }
 
 impl Outbox {
-    pub(crate) fn put(&self, task: TaskId, status: TaskStatus) {
+    pub fn put(&self, task: TaskId, status: TaskStatus) {
         self.waiting().insert(
             task,
             Pending {
@@ -80,12 +80,12 @@ impl Outbox {
     }
 
     /// The task is gone; nobody wants its status any more.
-    pub(crate) fn forget(&self, task: &TaskId) {
+    pub fn forget(&self, task: &TaskId) {
         self.waiting().remove(task);
     }
 
     /// What has not been sent in this session.
-    fn take_unsent(&self) -> Vec<(TaskId, TaskStatus)> {
+    pub fn take_unsent(&self) -> Vec<(TaskId, TaskStatus)> {
         self.waiting()
             .iter_mut()
             .filter(|(_, pending)| !pending.sent)
@@ -97,7 +97,7 @@ impl Outbox {
     }
 
     /// These are committed, unless a newer status of the same task has come up since.
-    fn accepted(&self, tasks: &[(TaskId, TaskState)]) {
+    pub fn accepted(&self, tasks: &[(TaskId, TaskState)]) {
         let mut waiting = self.waiting();
         for (task, state) in tasks {
             let is_this = |pending: &Pending| pending.sent && pending.status.state == *state;
@@ -107,7 +107,8 @@ impl Outbox {
         }
     }
 
-    fn session_lost(&self) {
+    /// What was sent may not have arrived.
+    pub fn session_lost(&self) {
         for pending in self.waiting().values_mut() {
             pending.sent = false;
         }
@@ -212,9 +213,7 @@ impl Session {
     fn take(&self, set: Assignments) -> bool {
         let managers = set.managers.clone();
         let taken = self.assignments.send_if_modified(|current| {
-            let newer = current
-                .as_ref()
-                .is_none_or(|c| c.generation < set.generation);
+            let newer = is_newer(current.as_deref(), set.generation);
             if newer {
                 *current = Some(Arc::new(set));
             }
@@ -265,12 +264,15 @@ impl Session {
     }
 }
 
+/// Whether a set of `generation` takes the place of the one in force.
+pub fn is_newer(current: Option<&Assignments>, generation: Generation) -> bool {
+    current.is_none_or(|current| current.generation < generation)
+}
+
 #[cfg(test)]
 mod tests {
-    use shoal_transport::{dial, stream::Stream};
-    use shoal_types::Generation;
-
     use super::*;
+    use shoal_transport::{dial, stream::Stream};
 
     fn status(state: TaskState) -> TaskStatus {
         TaskStatus {

@@ -59,6 +59,16 @@ pub struct Trust {
     pub manager_secret: [u8; 16],
     /// How long a node's certificate is good for.
     pub certificate_life: Duration,
+    /// Nodes that were removed, or are no managers any more, for as long as a certificate of theirs from
+    /// before could be good.
+    pub revoked: Vec<Revocation>,
+}
+
+/// What only managers may do is refused to certificates of `node` that were made before `at`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Revocation {
+    pub node: NodeId,
+    pub at: Timestamp,
 }
 
 impl std::fmt::Debug for Trust {

@@ -303,8 +303,7 @@ impl Member {
         let serve_api = self.parts.serve_api.clone();
         Arc::new(move |incoming: Incoming| {
             if incoming.purpose == Purpose::Api {
-                let caller = incoming.identity.as_ref().map(|identity| identity.node);
-                if caller.is_some_and(|node| manager.may_use_api(&node)) {
+                if manager.may_use_api(&incoming) {
                     serve_api(incoming.stream);
                 } else {
                     warn!(remote = %incoming.remote, "a node that is no manager asked for the managers' API");

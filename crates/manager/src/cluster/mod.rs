@@ -17,7 +17,7 @@ use shoal_transport::{
     cluster::{ClusterTls, Incoming},
 };
 use shoal_types::{
-    NodeId, RaftId,
+    NodeId, RaftId, Timestamp,
     spec::Role,
     wire::{ManagerPeer, Purpose},
 };
@@ -42,8 +42,13 @@ pub(crate) struct Port {
 impl Port {
     /// Serves one connection to its end.
     pub(crate) async fn serve(&self, incoming: Incoming) {
+        if let Err(error) = check_revoked(&self.store.state(), &incoming) {
+            tracing::warn!(remote = %incoming.remote, purpose = ?incoming.purpose, %error, "refused");
+            return;
+        }
         let Incoming {
             identity,
+            issued: _,
             remote,
             purpose,
             stream,
@@ -107,6 +112,8 @@ pub(crate) struct Caller {
 pub(crate) enum CallError {
     #[error("the caller may not ask for this")]
     Unauthorised,
+    #[error("the manager's certificate of node {node} was revoked when it ceased to be one")]
+    Revoked { node: NodeId },
     #[error("a message for raft member {to} reached member {me}")]
     OtherMember { to: RaftId, me: RaftId },
     #[error(transparent)]
@@ -134,6 +141,34 @@ pub(crate) fn leader(store: &Store) -> Option<ManagerPeer> {
     })
 }
 
+/// What only managers may do is done by whoever holds a manager's certificate: a member of the Raft
+/// group that lags behind cannot ask its state who the managers are. But that somebody is no manager
+/// any more never ceases to be true for the certificates from before.
+pub(crate) fn check_revoked(state: &State, incoming: &Incoming) -> Result<(), CallError> {
+    let for_managers = matches!(
+        incoming.purpose,
+        Purpose::Raft { .. } | Purpose::Api | Purpose::Member
+    );
+    let (Some(identity), Some(issued), true) = (&incoming.identity, incoming.issued, for_managers)
+    else {
+        return Ok(());
+    };
+    let revoked = state.cluster().is_some_and(|cluster| {
+        let revoked = cluster.trust.revoked.iter();
+        // Certificates say their second only.
+        let is_before = |at: Timestamp| issued.0 < at.0 - at.0.rem_euclid(1_000_000_000);
+        revoked
+            .filter(|revoked| revoked.node == identity.node)
+            .any(|revoked| is_before(revoked.at))
+    });
+    if revoked {
+        return Err(CallError::Revoked {
+            node: identity.node,
+        });
+    }
+    Ok(())
+}
+
 /// Whether the node is a manager now, whatever its certificate says.
 pub(crate) fn is_manager(state: &State, node: &NodeId) -> bool {
     state
@@ -153,5 +188,80 @@ fn seen_from(addr: &str, remote: SocketAddr) -> String {
             SocketAddr::new(remote.ip(), parsed.port()).to_string()
         }
         _ => addr.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use shoal_raft_store::{Change, Command};
+    use shoal_types::{ClusterId, Version, spec::NodeSpec, wire::RaftLane};
+
+    use shoal_transport::identity::Identity;
+
+    use super::*;
+    use crate::testing;
+
+    fn incoming(node: NodeId, purpose: Purpose, issued: Timestamp) -> Incoming {
+        let (stream, _other) = shoal_transport::session::local_stream();
+        Incoming {
+            identity: Some(Identity {
+                node,
+                role: Role::Manager,
+                cluster: ClusterId::from_random([1; 17]),
+            }),
+            issued: Some(issued),
+            remote: ([127, 0, 0, 1], 1).into(),
+            purpose,
+            stream: Box::new(stream),
+        }
+    }
+
+    #[test]
+    fn who_is_no_manager_any_more_is_refused_until_it_has_a_new_certificate() {
+        let at = |seconds| Timestamp::from_unix(seconds, 0);
+        let mut state = State::default();
+        let mut version = 0;
+        let mut apply = |state: &mut State, seconds, change| {
+            version += 1;
+            let command = Command {
+                at: at(seconds),
+                changes: vec![change],
+            };
+            state.apply(Version(version), &command).unwrap();
+        };
+        for change in testing::cluster_changes() {
+            apply(&mut state, 10, change);
+        }
+        let mut node = testing::node(1);
+        node.spec.role = Role::Manager;
+        let id = node.id;
+        apply(&mut state, 10, Change::CreateNode(Box::new(node)));
+        let raft = Purpose::Raft {
+            to: RaftId(1),
+            lane: RaftLane::Log,
+        };
+        let judge = |state: &State, purpose, seconds| {
+            check_revoked(state, &incoming(id, purpose, at(seconds))).is_ok()
+        };
+        assert!(judge(&state, raft, 10));
+
+        let known = state.node(&id).unwrap().clone();
+        let spec = NodeSpec {
+            role: Role::Worker,
+            ..known.spec.clone()
+        };
+        let demote = Change::UpdateNodeSpec {
+            id,
+            version: known.meta.version,
+            spec,
+        };
+        apply(&mut state, 20, demote);
+        assert!(!judge(&state, raft, 10));
+        assert!(!judge(&state, Purpose::Api, 10));
+        assert!(judge(&state, Purpose::Session, 10), "it still is a worker");
+        assert!(judge(&state, raft, 21), "promoted again");
+
+        apply(&mut state, 30, Change::RemoveNode { id });
+        assert!(!judge(&state, raft, 21));
     }
 }

@@ -111,17 +111,9 @@ impl Control {
 
     pub async fn create_service(&self, spec: ServiceSpec) -> Result<ServiceId, ControlError> {
         let state = self.basis().await?;
-        validate::service(&state, None, &spec)?;
-        runnable::check(&spec.task.container)?;
+        check_service(&state, None, &spec)?;
         let id = ServiceId::from_random(rng().random());
-        // With its endpoint, where that is plain, the leader has one command less to add.
-        let endpoint = allocate::obvious_endpoint(&spec).map(Box::new);
-        let spec = Box::new(spec);
-        let create = match endpoint {
-            Some(endpoint) => Change::CreateServiceWith { id, spec, endpoint },
-            None => Change::CreateService { id, spec },
-        };
-        self.propose(create).await?;
+        self.propose(allocate::creation(id, spec)).await?;
         Ok(id)
     }
 
@@ -141,8 +133,7 @@ impl Control {
                 message: "renaming services is not supported".to_owned(),
             });
         }
-        validate::service(&state, Some(id), &spec)?;
-        runnable::check(&spec.task.container)?;
+        check_service(&state, Some(id), &spec)?;
         self.propose(Change::UpdateServiceSpec {
             id,
             version,
@@ -239,8 +230,7 @@ impl Control {
         let id = NetworkId::from_random(rng().random());
         for _ in 0..ATTEMPTS {
             let state = self.basis().await?;
-            validate::network(&state, &spec)?;
-            let network = new_network(&state, id, spec.clone())?;
+            let network = checked_network(&state, id, spec.clone())?;
             let chosen = spec.ipam.subnet.is_none();
             let changes = vec![Change::CreateNetwork(Box::new(network))];
             match self.send(changes).await {
@@ -408,6 +398,26 @@ impl Control {
         let at = self.clock.wall();
         self.store.propose(Command { at, changes }).await
     }
+}
+
+/// Whether `spec` may be that of service `id`, or of a new one.
+pub(crate) fn check_service(
+    state: &State,
+    id: Option<ServiceId>,
+    spec: &ServiceSpec,
+) -> Result<(), ControlError> {
+    validate::service(state, id, spec)?;
+    runnable::check(&spec.task.container)
+}
+
+/// The network that a user's `spec` asks for.
+pub(crate) fn checked_network(
+    state: &State,
+    id: NetworkId,
+    spec: NetworkSpec,
+) -> Result<Network, ControlError> {
+    validate::network(state, &spec)?;
+    new_network(state, id, spec)
 }
 
 /// Docker's sentence for a secret or config that a service still names.

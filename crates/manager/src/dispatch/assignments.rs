@@ -55,8 +55,7 @@ impl Networks {
 }
 
 /// Everything `node` needs.
-#[cfg(test)]
-pub(crate) fn assignments(state: &State, node: NodeId) -> Assignments {
+pub fn assignments(state: &State, node: NodeId) -> Assignments {
     assignments_with(&mut Networks::default(), state, node)
 }
 

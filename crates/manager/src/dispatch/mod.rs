@@ -4,7 +4,7 @@ mod assignments;
 pub(crate) mod reports;
 mod session;
 
-#[cfg(test)]
-pub(crate) use assignments::assignments;
+pub use assignments::assignments;
 pub(crate) use assignments::{Networks, assignments_with, managers};
+pub use session::news;
 pub(crate) use session::{SessionEnd, serve};

@@ -265,15 +265,7 @@ async fn tell<S: AsyncWrite>(
             };
         }
         let next = hub.assignments(&state, session.node);
-        let message = match &sent {
-            None => Some(ManagerMessage::Assignments(next.clone())),
-            Some(last) if same_content(last, &next) => None,
-            Some(last) => {
-                let changes = AssignmentChanges::between(last, &next, same_orders);
-                Some(ManagerMessage::Changes(Box::new(changes)))
-            }
-        };
-        if let Some(message) = message {
+        if let Some(message) = news(sent.as_ref(), &next) {
             if let Err(error) = to_agent.send(&message).await {
                 return error.into();
             }
@@ -299,6 +291,18 @@ async fn something_new(
         () = session.acknowledged.notified() => {}
     }
     Ok(())
+}
+
+/// What to tell a node that was sent `last` in this session, when `next` is what it is to run and know.
+pub fn news(last: Option<&Assignments>, next: &Assignments) -> Option<ManagerMessage> {
+    match last {
+        None => Some(ManagerMessage::Assignments(next.clone())),
+        Some(last) if same_content(last, next) => None,
+        Some(last) => {
+            let changes = AssignmentChanges::between(last, next, same_orders);
+            Some(ManagerMessage::Changes(Box::new(changes)))
+        }
+    }
 }
 
 /// Whether the sets differ in nothing that the node acts on: neither the generation nor what became

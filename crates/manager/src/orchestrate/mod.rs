@@ -40,6 +40,8 @@ pub(crate) struct ServiceView<'a> {
     pub(crate) service: &'a Service,
     pub(crate) tasks: Vec<Arc<Task>>,
     pub(crate) now: Timestamp,
+    /// Since then time has passed evenly; before, clocks may have been set.
+    pub(crate) even_since: Timestamp,
     /// How long a task that has ended since had been running, as far as this leader saw it. A task
     /// that is missing here counts as one that ended early.
     pub(crate) ran: &'a BTreeMap<TaskId, Duration>,

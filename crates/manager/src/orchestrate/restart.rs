@@ -77,7 +77,9 @@ pub(super) fn promote(
         plan.wake(task.not_before);
         return;
     }
-    let waiting_since = task.not_before.max(task.meta.created_at);
+    let asked = task.not_before.max(task.meta.created_at);
+    // A clock that was set forward must not make a moment of it.
+    let waiting_since = asked.max(view.even_since);
     let deadline = place
         .stopping(view)
         .filter(|other| other.id != task.id)

@@ -114,6 +114,7 @@ impl Scene {
             service: self.service(),
             tasks: self.state.tasks_of(service_id()).cloned().collect(),
             now: self.now,
+            even_since: Timestamp::EPOCH,
             ran: &self.ran,
             room: 1000,
         })

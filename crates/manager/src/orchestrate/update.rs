@@ -190,7 +190,9 @@ fn step(
             }
         }
         let waits_for_old = !start_first && !old.is_empty();
-        let stopping = place.stopping(view).next().is_some();
+        // One that is asked to stop only now may run for a while, too.
+        let superseded = start_first && old.len() > 1;
+        let stopping = superseded || place.stopping(view).next().is_some();
         plan.create(
             place.at.clone(),
             if waits_for_old || stopping {

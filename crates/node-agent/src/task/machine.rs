@@ -10,7 +10,7 @@ use shoal_types::{Desired, TaskState};
 
 /// What the runtime shows of the task's container.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Container {
+pub enum Container {
     /// There is none, or it was lost (a reboot, a dead sandbox).
     Absent,
     /// Everything is set up; the user's program has not been started.
@@ -24,7 +24,7 @@ pub(crate) enum Container {
 
 /// The one thing to do now. Each is safe to do again.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Action {
+pub enum Action {
     /// Move the observed state up.
     Enter {
         state: TaskState,
@@ -46,7 +46,7 @@ pub(crate) enum Action {
 }
 
 /// Decides the next step of a task that is assigned to this node.
-pub(crate) fn decide(desired: Desired, state: TaskState, container: Container) -> Action {
+pub fn decide(desired: Desired, state: TaskState, container: Container) -> Action {
     if state.is_terminal() {
         return match (desired, container) {
             // It ended, as far as anybody was told, but something still runs.

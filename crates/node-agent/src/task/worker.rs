@@ -2,7 +2,7 @@
 
 use std::{
     collections::BTreeMap,
-    net::{IpAddr, Ipv4Addr, SocketAddr},
+    net::{IpAddr, SocketAddr},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -11,7 +11,7 @@ use shoal_image::{Image, ImageStore, ProgressSink, RegistryAuth};
 use shoal_network::{ContainerEndpoints, Datapath, Endpoint};
 use shoal_runtime::{CreateError, Phase, Runtime, Signal, StartError};
 use shoal_types::{
-    ContainerId, ContainerStatus, NetworkId, TaskId, TaskState, TaskStatus,
+    ContainerId, ContainerStatus, TaskId, TaskState, TaskStatus,
     object::{NodeDescription, Task},
     wire::Assignments,
 };
@@ -92,17 +92,6 @@ pub(crate) struct Shown {
     pub(crate) task: Arc<Task>,
     pub(crate) status: TaskStatus,
     pub(crate) image: Option<Arc<Image>>,
-}
-
-impl Shown {
-    /// New connections may go to the task's addresses: it runs, and is not about to stop.
-    pub(crate) fn serves(&self) -> bool {
-        self.status.state == TaskState::Running && self.task.desired.wants_run()
-    }
-
-    pub(crate) fn addresses(&self) -> impl Iterator<Item = (NetworkId, Ipv4Addr)> {
-        self.task.attachments.iter().map(|a| (a.network, a.addr))
-    }
 }
 
 /// A step that did not work, as text with its causes.

@@ -5,9 +5,10 @@ use std::{net::Ipv4Addr, sync::Arc};
 use shoal_types::{
     Desired, NetworkId, NodeId, ServiceId, TaskId, TaskState, TaskStatus, Timestamp, Version,
     object::{
-        Endpoint, Meta, Network, NetworkAttachment, PreviousSpec, Service, Task, UpdateStatus,
+        Endpoint, Meta, Network, NetworkAttachment, PreviousSpec, Revocation, Service, Task,
+        UpdateStatus,
     },
-    spec::{PortConfig, PublishMode, ServiceSpec},
+    spec::{PortConfig, PublishMode, Role, ServiceSpec},
 };
 
 use super::{AddressOwner, ObjectChange, State, change::numbered};
@@ -94,6 +95,9 @@ impl Commit<'_> {
             Change::UpdateNodeSpec { id, version, spec } => {
                 let node = self.node(*id)?;
                 in_sequence(Kind::Node, id, &node.meta, *version)?;
+                if node.spec.role == Role::Manager && spec.role == Role::Worker {
+                    self.revoke(*id);
+                }
                 self.update_node(*id, |node| node.spec.clone_from(spec))?;
             }
             Change::SetNodeStatus { id, status } => {
@@ -364,7 +368,22 @@ impl Commit<'_> {
             });
         }
         self.set(ObjectChange::node(Some(node), None));
+        self.revoke(id);
         Ok(())
+    }
+
+    /// Notes that the node's certificates of before are no manager's any more, and forgets those notes
+    /// that no certificate can outlive. The cluster's version stays: nobody's settings change.
+    fn revoke(&mut self, node: NodeId) {
+        let Some(before) = self.state.cluster.clone() else {
+            return;
+        };
+        let mut after = (*before).clone();
+        let (now, life) = (self.at, after.trust.certificate_life);
+        let revoked = &mut after.trust.revoked;
+        revoked.retain(|old| old.node != node && now.since(old.at) <= life);
+        revoked.push(Revocation { node, at: now });
+        self.set(ObjectChange::cluster(Some(before), Some(Arc::new(after))));
     }
 
     fn create_task(&mut self, task: &Task) -> Result<(), Rejection> {

@@ -2,7 +2,7 @@
 
 use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
-use shoal_types::wire::Purpose;
+use shoal_types::{Timestamp, wire::Purpose};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream},
@@ -18,6 +18,7 @@ use super::{
     tcp, tls,
 };
 use crate::{
+    ca::BACKDATE,
     clock,
     identity::{Certificate, CertificateError, Identity},
     session::{ReceiveError, SendError},
@@ -38,6 +39,8 @@ const LINGER_BYTES: u64 = 64 << 10;
 pub struct Incoming {
     /// What the node's certificate says; `None` only when `purpose` is [`Purpose::Join`].
     pub identity: Option<Identity>,
+    /// When that certificate was made, to the second.
+    pub issued: Option<Timestamp>,
     pub remote: SocketAddr,
     pub purpose: Purpose,
     pub stream: Stream,
@@ -203,8 +206,10 @@ async fn receive(
         Ok(identity) => {
             let answered = stream::write_frame(&mut stream, &Admission::Welcome).await;
             answered.map_err(Rejection::Gone)?;
+            let issued = certificate.map(|c| c.validity.not_before.after(BACKDATE));
             Ok(Incoming {
                 identity,
+                issued,
                 remote,
                 purpose,
                 stream: Box::new(stream),

@@ -1,0 +1,1038 @@
+//! A manager: the shell around the real decisions, as `reconcile`, `hub`, `dispatch::reports` and
+//! `dispatch::session` are around them in a daemon. It decides nothing.
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    sync::Arc,
+    time::Duration,
+};
+
+use rand::RngExt;
+use shoal_manager::{
+    LivenessConfig,
+    cores::{Brain, GATHER, Liveness, Pace, RESYNC, RETRY, assignments, news, observe},
+};
+use shoal_raft_store::{Applied, Change, Command, Commit, Rejection, State};
+use shoal_types::{
+    Desired, NodeId, TaskId, TaskState, TaskStatus, Timestamp, Version,
+    object::NodeState,
+    wire::{AgentMessage, Assignments, ManagerMessage, ManagerPeer},
+};
+
+use crate::{
+    log::{Effect, Message, Proposal, Replica},
+    mutants::Mutant,
+    network::Payload,
+    users::Answer,
+    world::{Event, What, World},
+};
+
+const TICK: Duration = Duration::from_millis(50);
+/// A command without a majority for so long has an unknown outcome.
+const PROPOSE_TIMEOUT: Duration = Duration::from_secs(5);
+const REPORTS_RETRY: Duration = Duration::from_millis(100);
+const COALESCE: Duration = Duration::from_millis(2);
+const LEADER_TIMEOUT: Duration = Duration::from_secs(2);
+/// Entries between two snapshots.
+const SNAPSHOT_AFTER: u64 = 64;
+
+pub(crate) struct Manager {
+    pub(crate) replica: Replica,
+    pub(crate) state: State,
+    applied: u64,
+    pub(crate) lead: Option<Lead>,
+    /// Reads that wait for their round: the operation, the round, and what must be applied.
+    reads: Vec<(u64, u64, u64)>,
+}
+
+/// A term of this manager.
+pub(crate) struct Lead {
+    term: u64,
+    brain: Brain,
+    liveness: Liveness,
+    pace: Pace,
+    feed: VecDeque<Commit>,
+    plan: VecDeque<Command>,
+    plan_wake: Option<Timestamp>,
+    plan_at: Timestamp,
+    was_idle: bool,
+    awaiting: Option<u64>,
+    resync_at: Timestamp,
+    gathered: Timestamp,
+    hurry: bool,
+    /// Only the newest wake-up counts.
+    wake: u64,
+    sessions: BTreeMap<NodeId, Session>,
+    reports: BTreeMap<TaskId, Report>,
+    batch: Option<(u64, BTreeMap<TaskId, Report>)>,
+    reports_scheduled: bool,
+    telling: bool,
+    /// When each node was heard last, and when its session ended if it has: kept beside the real one.
+    heard: BTreeMap<NodeId, (Timestamp, Option<Timestamp>)>,
+    since: Timestamp,
+}
+
+struct Session {
+    stream: u64,
+    sent: Option<Assignments>,
+    accepted: Vec<(TaskId, TaskState)>,
+}
+
+#[derive(Clone)]
+struct Report {
+    stream: u64,
+    node: NodeId,
+    status: TaskStatus,
+}
+
+/// Who wants to know what became of a proposal.
+pub(crate) struct Waiter {
+    host: usize,
+    life: u32,
+    what: Waiting,
+}
+
+#[derive(Clone, Copy)]
+enum Waiting {
+    Plan { term: u64 },
+    Reports { term: u64 },
+    User { op: u64 },
+}
+
+#[derive(Debug, Clone)]
+pub(crate) enum Outcome {
+    Done(Applied),
+    Rejected(Rejection),
+    NoRoom,
+    NotLeader,
+    Timeout,
+}
+
+impl Manager {
+    pub(crate) fn new(replica: Replica) -> Self {
+        let snapshot = replica.snapshot().clone();
+        Self {
+            replica,
+            state: snapshot.state.clone(),
+            applied: snapshot.index,
+            lead: None,
+            reads: Vec::new(),
+        }
+    }
+
+    pub(crate) fn crash(&mut self) {
+        self.replica.crash();
+        self.lead = None;
+        self.reads.clear();
+    }
+
+    pub(crate) fn is_leading(&self) -> bool {
+        self.lead.is_some()
+    }
+}
+
+/// What a snapshot on disk gives back: the objects, and the state's clock.
+fn restored(state: &State) -> State {
+    let mut restored = State::restore(state.version(), state.objects());
+    let clock = Command {
+        at: state.clock(),
+        changes: Vec::new(),
+    };
+    restored
+        .apply(state.version(), &clock)
+        .expect("a command without changes is never refused");
+    restored
+}
+
+fn liveness_config(mutant: Option<Mutant>) -> LivenessConfig {
+    let mut config = LivenessConfig::default();
+    if mutant == Some(Mutant::HalfSilence) {
+        config.silence /= 2;
+    }
+    config
+}
+
+impl World {
+    fn manager(&mut self, host: usize) -> &mut Manager {
+        self.hosts[host]
+            .manager
+            .as_mut()
+            .expect("only managers get events of managers")
+    }
+
+    fn lead(&mut self, host: usize) -> Option<&mut Lead> {
+        self.hosts[host].manager.as_mut()?.lead.as_mut()
+    }
+
+    /// The manager that leads, as far as it knows.
+    pub(crate) fn leader(&self) -> Option<usize> {
+        let leads = |host: &&usize| {
+            let machine = &self.hosts[**host];
+            machine.up && machine.manager.as_ref().is_some_and(Manager::is_leading)
+        };
+        let hosts: Vec<usize> = (0..self.hosts.len()).collect();
+        hosts
+            .iter()
+            .filter(leads)
+            .max_by_key(|host| {
+                let manager = self.hosts[**host].manager.as_ref();
+                manager.map_or(0, |manager| manager.replica.term())
+            })
+            .copied()
+    }
+
+    pub(crate) fn manager_starts(&mut self, host: usize) {
+        let now = self.now;
+        let Some(manager) = &mut self.hosts[host].manager else {
+            return;
+        };
+        let snapshot = manager.replica.snapshot().clone();
+        manager.state = restored(&snapshot.state);
+        manager.applied = snapshot.index;
+        manager.replica.start(now, &mut self.rng);
+        if manager.state != snapshot.state {
+            let version = snapshot.index;
+            self.violate(
+                "snapshots",
+                format!("what comes back from the one of {version} differs"),
+            );
+        }
+        let pause = self.between(0, 50_000);
+        self.later(host, pause, What::Tick);
+    }
+
+    // The log.
+
+    pub(crate) fn raft_tick(&mut self, host: usize) {
+        self.later(host, TICK, What::Tick);
+        let now = self.now;
+        let mut out = Vec::new();
+        let manager = self.hosts[host].manager.as_mut().expect("a manager ticks");
+        manager.replica.tick(now, &mut self.rng, &mut out);
+        if let Some(lead) = &mut manager.lead {
+            lead.liveness.pulse(now);
+        }
+        self.carry_out(host, out);
+    }
+
+    pub(crate) fn raft_receive(&mut self, host: usize, from: usize, message: Message) {
+        let now = self.now;
+        let mut out = Vec::new();
+        let manager = self.hosts[host]
+            .manager
+            .as_mut()
+            .expect("it was sent to a manager");
+        manager
+            .replica
+            .receive(from, message, now, &mut self.rng, &mut out);
+        self.carry_out(host, out);
+    }
+
+    pub(crate) fn raft_flushed(&mut self, host: usize, index: u64, term: u64) {
+        let mut out = Vec::new();
+        self.manager(host).replica.flushed(index, term, &mut out);
+        self.carry_out(host, out);
+    }
+
+    fn carry_out(&mut self, host: usize, out: Vec<Effect>) {
+        for effect in out {
+            match effect {
+                Effect::Send(to, message) => {
+                    self.datagram(
+                        host,
+                        to,
+                        What::Raft {
+                            from: host,
+                            message,
+                        },
+                    );
+                }
+                Effect::Flush { index, term } => {
+                    let pause = self.between(300, 4_000);
+                    self.later(host, pause, What::Flushed { index, term });
+                }
+                Effect::Installed(snapshot) => {
+                    let manager = self.manager(host);
+                    manager.state = restored(&snapshot.state);
+                    manager.applied = snapshot.index;
+                    let index = snapshot.index;
+                    self.note(|| format!("manager {host} takes the snapshot of {index}"));
+                }
+            }
+        }
+        self.apply_committed(host);
+        self.follow_leadership(host);
+        self.finish_reads(host);
+    }
+
+    fn apply_committed(&mut self, host: usize) {
+        let mut changed = false;
+        loop {
+            let manager = self.manager(host);
+            let index = manager.applied + 1;
+            if index > manager.replica.commit() {
+                break;
+            }
+            let entry = manager.replica.entry(index).cloned();
+            let Some(entry) = entry else {
+                let detail = format!("manager {host} has committed {index} and does not have it");
+                self.violate("log", detail);
+                return;
+            };
+            changed = true;
+            let proposal = entry.proposal;
+            let command = proposal.as_ref().map(|p| self.as_applied(host, &p.command));
+            let version = Version(index);
+            let manager = self.manager(host);
+            manager.applied = index;
+            let result = match &command {
+                Some(command) => manager.state.apply(version, command).map(Some),
+                None => {
+                    manager.state.skip_to(version);
+                    Ok(None)
+                }
+            };
+            let state = manager.state.clone();
+            if let Some(lead) = &mut manager.lead
+                && let Ok(Some((_, changes))) = &result
+            {
+                let (at, changes) = (state.clock(), changes.clone());
+                lead.feed.push_back(Commit {
+                    version,
+                    at,
+                    changes,
+                });
+            }
+            if manager.replica.since_snapshot(index) >= SNAPSHOT_AFTER {
+                manager.replica.compact(index, state.clone());
+            }
+            if self.trace.on
+                && let Some(command) = &command
+            {
+                let refused = result.as_ref().err().map(ToString::to_string);
+                let lines: Vec<String> = command.changes.iter().map(brief).collect();
+                self.note(|| format!("manager {host} applies {index}: {lines:?} {refused:?}"));
+            }
+            let id = proposal.map(|p| p.id);
+            let term = entry.term;
+            let changes = result
+                .as_ref()
+                .ok()
+                .and_then(Option::as_ref)
+                .map(|(_, c)| &c[..]);
+            if let Some(violation) = self.witness.commit(
+                index,
+                term,
+                id,
+                command.as_deref(),
+                changes,
+                &state,
+                self.now,
+            ) {
+                self.violate(violation.0, violation.1);
+            }
+            if let Some(id) = id {
+                let outcome = match result {
+                    Ok(_) => Outcome::Done(Applied { version }),
+                    Err(rejection) => Outcome::Rejected(rejection),
+                };
+                self.resolve(host, id, outcome);
+            }
+        }
+        for node in self.witness.take_removed() {
+            let left = self.hosts.iter().position(|machine| machine.node == node);
+            if let Some(left) = left {
+                // The operator remembers the machine after a while.
+                let pause = self.between(300_000, 5_000_000);
+                self.after(pause, Event::Leave(left));
+            }
+        }
+        if changed {
+            if let Some(lead) = self.lead(host)
+                && !std::mem::replace(&mut lead.telling, true)
+            {
+                self.later(host, COALESCE, What::Tell);
+            }
+            if self.lead(host).is_some_and(|lead| lead.awaiting.is_none()) {
+                self.wake(host, Duration::ZERO);
+            }
+        }
+    }
+
+    /// The command as it is applied: as it is, unless a mistake is switched on.
+    fn as_applied(&mut self, host: usize, command: &Arc<Command>) -> Arc<Command> {
+        let stale = self.is(Mutant::StalePlan);
+        let lost = self.is(Mutant::LostUpdate);
+        let at_once = self.is(Mutant::StartAtOnce);
+        if !(stale || lost || at_once) {
+            return command.clone();
+        }
+        let state = &self.manager(host).state;
+        let mut command = (**command).clone();
+        for change in &mut command.changes {
+            match change {
+                Change::CreateTask(task) => {
+                    if stale && let Some(service) = state.service(&task.service) {
+                        task.spec_version = service.spec_version;
+                    }
+                    if at_once && task.desired == Desired::Ready {
+                        task.desired = Desired::Running;
+                    }
+                }
+                Change::UpdateServiceSpec { id, version, .. } if lost => {
+                    if let Some(service) = state.service(id) {
+                        *version = service.meta.version;
+                    }
+                }
+                Change::UpdateNodeSpec { id, version, .. } if lost => {
+                    if let Some(node) = state.node(id) {
+                        *version = node.meta.version;
+                    }
+                }
+                _other => {}
+            }
+        }
+        Arc::new(command)
+    }
+
+    // Leadership.
+
+    fn follow_leadership(&mut self, host: usize) {
+        let now = self.now;
+        let mutant = self.mutant;
+        let wall = self.wall(host);
+        let manager = self.manager(host);
+        let leads = manager.replica.leads(now) && manager.applied == manager.replica.commit();
+        let term = manager.replica.term();
+        let led = manager.lead.as_ref().map(|lead| lead.term);
+        // A leader that only lags behind its own log goes on.
+        let still = led == Some(term) && manager.replica.leads(now);
+        if led.is_some() && !still {
+            self.note(|| format!("manager {host} does not lead any more"));
+            self.end_term(host);
+        }
+        if led.is_none_or(|led| led != term) && leads {
+            self.note(|| format!("manager {host} leads in term {term}"));
+            let manager = self.manager(host);
+            manager.lead = Some(Lead {
+                term,
+                brain: Brain::new(&manager.state),
+                liveness: Liveness::new(liveness_config(mutant), now),
+                pace: Pace::new(wall, now),
+                feed: VecDeque::new(),
+                plan: VecDeque::new(),
+                plan_wake: None,
+                plan_at: wall,
+                was_idle: true,
+                awaiting: None,
+                resync_at: now.after(RESYNC),
+                gathered: now,
+                hurry: true,
+                wake: 0,
+                sessions: BTreeMap::new(),
+                reports: BTreeMap::new(),
+                batch: None,
+                reports_scheduled: false,
+                telling: false,
+                heard: BTreeMap::new(),
+                since: now,
+            });
+            self.wake(host, Duration::ZERO);
+        }
+    }
+
+    fn end_term(&mut self, host: usize) {
+        if let Some(lead) = self.manager(host).lead.take() {
+            for session in lead.sessions.values() {
+                self.hang_up(session.stream, host);
+            }
+        }
+        let reads = std::mem::take(&mut self.manager(host).reads);
+        for (op, ..) in reads {
+            self.answer_user(host, op, Answer::Refused);
+        }
+    }
+
+    // Proposals.
+
+    fn propose(&mut self, host: usize, command: Command, what: Waiting) -> Result<u64, Outcome> {
+        let id = self.next_proposal;
+        self.next_proposal += 1;
+        let command = Arc::new(command);
+        let manager = self.manager(host);
+        if manager.replica.disk_full {
+            return Err(Outcome::NoRoom);
+        }
+        if manager.lead.is_none() {
+            return Err(Outcome::NotLeader);
+        }
+        let mut out = Vec::new();
+        if !manager.replica.propose(Proposal { id, command }, &mut out) {
+            return Err(Outcome::NotLeader);
+        }
+        let life = self.hosts[host].life;
+        self.waiters.insert(id, Waiter { host, life, what });
+        self.later(host, PROPOSE_TIMEOUT, What::GiveUp { proposal: id });
+        // What follows is for the next moment: whoever proposes is in the middle of something.
+        self.carry_out_later(host, out);
+        Ok(id)
+    }
+
+    /// Sends and flushes; a single manager's commit waits for its flush anyway.
+    fn carry_out_later(&mut self, host: usize, out: Vec<Effect>) {
+        for effect in out {
+            match effect {
+                Effect::Send(to, message) => {
+                    self.datagram(
+                        host,
+                        to,
+                        What::Raft {
+                            from: host,
+                            message,
+                        },
+                    );
+                }
+                Effect::Flush { index, term } => {
+                    let pause = self.between(300, 4_000);
+                    self.later(host, pause, What::Flushed { index, term });
+                }
+                Effect::Installed(_) => unreachable!("a leader takes no snapshot"),
+            }
+        }
+    }
+
+    pub(crate) fn proposal_timed_out(&mut self, id: u64) {
+        if let Some(waiter) = self.waiters.get(&id) {
+            let host = waiter.host;
+            self.resolve(host, id, Outcome::Timeout);
+        }
+    }
+
+    fn resolve(&mut self, host: usize, id: u64, outcome: Outcome) {
+        let life = self.hosts[host].life;
+        let ours = |waiter: &Waiter| waiter.host == host && waiter.life == life;
+        if !self.waiters.get(&id).is_some_and(ours) {
+            return;
+        }
+        let Some(waiter) = self.waiters.remove(&id) else {
+            return;
+        };
+        match waiter.what {
+            Waiting::Plan { term } => {
+                if self.lead(host).is_some_and(|lead| lead.term == term) {
+                    self.plan_resolved(host, outcome);
+                }
+            }
+            Waiting::Reports { term } => {
+                if self.lead(host).is_some_and(|lead| lead.term == term) {
+                    self.reports_resolved(host, outcome);
+                }
+            }
+            Waiting::User { op } => {
+                let answer = match outcome {
+                    Outcome::Done(applied) => Answer::Done(applied.version),
+                    Outcome::Rejected(_) => Answer::Refused,
+                    _unknown => Answer::Unknown,
+                };
+                self.answer_user(host, op, answer);
+            }
+        }
+    }
+
+    // The leader's loop.
+
+    fn wake(&mut self, host: usize, pause: Duration) {
+        if let Some(lead) = self.lead(host) {
+            lead.wake += 1;
+            let wake = lead.wake;
+            self.later(
+                host,
+                pause.max(Duration::from_micros(20)),
+                What::Pass { wake },
+            );
+        }
+    }
+
+    pub(crate) fn leader_pass(&mut self, host: usize, wake: u64) {
+        let now = self.now;
+        let wall = self.wall(host);
+        let blind = self.is(Mutant::BlindToNodes);
+        let twice = self.is(Mutant::PlanTwice);
+        let config = LivenessConfig::default();
+        let Some(manager) = self.hosts[host].manager.as_mut() else {
+            return;
+        };
+        let Some(lead) = manager.lead.as_mut() else {
+            return;
+        };
+        if lead.wake != wake || lead.awaiting.is_some() {
+            return;
+        }
+        while let Some(mut commit) = lead.feed.pop_front() {
+            if blind {
+                let is_node = |change: &shoal_raft_store::ObjectChange| {
+                    matches!(change, shoal_raft_store::ObjectChange::Node { .. })
+                };
+                commit.changes.retain(|change| !is_node(change));
+            }
+            observe(&mut lead.brain, &commit, &mut lead.hurry);
+        }
+        if !std::mem::take(&mut lead.hurry) && now < lead.gathered {
+            let pause = lead.gathered.since(now);
+            self.wake(host, pause);
+            return;
+        }
+        if now >= lead.resync_at {
+            lead.brain.resync(&manager.state);
+            lead.resync_at = now.after(RESYNC);
+        }
+        lead.liveness.pulse(now);
+        let (first, alive_at) = lead.liveness.decide(&manager.state, now, wall);
+        let mut wrong = None;
+        for change in &first {
+            if let Change::SetNodeStatus { id, status } = change
+                && status.state == NodeState::Down
+            {
+                let (heard, earliest) = match lead.heard.get(id) {
+                    Some((heard, None)) => (*heard, heard.after(config.silence)),
+                    Some((heard, Some(closed))) => {
+                        let silent = heard.after(config.silence);
+                        (*heard, silent.min(closed.after(config.reconnect)))
+                    }
+                    None => (lead.since, lead.since.after(config.silence * 3 / 2)),
+                };
+                if now < earliest {
+                    wrong = Some(format!(
+                        "{id} is given up {:?} after it spoke",
+                        now.since(heard)
+                    ));
+                }
+            }
+        }
+        let time = lead.pace.advance(now, wall.max(manager.state.clock()));
+        if lead.pace.take_jump() {
+            lead.brain.forget_time();
+        }
+        let plan = lead
+            .brain
+            .decide(&manager.state, first, time, &mut self.rng);
+        lead.was_idle = plan.commands.is_empty();
+        lead.plan_wake = plan.wake_at;
+        lead.plan_at = time;
+        lead.plan = plan.commands.into();
+        if twice {
+            let again: Vec<Command> = lead.plan.iter().filter_map(made_again).collect();
+            lead.plan.extend(again);
+        }
+        let until = [
+            plan.wake_at.map(|at| at.since(time)),
+            alive_at.map(|at| at.since(now)),
+            Some(lead.resync_at.since(now)),
+        ];
+        let idle = lead.was_idle;
+        if let Some(detail) = wrong {
+            self.violate("liveness", detail);
+        }
+        if idle {
+            let pause = until.into_iter().flatten().min().unwrap_or(RESYNC);
+            self.wake(host, pause.max(Duration::from_millis(1)));
+        } else {
+            self.next_command(host);
+        }
+    }
+
+    fn next_command(&mut self, host: usize) {
+        let now = self.now;
+        let Some(lead) = self.lead(host) else { return };
+        let term = lead.term;
+        let Some(command) = lead.plan.pop_front() else {
+            lead.gathered = now.after(GATHER);
+            lead.hurry = lead.plan_wake.is_some_and(|at| at <= lead.plan_at);
+            self.wake(host, Duration::ZERO);
+            return;
+        };
+        let changes = command.changes.len();
+        match self.propose(host, command, Waiting::Plan { term }) {
+            Ok(id) => {
+                self.note(|| format!("leader {host} proposes {changes} changes as {id}"));
+                if let Some(lead) = self.lead(host) {
+                    lead.awaiting = Some(id);
+                }
+            }
+            Err(Outcome::NotLeader) => {}
+            Err(outcome) => self.plan_resolved(host, outcome),
+        }
+    }
+
+    fn plan_resolved(&mut self, host: usize, outcome: Outcome) {
+        let manager = self.hosts[host]
+            .manager
+            .as_mut()
+            .expect("a manager proposed");
+        let Some(lead) = manager.lead.as_mut() else {
+            return;
+        };
+        lead.awaiting = None;
+        match outcome {
+            Outcome::Done(_) => self.next_command(host),
+            Outcome::Rejected(rejection) => {
+                lead.brain.revert(&manager.state);
+                lead.plan.clear();
+                self.note(|| format!("leader {host}: the plan is refused: {rejection}"));
+                self.next_command(host);
+            }
+            Outcome::NotLeader => {}
+            Outcome::NoRoom | Outcome::Timeout => {
+                lead.brain.revert(&manager.state);
+                lead.plan.clear();
+                lead.hurry = true;
+                self.note(|| format!("leader {host}: the plan has no result"));
+                self.wake(host, RETRY);
+            }
+        }
+    }
+
+    // Sessions.
+
+    pub(crate) fn manager_receives(&mut self, host: usize, stream: u64, message: AgentMessage) {
+        if let AgentMessage::Hello { node, .. } = message {
+            let until = self.now.after(LEADER_TIMEOUT);
+            self.greet(host, stream, node, until);
+            return;
+        }
+        let now = self.now;
+        let Some(lead) = self.lead(host) else { return };
+        let session = lead
+            .sessions
+            .iter()
+            .find(|(_, session)| session.stream == stream);
+        let Some(node) = session.map(|(node, _)| *node) else {
+            return;
+        };
+        lead.heard.insert(node, (now, None));
+        if lead.liveness.heard(node, now) && lead.awaiting.is_none() {
+            self.wake(host, Duration::ZERO);
+        }
+        if let AgentMessage::Status(statuses) = message
+            && let Some(lead) = self.lead(host)
+        {
+            for (task, status) in statuses {
+                let report = Report {
+                    stream,
+                    node,
+                    status,
+                };
+                lead.reports.insert(task, report);
+            }
+            self.schedule_reports(host, Duration::from_micros(100));
+        }
+    }
+
+    /// Opens the session, or says who can, or waits for a leader to be known.
+    pub(crate) fn greet(&mut self, host: usize, stream: u64, node: NodeId, until: Timestamp) {
+        let now = self.now;
+        if !self.streams.contains_key(&stream) {
+            return;
+        }
+        let manager = self.manager(host);
+        if manager.lead.is_none() {
+            let leader = manager.replica.leader().filter(|leader| *leader != host);
+            if leader.is_none() && now < until {
+                let greet = What::Greet {
+                    stream,
+                    node,
+                    until,
+                };
+                self.later(host, Duration::from_millis(50), greet);
+                return;
+            }
+            let leader = leader.map(|leader| ManagerPeer {
+                node: self.hosts[leader].node,
+                addr: format!("host-{leader}:2377"),
+            });
+            self.send(
+                stream,
+                Payload::Manager(ManagerMessage::Elsewhere { leader }),
+            );
+            return;
+        }
+        if manager.state.node(&node).is_none() {
+            let reason = format!("node {node} is not a member of this swarm");
+            self.send(stream, Payload::Manager(ManagerMessage::Refused { reason }));
+            return;
+        }
+        let session = Session {
+            stream,
+            sent: None,
+            accepted: Vec::new(),
+        };
+        let Some(lead) = self.lead(host) else { return };
+        let before = lead.sessions.insert(node, session);
+        lead.liveness.opened(node, stream, None, now);
+        lead.heard.insert(node, (now, None));
+        let idle = lead.awaiting.is_none();
+        if let Some(before) = before {
+            self.hang_up(before.stream, host);
+        }
+        let heartbeat = LivenessConfig::default().heartbeat;
+        let heartbeat = heartbeat.mul_f64(self.rng.random_range(0.9..=1.0));
+        self.send(
+            stream,
+            Payload::Manager(ManagerMessage::Welcome { heartbeat }),
+        );
+        self.tell(host, node);
+        if idle {
+            self.wake(host, Duration::ZERO);
+        }
+    }
+
+    pub(crate) fn manager_closed(&mut self, host: usize, stream: u64) {
+        let now = self.now;
+        let Some(lead) = self.lead(host) else { return };
+        let session = lead
+            .sessions
+            .iter()
+            .find(|(_, session)| session.stream == stream);
+        let Some(node) = session.map(|(node, _)| *node) else {
+            return;
+        };
+        lead.sessions.remove(&node);
+        lead.liveness.closed(node, stream, now);
+        let heard = lead.heard.get(&node).map_or(now, |(heard, _)| *heard);
+        lead.heard.insert(node, (heard, Some(now)));
+        if lead.awaiting.is_none() {
+            self.wake(host, Duration::ZERO);
+        }
+    }
+
+    pub(crate) fn tell_all(&mut self, host: usize) {
+        let Some(lead) = self.lead(host) else { return };
+        lead.telling = false;
+        let nodes: Vec<NodeId> = lead.sessions.keys().copied().collect();
+        for node in nodes {
+            self.tell(host, node);
+        }
+    }
+
+    fn tell(&mut self, host: usize, node: NodeId) {
+        let manager = self.hosts[host].manager.as_mut().expect("a manager tells");
+        let Some(session) = manager
+            .lead
+            .as_mut()
+            .and_then(|lead| lead.sessions.get_mut(&node))
+        else {
+            return;
+        };
+        let stream = session.stream;
+        let accepted = std::mem::take(&mut session.accepted);
+        let mut messages = Vec::new();
+        if !accepted.is_empty() {
+            messages.push(ManagerMessage::StatusAccepted(accepted));
+        }
+        if manager.state.node(&node).is_none() {
+            let reason = format!("node {node} is not a member of this swarm any more");
+            messages.push(ManagerMessage::Refused { reason });
+            if let Some(lead) = &mut manager.lead {
+                lead.sessions.remove(&node);
+            }
+        } else {
+            let next = assignments(&manager.state, node);
+            if let Some(message) = news(session.sent.as_ref(), &next) {
+                session.sent = Some(next);
+                messages.push(message);
+            }
+        }
+        for message in messages {
+            self.send(stream, Payload::Manager(message));
+        }
+    }
+
+    // Reports.
+
+    fn schedule_reports(&mut self, host: usize, pause: Duration) {
+        if let Some(lead) = self.lead(host)
+            && lead.batch.is_none()
+            && !std::mem::replace(&mut lead.reports_scheduled, true)
+        {
+            self.later(host, pause, What::Reports);
+        }
+    }
+
+    pub(crate) fn commit_reports(&mut self, host: usize) {
+        let at = self.wall(host);
+        let Some(lead) = self.lead(host) else { return };
+        lead.reports_scheduled = false;
+        if lead.batch.is_some() || lead.reports.is_empty() {
+            return;
+        }
+        let term = lead.term;
+        let reports = std::mem::take(&mut lead.reports);
+        let change = |(task, report): (&TaskId, &Report)| Change::SetTaskStatus {
+            id: *task,
+            reporter: Some(report.node),
+            status: report.status.clone(),
+        };
+        let changes = reports.iter().map(change).collect();
+        let proposed = self.propose(host, Command { at, changes }, Waiting::Reports { term });
+        let Some(lead) = self.lead(host) else { return };
+        match proposed {
+            Ok(id) => lead.batch = Some((id, reports)),
+            Err(_no_room) => {
+                give_back(&mut lead.reports, reports);
+                self.schedule_reports(host, REPORTS_RETRY);
+            }
+        }
+    }
+
+    fn reports_resolved(&mut self, host: usize, outcome: Outcome) {
+        let early = self.is(Mutant::ForgetReports);
+        let Some(lead) = self.lead(host) else { return };
+        let Some((_, batch)) = lead.batch.take() else {
+            return;
+        };
+        let committed = matches!(outcome, Outcome::Done(_));
+        if committed || early {
+            for (task, report) in &batch {
+                let session = lead.sessions.values_mut();
+                let session = session.into_iter().find(|s| s.stream == report.stream);
+                if let Some(session) = session {
+                    session.accepted.push((*task, report.status.state));
+                }
+            }
+        } else {
+            give_back(&mut lead.reports, batch);
+        }
+        if !std::mem::replace(&mut lead.telling, true) {
+            self.later(host, COALESCE, What::Tell);
+        }
+        let pause = if committed {
+            Duration::from_micros(50)
+        } else {
+            REPORTS_RETRY
+        };
+        self.schedule_reports(host, pause);
+    }
+
+    // Users.
+
+    /// What a user asks this manager for, if it leads.
+    pub(crate) fn propose_for_user(&mut self, host: usize, op: u64, change: Change) {
+        let at = self.wall(host);
+        let command = Command {
+            at,
+            changes: vec![change],
+        };
+        let early = self.is(Mutant::AckEarly);
+        match self.propose(host, command, Waiting::User { op }) {
+            Ok(id) => {
+                self.users.proposed(op, id);
+                if early {
+                    let version = Version(self.manager(host).applied + 1);
+                    self.answer_user(host, op, Answer::Done(version));
+                }
+            }
+            Err(_refused) => self.answer_user(host, op, Answer::Refused),
+        }
+    }
+
+    pub(crate) fn begin_read(&mut self, host: usize, op: u64) {
+        let stale = self.is(Mutant::StaleRead);
+        let mut out = Vec::new();
+        let manager = self.manager(host);
+        if stale {
+            let version = manager.state.version();
+            self.answer_user(host, op, Answer::Read(version));
+            return;
+        }
+        let commit = manager.replica.commit();
+        match manager.replica.begin_read(&mut out) {
+            Some(round) => manager.reads.push((op, round, commit)),
+            None => {
+                self.answer_user(host, op, Answer::Refused);
+                return;
+            }
+        }
+        self.carry_out(host, out);
+    }
+
+    fn finish_reads(&mut self, host: usize) {
+        let manager = self.manager(host);
+        if manager.reads.is_empty() {
+            return;
+        }
+        let reads = std::mem::take(&mut manager.reads);
+        let (applied, version) = (manager.applied, manager.state.version());
+        let (done, wait): (Vec<_>, Vec<_>) = reads.into_iter().partition(|(_, round, commit)| {
+            manager.replica.is_confirmed(*round) && applied >= *commit
+        });
+        manager.reads = wait;
+        for (op, ..) in done {
+            self.answer_user(host, op, Answer::Read(version));
+        }
+    }
+
+    fn answer_user(&mut self, host: usize, op: u64, answer: Answer) {
+        // Now and then the answer is lost on its way.
+        if self.chaos && self.rng.random_ratio(1, 12) {
+            return;
+        }
+        let _ = host;
+        let pause = self.between(200, 5_000);
+        self.after(pause, Event::UserAnswer { op, answer });
+    }
+}
+
+fn give_back(current: &mut BTreeMap<TaskId, Report>, reports: BTreeMap<TaskId, Report>) {
+    for (task, report) in reports {
+        current.entry(task).or_insert(report);
+    }
+}
+
+/// The tasks that a command makes, once more: under other ids, and without addresses, of which each
+/// has one owner.
+fn made_again(command: &Command) -> Option<Command> {
+    let again = |change: &Change| {
+        let Change::CreateTask(task) = change else {
+            return None;
+        };
+        let mut task = task.clone();
+        let mut bytes = [7; 17];
+        bytes[..16].copy_from_slice(&task.id.as_str().as_bytes()[..16]);
+        task.id = TaskId::from_random(bytes);
+        task.attachments.clear();
+        Some(Change::CreateTask(task))
+    };
+    let changes: Vec<Change> = command.changes.iter().filter_map(again).collect();
+    let at = command.at;
+    (!changes.is_empty()).then_some(Command { at, changes })
+}
+
+/// A change in few words.
+fn brief(change: &Change) -> String {
+    match change {
+        Change::CreateTask(task) => format!(
+            "create {} {:?} {:?} {} on {:?} spec {}",
+            task.name(),
+            task.place,
+            task.desired,
+            task.status.state,
+            task.node,
+            task.spec_version
+        ),
+        Change::SetTaskStatus { id, status, .. } => format!("{id} is {}", status.state),
+        Change::SetTaskDesired { id, desired } => format!("{id} to {desired:?}"),
+        Change::SetNodeStatus { id, status } => format!("node {id} is {:?}", status.state),
+        Change::CreateNode(node) => format!("create node {}", node.id),
+        Change::SetServiceUpdate { id, update, .. } => {
+            format!(
+                "update of {id}: {:?}",
+                update.as_ref().map(|update| update.state)
+            )
+        }
+        Change::UpdateServiceSpec { id, version, .. } => format!("update {id} at {version}"),
+        Change::CreateService { id, .. } | Change::CreateServiceWith { id, .. } => {
+            format!("create {id}")
+        }
+        other => format!("{other:?}"),
+    }
+}

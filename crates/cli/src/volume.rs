@@ -120,11 +120,16 @@ pub(crate) async fn run(session: &Session, command: VolumeCommand) -> Result {
                 "DriverOpts": list::pairs(&args.opt),
                 "Labels": list::pairs(&args.label),
             });
-            let created = api.json(Request::post(&["volumes", "create"]).json(&body)).await?;
+            let created = api
+                .json(Request::post(&["volumes", "create"]).json(&body))
+                .await?;
             output::line(text(&created, "/Name"))
         }
         VolumeCommand::Inspect { format, volumes } => {
-            inspect::print(api, &volumes, &format, |volume| Request::get(&["volumes", volume])).await
+            inspect::print(api, &volumes, &format, |volume| {
+                Request::get(&["volumes", volume])
+            })
+            .await
         }
         VolumeCommand::Ls(args) => ls(session, &args).await,
         VolumeCommand::Prune { all, filter, force } => prune(session, all, &filter, force).await,
@@ -195,7 +200,9 @@ async fn ls(session: &Session, args: &ListArgs) -> Result {
     let format = if args.quiet && args.format.is_empty() {
         "{{.Name}}".to_owned()
     } else {
-        session.config.format(&args.format, args.quiet, "volumesFormat")
+        session
+            .config
+            .format(&args.format, args.quiet, "volumesFormat")
     };
     table::print(&format, args.quiet, &COLUMNS, &rows)
 }

@@ -511,13 +511,11 @@ impl Worker {
         let remove = move || volumes.remove_owned(|owner| *owner == container);
         let errors = tokio::task::spawn_blocking(remove).await;
         let errors = errors.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()));
-        match errors.first() {
-            None => Ok(()),
-            Some(_) => {
-                let errors: Vec<String> = errors.iter().map(|error| error_chain(error)).collect();
-                Err(StepError::Passing(errors.join("; ")))
-            }
+        if errors.is_empty() {
+            return Ok(());
         }
+        let errors: Vec<String> = errors.iter().map(error_chain).collect();
+        Err(StepError::Passing(errors.join("; ")))
     }
 
     /// Gives the task's addresses up, before anybody is told that it has ended.

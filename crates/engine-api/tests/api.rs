@@ -142,7 +142,7 @@ async fn bad_requests_are_answered_as_docker_does() {
             json,
             "",
             501,
-            "inspecting volumes is not supported by shoal yet",
+            "volumes is not supported by shoal yet",
         ),
         (
             "POST",

@@ -288,3 +288,45 @@ fn a_bind_mount_of_nothing_is_refused_by_its_node() {
         "{error}"
     );
 }
+
+#[test]
+fn volumes_are_made_listed_and_pruned_by_hand() {
+    let host = Host::local();
+    assert_eq!(
+        host.shoal(&["volume", "create", "--label", "a=b", "data"]),
+        "data\n"
+    );
+    assert_eq!(host.docker(&["volume", "create", "data"]), "data\n");
+    let unnamed = host.docker(&["volume", "create"]);
+    assert_eq!(unnamed.trim().len(), 64);
+    assert_eq!(
+        host.shoal(&["volume", "ls", "--filter", "label=a=b"]),
+        "DRIVER    VOLUME NAME\nlocal     data\n"
+    );
+    let bad = host
+        .try_docker(&["volume", "create", "a/b"])
+        .refusal("a path as a name");
+    assert!(
+        bad.contains("includes invalid characters for a local volume name"),
+        "{bad}"
+    );
+    let pruned = host.shoal(&["volume", "prune", "--force"]);
+    assert!(
+        pruned.contains(unnamed.trim()) && !pruned.contains("data"),
+        "{pruned}"
+    );
+    let pruned = host.docker(&["volume", "prune", "--force", "--all"]);
+    assert!(
+        pruned.contains("data") && pruned.contains("Total reclaimed space: 0B"),
+        "{pruned}"
+    );
+    let gone = host
+        .try_shoal(&["volume", "rm", "data"])
+        .refusal("remove what is gone");
+    assert!(gone.contains("get data: no such volume"), "{gone}");
+    assert_eq!(
+        host.try_shoal(&["volume", "rm", "--force", "data"])
+            .success("force"),
+        "data\n"
+    );
+}

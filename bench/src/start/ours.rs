@@ -135,6 +135,7 @@ fn request(plan: &Plan, files: &Files) -> Result<CreateRequest> {
         spec["linux"]["resources"][resource] = plan.config["linux"]["resources"][resource].clone();
     }
     Ok(CreateRequest {
+        files: Vec::new(),
         id: String::new(),
         spec: serde_json::from_value(spec).context("decode the spec")?,
         rootfs: Rootfs {

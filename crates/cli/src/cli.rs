@@ -89,6 +89,9 @@ pub(crate) enum TopCommand {
     /// Manage the engine
     #[command(subcommand)]
     System(SystemCommand),
+    /// Manage volumes
+    #[command(subcommand)]
+    Volume(crate::volume::VolumeCommand),
     /// Generate the completion script for a shell
     #[command(override_usage = "shoal completion SHELL")]
     Completion {

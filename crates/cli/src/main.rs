@@ -30,6 +30,7 @@ mod session;
 mod swarm;
 mod system;
 mod template;
+mod volume;
 
 use std::{ffi::OsString, process::ExitCode};
 
@@ -116,6 +117,7 @@ async fn run(session: &Session, command: TopCommand) -> Result {
         TopCommand::Service(command) => service::run(session, command).await,
         TopCommand::Swarm(command) => swarm::run(session, command).await,
         TopCommand::System(command) => system::run(session, command).await,
+        TopCommand::Volume(command) => volume::run(session, command).await,
         TopCommand::Doctor(args) => system::doctor(session, &args).await,
         TopCommand::Events(args) => system::events(session, &args).await,
         TopCommand::Info(args) => system::info(session, &args).await,

@@ -142,7 +142,7 @@ async fn bad_requests_are_answered_as_docker_does() {
             json,
             "",
             501,
-            "inspecting volumes is not supported by shoal yet",
+            "volumes is not supported by shoal yet",
         ),
         (
             "POST",
@@ -243,7 +243,7 @@ async fn ping_says_who_answers() {
 }
 
 #[tokio::test]
-async fn there_are_no_volumes_and_no_plugins() {
+async fn a_node_without_volumes_lists_none_and_there_are_no_plugins() {
     let server = TestServer::start();
     let (status, _, body) = raw(&server, "GET", "/v1.51/volumes", "", "").await;
     assert_eq!(

@@ -14,7 +14,7 @@ use shoal_network::{ApplyError, Datapath, NetworkState};
 use shoal_runtime::Runtime;
 use shoal_transport::dial::Dialer;
 use shoal_types::{
-    Generation, NetworkId, NodeId, TaskId, TaskState,
+    ContainerId, Generation, NetworkId, NodeId, TaskId, TaskState,
     object::NodeDescription,
     wire::{Assignments, Open},
 };
@@ -31,7 +31,9 @@ use crate::{
     saved::Saved,
     session::{Outbox, Session},
     task::container_id,
+    task::mounts::{self, MountSource, TaskMount},
     task::worker::{Shown, Tools, Wanted, Worker},
+    volumes::Volumes,
 };
 
 /// Pause before networks that could not be brought up are tried again.
@@ -43,6 +45,7 @@ const RESYNC: Duration = Duration::from_secs(15);
 pub struct AgentConfig {
     /// Directory of the agent's own records.
     pub dir: PathBuf,
+    pub volumes: Volumes,
     pub images: ImageStore,
     pub runtime: Runtime,
     pub datapath: Datapath,
@@ -94,7 +97,12 @@ impl Agent {
     pub fn start(config: AgentConfig) -> Self {
         let saved = Saved::new(&config.dir);
         let (description, described) = watch::channel(config.description);
+        let loaded = saved.load();
+        let assignments = watch::Sender::new(loaded.clone());
         let tools = Tools {
+            volumes: Arc::new(config.volumes),
+            assignments: assignments.subscribe(),
+            loaded,
             images: config.images,
             runtime: config.runtime,
             datapath: config.datapath,
@@ -107,7 +115,7 @@ impl Agent {
             tools: Arc::new(tools),
             name_servers: config.name_servers,
             description,
-            assignments: watch::Sender::new(saved.load()),
+            assignments,
             saved,
             tasks: Mutex::default(),
             changed: watch::Sender::new(0),
@@ -191,6 +199,31 @@ impl Agent {
 
     pub fn images(&self) -> &ImageStore {
         &self.inner.tools.images
+    }
+
+    pub fn volumes(&self) -> &Arc<Volumes> {
+        &self.inner.tools.volumes
+    }
+
+    /// What the container of a task mounts; empty when that cannot be said.
+    pub fn mounts(&self, local: &LocalTask) -> Vec<TaskMount> {
+        let tools = &self.inner.tools;
+        let named = &local.task.spec.container.image;
+        let image = local.image.clone().or_else(|| tools.images.get(named).ok());
+        let config = image.and_then(|image| image.config.oci().config().clone());
+        let of_image = config.and_then(|config| config.volumes().clone());
+        let node = tools.description.borrow().clone();
+        mounts::mounts(&local.task, &of_image.unwrap_or_default(), &node).unwrap_or_default()
+    }
+
+    /// The containers that need a volume: made, or about to be.
+    pub fn users_of_volume(&self, name: &str) -> Vec<ContainerId> {
+        let uses = |mount: &TaskMount| matches!(&mount.source, MountSource::Volume(volume) if volume.name == name);
+        let tasks = self.tasks();
+        let users = tasks
+            .iter()
+            .filter(|task| self.mounts(task).iter().any(uses));
+        users.map(|task| container_id(&task.task.id)).collect()
     }
 
     pub fn runtime(&self) -> &Runtime {
@@ -371,6 +404,13 @@ impl Inner {
                 );
                 clean = false;
             }
+        }
+        let volumes = self.tools.volumes.clone();
+        let is_forgotten = move |owner: &ContainerId| !wanted.contains(owner.as_str());
+        let removed = tokio::task::spawn_blocking(move || volumes.remove_owned(is_forgotten)).await;
+        for error in removed.unwrap_or_default() {
+            warn!(error = crate::error_chain(&error), "volume not removed");
+            clean = false;
         }
         clean
     }

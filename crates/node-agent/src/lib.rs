@@ -16,14 +16,17 @@ mod network;
 mod saved;
 mod session;
 mod task;
+mod volumes;
 
 pub use agent::{Agent, AgentConfig, Diagnosis, LocalTask};
 pub use description::describe;
 pub use task::{
     container_id,
     health::{Health, HealthStatus, Probe},
+    mounts::{MountSource, TaskMount, VolumeUse},
     template::expanded,
 };
+pub use volumes::{Volume, VolumeError, Volumes};
 // The API's half of the house reaches the parts of a node through its agent.
 pub use {shoal_image as image, shoal_network as datapath, shoal_runtime as runtime};
 

@@ -28,7 +28,7 @@ pub use client::{
     LogLine, LogOptions, OpenError, OperationError, Runtime, RuntimeConfig, Sandbox, SignalError,
     StartError, WaitError,
 };
-pub use plan::{EtcFiles, InvalidSpec, LogConfig, Rootfs, default_spec};
+pub use plan::{ContainerFile, EtcFiles, InvalidSpec, LogConfig, Rootfs, default_spec};
 pub use seccomp::{ProfileError, SeccompError, SeccompFilter, default_seccomp, docker_profile};
 pub use state::{ContainerState, ExitStatus, Phase, Started, Stream};
 pub use supervisor::supervisor_main;

@@ -90,6 +90,11 @@ impl ContainerPaths {
         self.bundle.join("report")
     }
 
+    /// Where the container's own files are mounted while it is being made, in its mount namespace alone.
+    pub(crate) fn files(&self) -> PathBuf {
+        self.bundle.join("files")
+    }
+
     /// The line of a stream that has no end yet.
     pub(crate) fn partial_line(&self, stream: crate::Stream) -> PathBuf {
         self.bundle.join(format!("{}.partial", stream.name()))

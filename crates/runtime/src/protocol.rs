@@ -20,7 +20,7 @@ use crate::{ContainerState, ExitStatus, Started};
 /// What both sides must agree on; raised with every change that the other side would misunderstand. [`Request::Hello`] and
 /// [`Request::Upgrade`] with their replies only ever get more fields, each with a default: they are how sides that disagree
 /// come to agree.
-pub(crate) const PROTOCOL: u32 = 1;
+pub(crate) const PROTOCOL: u32 = 2;
 
 /// Which build an executable is: the version of this code, and size and modification time of the file, which stay the same
 /// however it is run (a copy in memory has them too).

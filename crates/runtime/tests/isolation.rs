@@ -3,7 +3,7 @@
 mod support;
 
 use oci_spec::runtime::{LinuxSeccomp, MountBuilder};
-use shoal_runtime::{CreateRequest, default_seccomp, docker_profile};
+use shoal_runtime::{ContainerFile, CreateRequest, default_seccomp, docker_profile};
 use support::{DEFAULT_CAPABILITIES, Node};
 
 #[tokio::test]
@@ -417,5 +417,88 @@ async fn an_own_init_hides_its_executable() {
     request.init = true;
     let (_, text) = node.output(request).await;
     assert!(text.contains("Permission denied"), "{text}");
+    node.finish().await;
+}
+
+#[tokio::test]
+async fn given_files_are_read_only_owned_and_in_no_place_of_the_hosts() {
+    let node = Node::start().await;
+    let script = "stat -c '%u:%g %a %n' /run/secrets/key /etc/hosts; cat /run/secrets/key /etc/hosts; \
+                  echo x > /run/secrets/key; rm /run/secrets/key; grep -c tmpfs.*/run/secrets/key /proc/mounts; \
+                  /opt/tool";
+    let mut request = node.shell(script);
+    let file = |target: &str, mode, data: &[u8]| ContainerFile {
+        target: target.to_owned(),
+        uid: 33,
+        gid: 44,
+        mode,
+        data: data.to_vec(),
+    };
+    request.files = vec![
+        file("/run/secrets/key", 0o440, b"marked-secret\n"),
+        file("/etc/hosts", 0o644, b"10.0.0.1 own\n"),
+        file("/opt/tool", 0o555, b"#!/bin/sh\necho tool runs\n"),
+    ];
+    let id = node.run(request).await;
+    node.runtime.wait(&id).await.expect("ends");
+    let text = node.text(&id).await;
+    for line in [
+        "33:44 440 /run/secrets/key",
+        "33:44 644 /etc/hosts",
+        "marked-secret",
+        "10.0.0.1 own",
+        "sh: can't create /run/secrets/key: Read-only file system",
+        "1",
+        "tool runs",
+    ] {
+        assert!(text.lines().any(|l| l == line), "no {line:?} in {text}");
+    }
+    node.runtime.delete(&id).await.expect("is deleted");
+    node.finish().await;
+}
+
+#[tokio::test]
+async fn an_empty_directory_is_filled_from_the_image_once() {
+    let node = Node::start().await;
+    let volume = tempfile::tempdir().expect("a directory");
+    let mount = |options: &[&str]| {
+        let options: Vec<String> = options.iter().map(|word| (*word).to_owned()).collect();
+        MountBuilder::default()
+            .destination("/bin")
+            .typ("bind")
+            .source(volume.path())
+            .options(options)
+            .build()
+            .expect("a mount")
+    };
+    let request = |options: &[&str], script: &str| {
+        let mut request = node.shell(script);
+        let mut mounts = request.spec.mounts().clone().unwrap_or_default();
+        mounts.push(mount(options));
+        request.spec.set_mounts(Some(mounts));
+        request
+    };
+    // Read-only to the container, filled all the same.
+    let (status, text) = node
+        .output(request(
+            &["rbind", "ro", "copyup"],
+            "ls -d /bin/sh; touch /bin/x",
+        ))
+        .await;
+    assert!(status.code != 0 && text.starts_with("/bin/sh"), "{text}");
+    let (status, _) = node
+        .output(request(
+            &["rbind", "copyup"],
+            "touch /bin/mine && rm /bin/ls",
+        ))
+        .await;
+    assert_eq!(status.code, 0);
+    let (status, text) = node
+        .output(request(
+            &["rbind", "copyup"],
+            "test -e /bin/mine && ! test -e /bin/ls",
+        ))
+        .await;
+    assert_eq!(status.code, 0, "{text}");
     node.finish().await;
 }

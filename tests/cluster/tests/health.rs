@@ -8,7 +8,8 @@ use cluster_tests::{Host, Load, busybox_tar, wait_for};
 use serde_json::Value;
 
 const URL: &str = "http://127.0.0.1:8080/";
-const SERVE: &str = "mkdir -p /www && echo task: here > /www/index.html && exec httpd -f -p 80 -h /www";
+const SERVE: &str =
+    "mkdir -p /www && echo task: here > /www/index.html && exec httpd -f -p 80 -h /www";
 
 fn host() -> Host {
     let host = Host::local();

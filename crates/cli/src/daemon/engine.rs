@@ -9,14 +9,14 @@ use std::{
 use bytes::Bytes;
 use futures_util::{FutureExt, StreamExt, future::BoxFuture};
 use shoal_engine_api::engine::{
-    ActiveSwarm, BoxReader, BoxStream, ContainerInfo, ControlError, Diagnosis, EngineError,
-    Forward, ImageDescriptor, ImageDetails, ImageInfo, ImportRequest, InitRequest, JoinRequest,
-    LocalEngine, LocalNetwork, LogRecord, LogRequest, NodeInfo, OutputStream, ProgressSink,
-    Removed, Result, SwarmState, Tokens,
+    ActiveSwarm, BoxReader, BoxStream, ContainerInfo, ContainerMount, ControlError, Diagnosis,
+    EngineError, Forward, ImageDescriptor, ImageDetails, ImageInfo, ImportRequest, InitRequest,
+    JoinRequest, LocalEngine, LocalNetwork, LogRecord, LogRequest, NodeInfo, OutputStream,
+    ProgressSink, Removed, Result, SwarmState, Tokens, VolumeInfo,
 };
 use shoal_manager::{InitOptions, Leader};
 use shoal_node_agent::{
-    LocalTask, container_id,
+    LocalTask, Volumes, container_id,
     image::{self, Image, ImageId},
     runtime::{self, LogOptions, Phase},
 };
@@ -89,9 +89,28 @@ impl Engine {
                     image.as_deref(),
                     &networks,
                     &node,
+                    self.mounts(task),
                 ))
             })
             .collect())
+    }
+
+    fn mounts(&self, task: &LocalTask) -> Vec<ContainerMount> {
+        let agent = self.node.agent();
+        let mounts = agent.mounts(task).into_iter();
+        mounts
+            .map(|mount| translate::container_mount(&mount, agent.volumes()))
+            .collect()
+    }
+
+    /// Does something with the node's volumes that may take as long as their files are many.
+    async fn with_volumes<T: Send + 'static>(
+        &self,
+        act: impl FnOnce(&Volumes) -> Result<T> + Send + 'static,
+    ) -> Result<T> {
+        let volumes = self.node.agent().volumes().clone();
+        let done = tokio::task::spawn_blocking(move || act(&volumes)).await;
+        done.map_err(failed("look after volumes"))?
     }
 
     /// The cluster's networks, as far as this node knows them.
@@ -445,6 +464,62 @@ impl LocalEngine for Engine {
                 .map(translate::descriptor)
                 .map_err(|error| translate::resolve_error(reference, error))
         }
+        .boxed()
+    }
+
+    fn volumes(&self) -> BoxFuture<'_, Result<Vec<VolumeInfo>>> {
+        self.with_volumes(|volumes| {
+            let all = volumes.list();
+            let all = all.map_err(|error| translate::volume_error("list", "volumes", error))?;
+            Ok(all.into_iter().map(translate::volume).collect())
+        })
+        .boxed()
+    }
+
+    fn volume<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<VolumeInfo>> {
+        let name = name.to_owned();
+        self.with_volumes(move |volumes| {
+            let found = volumes.get(&name);
+            found
+                .map(translate::volume)
+                .map_err(|error| translate::volume_error("get", &name, error))
+        })
+        .boxed()
+    }
+
+    fn create_volume<'a>(
+        &'a self,
+        name: &'a str,
+        labels: BTreeMap<String, String>,
+    ) -> BoxFuture<'a, Result<VolumeInfo>> {
+        let name = name.to_owned();
+        self.with_volumes(move |volumes| {
+            let made = volumes.ensure(&name, &labels, None);
+            made.map(translate::volume)
+                .map_err(|error| translate::volume_error("create", &name, error))
+        })
+        .boxed()
+    }
+
+    fn remove_volume<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<()>> {
+        let (agent, name) = (self.node.agent().clone(), name.to_owned());
+        self.with_volumes(move |volumes| {
+            let users = || {
+                let users = agent.users_of_volume(&name);
+                users.iter().map(ToString::to_string).collect()
+            };
+            let removed = volumes.remove(&name, users);
+            removed.map_err(|error| translate::volume_error("remove", &name, error))
+        })
+        .boxed()
+    }
+
+    fn volume_size<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<u64>> {
+        let name = name.to_owned();
+        self.with_volumes(move |volumes| {
+            let size = volumes.size(&name);
+            size.map_err(|error| translate::volume_error("measure", &name, error))
+        })
         .boxed()
     }
 

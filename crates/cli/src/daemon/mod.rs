@@ -32,7 +32,7 @@ use std::{
 use anyhow::{Context, Result, bail};
 use shoal_engine_api as api;
 use shoal_node_agent::{
-    Agent, AgentConfig,
+    Agent, AgentConfig, Volumes,
     datapath::{Datapath, Ipv4Net, NetworkConfig},
     describe,
     image::{ImageConfig, ImageStore, RegistryConfig},
@@ -216,6 +216,7 @@ async fn start_agent(
         .context("open the datapath")?;
     Ok(Agent::start(AgentConfig {
         dir: home.directory("agent")?,
+        volumes: Volumes::open(home.directory("volumes")?).context("open the volumes")?,
         images,
         runtime,
         datapath,

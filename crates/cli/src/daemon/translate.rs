@@ -5,10 +5,11 @@ use std::{error::Error, sync::Arc};
 use shoal_engine_api::engine::{
     ContainerHealth, ContainerInfo, ContainerMount, ContainerNetwork, ContainerPort,
     ContainerState, EngineError, HealthResult, HistoryItem, ImageDescriptor, ImageDetails,
-    ImageInfo, ImagePlatform, ImageSettings, Progress, ProgressSink, Removed, Result,
+    ImageInfo, ImagePlatform, ImageSettings, Progress, ProgressSink, Removed, Result, VolumeInfo,
 };
 use shoal_node_agent::{
-    Health, HealthStatus, LocalTask, Probe, container_id, expanded,
+    Health, HealthStatus, LocalTask, MountSource, Probe, TaskMount, Volume, VolumeError, Volumes,
+    container_id, expanded,
     image::{
         self, Image, Loaded, LookupError, PullError, RegistryAuth, RegistryError, ResolveError,
     },
@@ -17,7 +18,7 @@ use shoal_node_agent::{
 use shoal_types::{
     Timestamp,
     object::{Network, NodeDescription},
-    spec::{HealthCheck, MountKind, PublishMode},
+    spec::{HealthCheck, PublishMode},
 };
 
 /// Bytes between the writer of an archive and the client that reads it.
@@ -162,6 +163,7 @@ pub(crate) fn container(
     image: Option<&Image>,
     networks: &[Arc<Network>],
     here: &NodeDescription,
+    mounts: Vec<ContainerMount>,
 ) -> ContainerInfo {
     let task = &local.task;
     let expanded = |text: &str| expanded(text, task, here);
@@ -246,7 +248,7 @@ pub(crate) fn container(
         tty: spec.tty,
         networks: container_networks(local, networks),
         ports: container_ports(local),
-        mounts: spec.mounts.iter().map(container_mount).collect(),
+        mounts,
         memory_bytes: task.spec.limits.memory_bytes,
         nano_cpus: task.spec.limits.nano_cpus,
         pids: task.spec.limits.pids,
@@ -341,16 +343,20 @@ fn container_ports(local: &LocalTask) -> Vec<ContainerPort> {
         .collect()
 }
 
-fn container_mount(mount: &shoal_types::spec::Mount) -> ContainerMount {
-    let (kind, name, source, propagation) = match &mount.kind {
-        MountKind::Bind(bind) => (
+pub(crate) fn container_mount(mount: &TaskMount, volumes: &Volumes) -> ContainerMount {
+    let (kind, name, source, propagation) = match &mount.source {
+        MountSource::Bind(bind) => (
             "bind",
             String::new(),
             bind.source.to_string_lossy().into_owned(),
             bind.propagation.clone(),
         ),
-        MountKind::Volume { name, .. } => ("volume", name.clone(), name.clone(), String::new()),
-        MountKind::Tmpfs(_) => ("tmpfs", String::new(), String::new(), String::new()),
+        MountSource::Volume(volume) => {
+            let mountpoint = volumes.mountpoint(&volume.name);
+            let mountpoint = mountpoint.to_string_lossy().into_owned();
+            ("volume", volume.name.clone(), mountpoint, String::new())
+        }
+        MountSource::Tmpfs(_) => ("tmpfs", String::new(), String::new(), String::new()),
     };
     ContainerMount {
         kind,
@@ -359,6 +365,27 @@ fn container_mount(mount: &shoal_types::spec::Mount) -> ContainerMount {
         target: mount.target.to_string_lossy().into_owned(),
         read_only: mount.read_only,
         propagation,
+    }
+}
+
+pub(crate) fn volume(volume: Volume) -> VolumeInfo {
+    VolumeInfo {
+        mountpoint: volume.mountpoint.to_string_lossy().into_owned(),
+        name: volume.name,
+        created: volume.created,
+        labels: volume.labels,
+    }
+}
+
+/// Docker begins what it says of a volume with what was to be done.
+pub(crate) fn volume_error(action: &str, name: &str, error: VolumeError) -> EngineError {
+    match error {
+        VolumeError::NotFound { .. } => EngineError::Missing(error.to_string()),
+        VolumeError::InUse { .. } => EngineError::Conflict(error.to_string()),
+        VolumeError::TooShort | VolumeError::Name { .. } => {
+            EngineError::Invalid(format!("{action} {name}: {error}"))
+        }
+        other => failed(format!("{action} {name}"), other),
     }
 }
 

@@ -113,7 +113,6 @@ fn volume(name: String, options: wire::VolumeOptions, base: &str) -> Result<Moun
         let message = format!("invalid volume mount source, must not be an absolute path: {name}");
         return Err(SpecError::invalid(format!("{base}.Source"), message));
     }
-    only_empty(&options.labels, &field("Labels"), "volumes have no labels")?;
     only_empty(
         &options.subpath,
         &field("Subpath"),
@@ -127,6 +126,7 @@ fn volume(name: String, options: wire::VolumeOptions, base: &str) -> Result<Moun
     Ok(MountKind::Volume {
         name,
         no_copy: options.no_copy,
+        labels: options.labels,
         driver_options: driver.options,
     })
 }
@@ -170,6 +170,7 @@ pub(super) fn mount_out(mount: &Mount) -> wire::Mount {
         MountKind::Volume {
             name,
             no_copy,
+            labels,
             driver_options,
         } => {
             let driver = wire::DriverConfig {
@@ -178,6 +179,7 @@ pub(super) fn mount_out(mount: &Mount) -> wire::Mount {
             };
             let options = wire::VolumeOptions {
                 no_copy: *no_copy,
+                labels: labels.clone(),
                 driver_config: (!driver_options.is_empty()).then_some(driver),
                 ..wire::VolumeOptions::default()
             };

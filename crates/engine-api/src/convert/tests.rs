@@ -271,13 +271,16 @@ fn mount_kind() -> impl Strategy<Value = MountKind> {
                 create_mountpoint: create,
             })
         }),
-        (text(), any::<bool>(), map()).prop_map(|(name, no_copy, driver_options)| {
-            MountKind::Volume {
-                name,
-                no_copy,
-                driver_options,
+        (text(), any::<bool>(), map(), map()).prop_map(
+            |(name, no_copy, labels, driver_options)| {
+                MountKind::Volume {
+                    name,
+                    no_copy,
+                    labels,
+                    driver_options,
+                }
             }
-        }),
+        ),
         (0u64..1 << 40, 0u32..0o1777)
             .prop_map(|(size_bytes, mode)| MountKind::Tmpfs(Tmpfs { size_bytes, mode })),
     ]

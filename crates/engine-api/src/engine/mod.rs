@@ -9,6 +9,7 @@ mod image;
 mod manager;
 mod progress;
 mod swarm;
+mod volume;
 
 use std::pin::Pin;
 
@@ -33,6 +34,7 @@ pub use self::{
         ActiveSwarm, BoxDuplex, Duplex, Forward, InitRequest, JoinRequest, LocalNetwork,
         SwarmState, Tokens,
     },
+    volume::VolumeInfo,
 };
 
 pub type BoxStream<'a, T> = Pin<Box<dyn Stream<Item = T> + Send + 'a>>;
@@ -160,10 +162,39 @@ pub trait LocalEngine: Send + Sync + 'static {
         request: LogRequest,
     ) -> BoxFuture<'_, Result<BoxStream<'static, Result<LogRecord>>>>;
 
+    /// The node's volumes, by name.
+    fn volumes(&self) -> BoxFuture<'_, Result<Vec<VolumeInfo>>> {
+        Box::pin(std::future::ready(Ok(Vec::new())))
+    }
+    fn volume<'a>(&'a self, _name: &'a str) -> BoxFuture<'a, Result<VolumeInfo>> {
+        no_volumes()
+    }
+    /// One that exists is given as it is.
+    fn create_volume<'a>(
+        &'a self,
+        _name: &'a str,
+        _labels: std::collections::BTreeMap<String, String>,
+    ) -> BoxFuture<'a, Result<VolumeInfo>> {
+        no_volumes()
+    }
+    /// [`EngineError::Conflict`] when a container has it.
+    fn remove_volume<'a>(&'a self, _name: &'a str) -> BoxFuture<'a, Result<()>> {
+        no_volumes()
+    }
+    /// Bytes of its files.
+    fn volume_size<'a>(&'a self, _name: &'a str) -> BoxFuture<'a, Result<u64>> {
+        no_volumes()
+    }
+
     /// What happens to containers and images from now on.
     fn events(&self) -> BoxStream<'static, LocalEvent> {
         Box::pin(futures_util::stream::empty())
     }
+}
+
+fn no_volumes<'a, T: Send + 'a>() -> BoxFuture<'a, Result<T>> {
+    let error = EngineError::NotSupported("volumes".to_owned());
+    Box::pin(std::future::ready(Err(error)))
 }
 
 /// Something that happened on the node.

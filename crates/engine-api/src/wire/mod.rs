@@ -21,6 +21,7 @@ mod swarm;
 mod system;
 mod task;
 mod time;
+mod volume;
 
 use std::collections::BTreeMap;
 
@@ -70,6 +71,7 @@ pub use self::{
         SwarmNetworkSpec, Task, TaskStatus,
     },
     time::{ParseTimeError, Time},
+    volume::{Volume, VolumeCreate, VolumeList, VolumeUsage, VolumesPruned},
 };
 
 /// Labels and options.

@@ -136,7 +136,7 @@ object! {
         layers_size: i64 = "LayersSize";
         images: Option<Vec<ImageSummary>> = "Images";
         containers: Option<Vec<ContainerSummary>> = "Containers";
-        volumes: Option<Vec<serde_json::Value>> = "Volumes";
+        volumes: Option<Vec<super::Volume>> = "Volumes";
         build_cache: Option<Vec<BuildCacheUsage>> = "BuildCache";
     }
 

@@ -7,22 +7,15 @@ use super::ControlError;
 
 /// Refuses what no agent can do yet.
 pub(super) fn check(spec: &ContainerSpec) -> Result<(), ControlError> {
-    let has_volume = spec
-        .mounts
-        .iter()
-        .any(|mount| matches!(mount.kind, MountKind::Volume { .. }));
+    let has_volume_options = spec.mounts.iter().any(|mount| {
+        matches!(&mount.kind, MountKind::Volume { driver_options, .. } if !driver_options.is_empty())
+    });
     let missing = [
         (
-            !spec.secrets.is_empty(),
-            "TaskTemplate.ContainerSpec.Secrets",
-            "secrets in containers",
+            has_volume_options,
+            "TaskTemplate.ContainerSpec.Mounts.VolumeOptions.DriverConfig.Options",
+            "options of the local volume driver",
         ),
-        (
-            !spec.configs.is_empty(),
-            "TaskTemplate.ContainerSpec.Configs",
-            "configs in containers",
-        ),
-        (has_volume, "TaskTemplate.ContainerSpec.Mounts", "volumes"),
         (spec.tty, "TaskTemplate.ContainerSpec.TTY", "terminals"),
         (
             spec.open_stdin,

@@ -13,13 +13,18 @@ use oci_spec::runtime::{
     Capability, LinuxCpuBuilder, LinuxMemoryBuilder, LinuxPidsBuilder, LinuxResources,
     MountBuilder, PosixRlimit, PosixRlimitBuilder, Spec,
 };
-use shoal_runtime::{CreateRequest, EtcFiles, LogConfig, Rootfs};
+use shoal_runtime::{ContainerFile, CreateRequest, EtcFiles, LogConfig, Rootfs};
 use shoal_types::{
     object::{NodeDescription, Task},
-    spec::{Mount, MountKind, Resources, SeccompMode, Ulimit},
+    spec::{Resources, SeccompMode, Ulimit},
 };
 
-use super::{container_id, template};
+use super::{
+    container_id,
+    mounts::{MountSource, TaskMount},
+    template,
+};
+use crate::volumes::Volumes;
 
 /// Scheduling period of processor limits, Docker's and the kernel's default.
 const CPU_PERIOD_US: u64 = 100_000;
@@ -47,6 +52,13 @@ pub(crate) struct Surroundings {
     pub(crate) search: Vec<String>,
 }
 
+/// What is prepared for the task on the node.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Prepared {
+    pub(crate) mounts: Vec<TaskMount>,
+    pub(crate) files: Vec<ContainerFile>,
+}
+
 /// The spec asks for something that can't be translated; the text says what, and what to do.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum SpecError {
@@ -72,6 +84,8 @@ pub(crate) fn request(
     task: &Task,
     image: &ImageDefaults,
     around: &Surroundings,
+    volumes: &Volumes,
+    prepared: Prepared,
 ) -> Result<CreateRequest, SpecError> {
     let spec = &task.spec.container;
     let id = container_id(&task.id);
@@ -85,8 +99,8 @@ pub(crate) fn request(
     oci.set_hostname(Some(hostname.clone()));
     let capabilities = set_process(&mut oci, task, image, &hostname, around)?;
     set_resources(&mut oci, &task.spec.limits, &task.spec.reservations);
-    for mount in &spec.mounts {
-        add_mount(&mut oci, mount)?;
+    for mount in &prepared.mounts {
+        add_mount(&mut oci, mount, volumes)?;
     }
     if let Some(root) = oci.root_mut() {
         root.set_readonly(Some(spec.read_only));
@@ -133,6 +147,7 @@ pub(crate) fn request(
             hosts: hosts(&hostname, &addresses, &spec.hosts).into_bytes(),
             resolv_conf: resolv_conf(task, &around.search).into_bytes(),
         },
+        files: prepared.files,
         log: LogConfig::default(),
         seccomp,
         init: spec.init.unwrap_or(false),
@@ -374,7 +389,7 @@ fn set_resources(oci: &mut Spec, limits: &Resources, reservations: &Resources) {
     linux.set_resources(Some(resources));
 }
 
-fn add_mount(oci: &mut Spec, mount: &Mount) -> Result<(), SpecError> {
+fn add_mount(oci: &mut Spec, mount: &TaskMount, volumes: &Volumes) -> Result<(), SpecError> {
     let error = |reason| SpecError::Mount {
         target: mount.target.clone(),
         reason,
@@ -383,8 +398,8 @@ fn add_mount(oci: &mut Spec, mount: &Mount) -> Result<(), SpecError> {
         return Err(error("the target must be an absolute path other than /"));
     }
     let access = if mount.read_only { "ro" } else { "rw" };
-    let new = match &mount.kind {
-        MountKind::Bind(bind) => {
+    let new = match &mount.source {
+        MountSource::Bind(bind) => {
             let propagation = if bind.propagation.is_empty() {
                 "rprivate"
             } else {
@@ -403,7 +418,7 @@ fn add_mount(oci: &mut Spec, mount: &Mount) -> Result<(), SpecError> {
                 .source(bind.source.clone())
                 .options(options)
         }
-        MountKind::Tmpfs(tmpfs) => {
+        MountSource::Tmpfs(tmpfs) => {
             let mode = if tmpfs.mode == 0 { 0o1777 } else { tmpfs.mode };
             let mut options = ["noexec", "nosuid", "nodev", access]
                 .map(str::to_owned)
@@ -417,7 +432,16 @@ fn add_mount(oci: &mut Spec, mount: &Mount) -> Result<(), SpecError> {
                 .source("tmpfs")
                 .options(options)
         }
-        MountKind::Volume { .. } => return Err(error("volumes are not supported yet")),
+        MountSource::Volume(volume) => {
+            let mut options = ["rbind", "rprivate", access].map(str::to_owned).to_vec();
+            if !volume.no_copy {
+                options.push("copyup".to_owned());
+            }
+            MountBuilder::default()
+                .typ("bind")
+                .source(volumes.mountpoint(&volume.name))
+                .options(options)
+        }
     };
     let new = new.destination(mount.target.clone()).build();
     let new = new.map_err(|_| error("the mount is incomplete"))?;
@@ -496,6 +520,12 @@ mod tests {
         }
     }
 
+    fn build(task: &Task) -> Result<CreateRequest, SpecError> {
+        let directory = tempfile::tempdir().unwrap();
+        let volumes = Volumes::open(directory.path().to_owned()).unwrap();
+        request(task, &image(), &around(), &volumes, Prepared::default())
+    }
+
     fn words(words: &[&str]) -> Vec<String> {
         words.iter().map(|w| (*w).to_owned()).collect()
     }
@@ -518,7 +548,7 @@ mod tests {
     fn environment_is_the_images_under_the_services() {
         let mut task = task();
         task.spec.container.env = words(&["GONE", "SLOT={{.Task.Slot}}", "A=b=c"]);
-        let request = request(&task, &image(), &around()).unwrap();
+        let request = build(&task).unwrap();
         let process = request.spec.process().clone().unwrap();
         let env = process.env().clone().unwrap();
         assert!(env.contains(&"PATH=/bin".to_owned()));
@@ -538,7 +568,7 @@ mod tests {
             pids: 50,
             generic: Vec::new(),
         };
-        let request = request(&task, &image(), &around()).unwrap();
+        let request = build(&task).unwrap();
         let linux = request.spec.linux().clone().unwrap();
         let resources = linux.resources().clone().unwrap();
         assert_eq!(resources.memory().unwrap().limit(), Some(64 << 20));

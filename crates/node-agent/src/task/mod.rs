@@ -1,10 +1,13 @@
 //! The tasks of this node: for each one a worker that takes one idempotent step at a time.
 //!
-//! `machine` decides, `worker` does, `health` knows how containers are, `container` and `template` translate a task into a container.
+//! `machine` decides, `worker` does, `health` knows how containers are, and `container`, `files`, `mounts` and
+//! `template` translate a task into a container.
 
 pub(crate) mod container;
+pub(crate) mod files;
 pub(crate) mod health;
 pub(crate) mod machine;
+pub(crate) mod mounts;
 pub(crate) mod signal;
 pub(crate) mod template;
 pub(crate) mod worker;

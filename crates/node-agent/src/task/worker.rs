@@ -13,18 +13,26 @@ use shoal_runtime::{CreateError, Phase, Runtime, Signal, StartError};
 use shoal_types::{
     ContainerId, ContainerStatus, TaskId, TaskState, TaskStatus,
     object::{NodeDescription, Task},
+    wire::Assignments,
 };
 use tokio::{sync::watch, time};
 use tracing::{info, warn};
 
 use super::health::{Check, Health, HealthStatus, Monitor};
 use super::{
-    container::{self, ImageDefaults, SpecError, Surroundings},
+    container::{self, ImageDefaults, Prepared, SpecError, Surroundings},
     container_id,
+    files::{self, FilesError},
     machine::{self, Action, Container},
+    mounts::{self, MountSource, TaskMount},
     signal,
 };
-use crate::{clock, error_chain, saved::Saved, session::Outbox};
+use crate::{
+    clock, error_chain,
+    saved::Saved,
+    session::Outbox,
+    volumes::{VolumeError, Volumes},
+};
 
 /// Pause after an effect of the node itself failed (the supervisor is being restarted, say).
 const RETRY: Duration = Duration::from_millis(200);
@@ -44,6 +52,20 @@ pub(crate) struct Tools {
     pub(crate) description: watch::Receiver<NodeDescription>,
     pub(crate) search: Vec<String>,
     pub(crate) saved: Saved,
+    pub(crate) volumes: Arc<Volumes>,
+    pub(crate) assignments: watch::Receiver<Option<Arc<Assignments>>>,
+    /// The set that an earlier agent saved, which is without secrets.
+    pub(crate) loaded: Option<Arc<Assignments>>,
+}
+
+impl Tools {
+    /// The newest set, and whether a manager sent it to this agent.
+    fn newest(&self) -> (Arc<Assignments>, bool) {
+        let newest = self.assignments.borrow().clone().unwrap_or_default();
+        let loaded = self.loaded.as_ref();
+        let is_loaded = loaded.is_some_and(|loaded| Arc::ptr_eq(loaded, &newest));
+        (newest, !is_loaded)
+    }
 }
 
 /// What a task is to become; the newest wins.
@@ -353,16 +375,83 @@ impl Worker {
 
     async fn make(&self, task: &Task) -> Result<Arc<Image>, StepError> {
         let image = self.image(task).await?;
+        let Some(files) = self.files(task).await? else {
+            return Ok(image);
+        };
+        let mounts = self.mounts(task, &image).await?;
         let around = Surroundings {
             node: self.tools.description.borrow().clone(),
             search: self.tools.search.clone(),
         };
-        let request = container::request(task, &self.defaults(&image), &around)?;
+        let prepared = Prepared { mounts, files };
+        let volumes = &self.tools.volumes;
+        let defaults = self.defaults(&image);
+        let request = container::request(task, &defaults, &around, volumes, prepared)?;
         match self.tools.runtime.create(request).await {
             Ok(_sandbox) => Ok(image),
             Err(error @ CreateError::Invalid(_)) => Err(StepError::Final(error_chain(&error))),
             Err(error) => Err(StepError::passing(error)),
         }
+    }
+
+    /// The task's secrets and configs as files. Waits while they are not at hand because no manager has
+    /// been heard since this agent started; `None` when there is a sandbox already, which has them.
+    async fn files(
+        &self,
+        task: &Task,
+    ) -> Result<Option<Vec<shoal_runtime::ContainerFile>>, StepError> {
+        let mut assignments = self.tools.assignments.clone();
+        let message = self.status().message;
+        loop {
+            assignments.mark_unchanged();
+            let (set, from_manager) = self.tools.newest();
+            // A set that does not want the task run any more has nothing for it: no reason to reject it.
+            let wants = |other: &Arc<Task>| other.id == task.id && other.desired.wants_run();
+            let is_told = from_manager && set.tasks.iter().any(wants);
+            match files::files(task, &set) {
+                Ok(files) => {
+                    if self.status().message != message {
+                        self.show(|shown| shown.status.message = message);
+                    }
+                    return Ok(Some(files));
+                }
+                Err(FilesError::Missing { kind, name, .. }) if !is_told => {
+                    if self.observe().await?.0 == Container::Created {
+                        return Ok(None);
+                    }
+                    if self.status().message == message {
+                        let reason = format!(
+                            "waiting for a manager to send {kind} {name}: it is kept in memory \
+                             only, and this node's daemon was restarted"
+                        );
+                        warn!(reason, "the task is not started yet");
+                        self.show(|shown| shown.status.message = reason);
+                    }
+                }
+                Err(error) => return Err(StepError::Final(error_chain(&error))),
+            }
+            if assignments.changed().await.is_err() {
+                let reason = "the agent goes down".to_owned();
+                return Err(StepError::Passing(reason));
+            }
+        }
+    }
+
+    /// The task's mounts, with what they mount there.
+    async fn mounts(&self, task: &Task, image: &Image) -> Result<Vec<TaskMount>, StepError> {
+        let config = image.config.oci().config().clone().unwrap_or_default();
+        let of_image = config.volumes().clone().unwrap_or_default();
+        let node = self.tools.description.borrow().clone();
+        let mounts = mounts::mounts(task, &of_image, &node).map_err(SpecError::from)?;
+        let (volumes, container) = (self.tools.volumes.clone(), self.container);
+        let provide = move || {
+            for mount in &mounts {
+                provide(&volumes, mount, container)?;
+            }
+            Ok(mounts)
+        };
+        let provided = tokio::task::spawn_blocking(provide).await;
+        provided.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))
     }
 
     /// The task's image: the node's own when it has one of that name, else the registry's.
@@ -495,7 +584,16 @@ impl Worker {
             .runtime
             .delete(self.container.as_str())
             .await
-            .map_err(StepError::passing)
+            .map_err(StepError::passing)?;
+        let (volumes, container) = (self.tools.volumes.clone(), self.container);
+        let remove = move || volumes.remove_owned(|owner| *owner == container);
+        let errors = tokio::task::spawn_blocking(remove).await;
+        let errors = errors.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()));
+        if errors.is_empty() {
+            return Ok(());
+        }
+        let errors: Vec<String> = errors.iter().map(error_chain).collect();
+        Err(StepError::Passing(errors.join("; ")))
     }
 
     /// Gives the task's addresses up, before anybody is told that it has ended.
@@ -619,6 +717,43 @@ async fn until(when: Option<time::Instant>) {
 async fn unwanted(mut wanted: watch::Receiver<Wanted>) {
     // An error says that the agent is going down: preparing ends, too.
     let _ = wanted.wait_for(|wanted| !wanted.wants_run()).await;
+}
+
+/// Sees that there is something to mount.
+fn provide(volumes: &Volumes, mount: &TaskMount, container: ContainerId) -> Result<(), StepError> {
+    match &mount.source {
+        MountSource::Tmpfs(_) => Ok(()),
+        MountSource::Bind(bind) => {
+            if bind.source.exists() {
+                return Ok(());
+            }
+            let source = bind.source.display();
+            if bind.create_mountpoint {
+                let made = std::fs::create_dir_all(&bind.source);
+                return made.map_err(|error| {
+                    let error = error_chain(&error);
+                    StepError::Final(format!(
+                        "error while creating mount source path '{source}': {error}"
+                    ))
+                });
+            }
+            // Docker's words.
+            Err(StepError::Final(format!(
+                "invalid mount config for type \"bind\": bind source path does not exist: {source}"
+            )))
+        }
+        MountSource::Volume(volume) => {
+            let owner = volume.anonymous.then_some(container);
+            match volumes.ensure(&volume.name, &volume.labels, owner) {
+                Ok(_) => Ok(()),
+                Err(error @ (VolumeError::TooShort | VolumeError::Name { .. })) => {
+                    let error = error_chain(&error);
+                    Err(StepError::Final(format!("create {}: {error}", volume.name)))
+                }
+                Err(error) => Err(StepError::passing(error)),
+            }
+        }
+    }
 }
 
 fn nameservers(task: &Task) -> Option<Vec<SocketAddr>> {

@@ -13,6 +13,7 @@
 
 mod enter;
 mod exec;
+mod files;
 mod init;
 mod rootfs;
 mod user;

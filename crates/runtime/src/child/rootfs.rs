@@ -63,8 +63,10 @@ pub(super) fn enter(
     let mut etc = Vec::new();
     for name in ETC {
         let target = format!("/etc/{name}");
-        // A mount of the user's own wins.
-        if plan.mounts.iter().any(|mount| mount.target == target) {
+        // A mount or file of the user's own wins.
+        if plan.mounts.iter().any(|mount| mount.target == target)
+            || plan.files.iter().any(|file| file.target == target)
+        {
             continue;
         }
         let own = MountPlan {
@@ -86,6 +88,7 @@ pub(super) fn enter(
         rmount::MountPropagationFlags::PRIVATE | rmount::MountPropagationFlags::REC,
     )
     .doing(|| "make mounts private".to_owned())?;
+    let files = super::files::make(&plan.files, paths)?;
     mount_overlay(plan, paths)?;
     let root = rustix::fs::open(
         paths.rootfs(),
@@ -94,6 +97,14 @@ pub(super) fn enter(
     )
     .doing(|| "open the root".to_owned())?;
 
+    // Before anything is mounted over what the image has.
+    for mount in &plan.mounts {
+        if let MountKind::Bind { source, .. } = &mount.kind
+            && mount.copy_up
+        {
+            copy_up(root.as_fd(), &mount.target, source)?;
+        }
+    }
     let mut own_dev = false;
     for (mount, source) in plan.mounts.iter().zip(sources) {
         match (&mount.kind, source) {
@@ -105,6 +116,11 @@ pub(super) fn enter(
             (MountKind::Bind { .. }, Some(source)) => place(root.as_fd(), &source, &mount.target)?,
             (MountKind::Bind { .. }, None) => {}
         }
+    }
+    for (tree, file) in files.iter().zip(&plan.files) {
+        let what = || format!("mount the file {}", file.target);
+        let target = ensure(root.as_fd(), &file.target, false).doing(what)?;
+        attach_to(tree.as_fd(), target.as_fd()).doing(what)?;
     }
     for (source, target) in &etc {
         place(root.as_fd(), source, target)?;
@@ -526,6 +542,33 @@ fn split(path: &str) -> (&str, &str) {
         Some((parent, name)) => (parent, name),
         None => ("/", path),
     }
+}
+
+/// Fills the empty directory `source` with what the image has at `target`, if that is a directory. Whoever else does so at
+/// the same time is waited for.
+fn copy_up(root: BorrowedFd<'_>, target: &str, source: &Path) -> Result<(), ChildFailure> {
+    let what = || {
+        let source = source.display();
+        format!("copy the image's files from {target} to {source}")
+    };
+    let of_image = match open_in_root(root, target) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        other => other.doing(what)?,
+    };
+    let is_dir = |fd: &OwnedFd| -> io::Result<bool> {
+        let mode = rustix::fs::fstat(fd)?.st_mode;
+        Ok(rustix::fs::FileType::from_raw_mode(mode).is_dir())
+    };
+    if !is_dir(&of_image).doing(what)? {
+        return Ok(());
+    }
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let volume = rustix::fs::open(source, flags, Mode::empty()).doing(what)?;
+    rustix::fs::flock(&volume, rustix::fs::FlockOperation::LockExclusive).doing(what)?;
+    if fs::read_dir(source).doing(what)?.next().is_some() {
+        return Ok(());
+    }
+    copy_tree(of_image.as_fd(), volume.as_fd()).doing(what)
 }
 
 /// Copies a directory's contents with modes, owners and links, into the root of a detached mount.

@@ -23,7 +23,8 @@ use crate::plan::Plan;
 use crate::protocol::{Failure, PROTOCOL, Reply, Request, build_of};
 use crate::sys::process::pidfd_exit_status;
 use crate::{
-    ContainerState, EtcFiles, ExitStatus, LogConfig, Phase, Rootfs, SeccompFilter, Signal, Started,
+    ContainerFile, ContainerState, EtcFiles, ExitStatus, LogConfig, Phase, Rootfs, SeccompFilter,
+    Signal, Started,
 };
 
 /// For how long a request is tried again on new connections.
@@ -61,6 +62,8 @@ pub struct CreateRequest {
     pub groups: Vec<String>,
     /// `/etc/hostname`, `/etc/hosts`, `/etc/resolv.conf`.
     pub etc: EtcFiles,
+    /// Files of its own, kept nowhere else.
+    pub files: Vec<ContainerFile>,
     /// How much output is kept.
     pub log: LogConfig,
     /// A ready filter, such as [`crate::default_seccomp`]'s; or use `linux.seccomp` of the spec, or have none.

@@ -4,6 +4,7 @@
 //! nothing asked for is silently left out. A plan is plain data and crosses the supervisor's socket as JSON.
 
 mod default;
+mod file;
 mod limits;
 mod mounts;
 mod prepare;
@@ -17,6 +18,7 @@ use crate::sys::mount::MountAttributes;
 use crate::sys::process::CapabilitySets;
 
 pub use default::default_spec;
+pub use file::ContainerFile;
 pub use prepare::InvalidSpec;
 pub(crate) use prepare::{capability_number, check_id};
 
@@ -40,6 +42,7 @@ pub(crate) struct Plan {
     pub(crate) seccomp: Option<SeccompFilter>,
     pub(crate) process: ProcessPlan,
     pub(crate) etc: EtcFiles,
+    pub(crate) files: Vec<ContainerFile>,
     pub(crate) log: LogConfig,
 }
 
@@ -172,7 +175,7 @@ pub(crate) struct MountPlan {
     pub(crate) attributes: MountAttributes,
     /// Attributes apply to everything below too (`rro` and its like).
     pub(crate) recursive_attributes: bool,
-    /// Copy what the image has at the target into a fresh tmpfs.
+    /// Copy what the image has at the target into a fresh tmpfs, or into the empty directory that is mounted.
     pub(crate) copy_up: bool,
 }
 

@@ -54,15 +54,18 @@ pub(super) fn mount_plan(mount: &Mount) -> Result<MountPlan, InvalidSpec> {
         }
     };
     let is_tmpfs = matches!(&kind, MountKind::Filesystem { kind, .. } if kind == "tmpfs");
-    if words.copy_up && !is_tmpfs {
+    if words.tmpfs_copy_up && !is_tmpfs {
         return Err(invalid("tmpcopyup is for tmpfs only".to_owned()));
+    }
+    if words.bind_copy_up && !matches!(kind, MountKind::Bind { .. }) {
+        return Err(invalid("copyup is for bind mounts only".to_owned()));
     }
     Ok(MountPlan {
         target,
         kind,
         attributes: words.attributes,
         recursive_attributes: words.recursive_attributes,
-        copy_up: words.copy_up,
+        copy_up: words.tmpfs_copy_up || words.bind_copy_up,
     })
 }
 
@@ -71,7 +74,9 @@ pub(super) fn mount_plan(mount: &Mount) -> Result<MountPlan, InvalidSpec> {
 struct Words {
     bind: bool,
     recursive_bind: bool,
-    copy_up: bool,
+    tmpfs_copy_up: bool,
+    /// A word of our own: the OCI spec has none for it.
+    bind_copy_up: bool,
     recursive_attributes: bool,
     attributes: attribute::MountAttributes,
     data: Vec<String>,
@@ -90,7 +95,8 @@ impl Words {
         match option {
             "bind" => self.bind = true,
             "rbind" => (self.bind, self.recursive_bind) = (true, true),
-            "tmpcopyup" => self.copy_up = true,
+            "tmpcopyup" => self.tmpfs_copy_up = true,
+            "copyup" => self.bind_copy_up = true,
             "defaults" | "rw" | "async" | "relatime" | "z" | "Z" | "nocopy" => {}
             "ro" => self.set(attribute::RDONLY),
             "suid" => self.clear(attribute::NOSUID),
@@ -198,5 +204,7 @@ mod tests {
         assert!(text("ext4", "/dev/vda", &[]).contains("mounts.type \"ext4\""));
         assert!(text("bind", "relative", &["bind"]).contains("absolute source"));
         assert!(text("bind", "/srv", &["bind", "bogus"]).contains("bogus"));
+        assert!(text("bind", "/srv", &["bind", "tmpcopyup"]).contains("tmpfs only"));
+        assert!(text("tmpfs", "tmpfs", &["copyup"]).contains("bind mounts only"));
     }
 }

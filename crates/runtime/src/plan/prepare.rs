@@ -5,7 +5,7 @@ use oci_spec::runtime::{
     PosixRlimitType, Process, Spec,
 };
 
-use super::{DeviceNode, Namespaces, Plan, ProcessPlan, Rlimit, limits, mounts};
+use super::{DeviceNode, Namespaces, Plan, ProcessPlan, Rlimit, file, limits, mounts};
 use crate::CreateRequest;
 use crate::seccomp::{self, SeccompError};
 use crate::sys::process::CapabilitySets;
@@ -80,6 +80,9 @@ impl Plan {
         for mount in spec.mounts().iter().flatten() {
             plan_mounts.push(mounts::mount_plan(mount)?);
         }
+        for file in &request.files {
+            file::check(file)?;
+        }
         let mut devices = Vec::new();
         for device in linux.devices().iter().flatten() {
             devices.push(device_node(device)?);
@@ -123,6 +126,7 @@ impl Plan {
             id: request.id,
             rootfs: request.rootfs,
             etc: request.etc,
+            files: request.files,
             log: request.log,
         })
     }
@@ -487,6 +491,7 @@ mod tests {
             user: String::new(),
             groups: Vec::new(),
             etc: EtcFiles::default(),
+            files: Vec::new(),
             log: LogConfig::default(),
             seccomp: None,
             init: false,

@@ -91,6 +91,7 @@ impl Node {
                 hosts: b"127.0.0.1 localhost\n".to_vec(),
                 resolv_conf: b"nameserver 127.0.0.11\n".to_vec(),
             },
+            files: Vec::new(),
             log: LogConfig::default(),
             seccomp: Some(default_seccomp(DEFAULT_CAPABILITIES)),
             init: false,

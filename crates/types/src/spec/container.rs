@@ -127,6 +127,8 @@ pub enum MountKind {
     Volume {
         name: String,
         no_copy: bool,
+        /// Of the volume, if it is made for the task.
+        labels: BTreeMap<String, String>,
         driver_options: BTreeMap<String, String>,
     },
     Tmpfs(Tmpfs),

@@ -11,6 +11,7 @@ mod swarm;
 mod swarm_input;
 mod system;
 mod tasks;
+mod volumes;
 
 use axum::{
     Router,
@@ -29,7 +30,13 @@ pub(super) fn all() -> Router<Engine> {
         .route("/info", get(system::info))
         .route("/doctor", get(system::doctor))
         .route("/system/df", get(system::disk_usage))
-        .route("/volumes", get(system::volumes))
+        .route("/volumes", get(volumes::list))
+        .route("/volumes/create", post(volumes::create))
+        .route("/volumes/prune", post(volumes::prune))
+        .route(
+            "/volumes/{name}",
+            get(volumes::inspect).delete(volumes::remove),
+        )
         .route("/plugins", get(system::plugins))
         .route("/events", get(events::events))
         .route("/swarm", get(swarm::inspect))

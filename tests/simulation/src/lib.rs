@@ -185,7 +185,7 @@ fn chaos_then_rest(world: &mut World, shape: &mut StdRng) {
     world.check_history();
 }
 
-/// Every agent is frozen or cut off for 5 s at default liveness, one after the other and in every
+/// Every machine is frozen or cut off for 5 s at default liveness, one long after the other and in every
 /// phase of its heartbeat: nothing may be restarted.
 pub fn pauses_restart_nothing(seed: u64, options: Options) -> Result<Summary, Box<Failure>> {
     let mut world = World::new(seed, 3, 5, &options);
@@ -213,7 +213,7 @@ pub fn pauses_restart_nothing(seed: u64, options: Options) -> Result<Summary, Bo
         }
         let next = world
             .now
-            .after(Duration::from_millis(9_000 + shape.random_range(0..1_000)));
+            .after(Duration::from_millis(20_000 + shape.random_range(0..1_000)));
         world.run_until(next);
     }
     let state = world.witness.state();

@@ -4,7 +4,7 @@
 use std::{process::ExitCode, time::Instant};
 
 use clap::Parser;
-use simulation::{Options, run, run_all, scale::measure};
+use simulation::{Options, pauses_restart_nothing, run, run_all, scale::measure};
 
 #[derive(Parser)]
 struct Arguments {
@@ -20,6 +20,9 @@ struct Arguments {
     /// Do not stop at the first that fails.
     #[arg(long)]
     go_on: bool,
+    /// With a seed: the scenario of pauses of 5 s, in which nothing may be restarted.
+    #[arg(long, requires = "seed")]
+    pauses: bool,
     /// Print everything that happens.
     #[arg(long)]
     verbose: bool,
@@ -53,16 +56,22 @@ fn main() -> anyhow::Result<ExitCode> {
             verbose: arguments.verbose,
             ..Options::default()
         };
-        return Ok(match run(seed, options) {
-            Ok(summary) => {
-                println!("seed {seed} holds: {summary:?}, {:?}", begun.elapsed());
-                ExitCode::SUCCESS
-            }
-            Err(failure) => {
-                println!("{failure}");
-                ExitCode::FAILURE
-            }
-        });
+        return Ok(
+            match if arguments.pauses {
+                pauses_restart_nothing(seed, options)
+            } else {
+                run(seed, options)
+            } {
+                Ok(summary) => {
+                    println!("seed {seed} holds: {summary:?}, {:?}", begun.elapsed());
+                    ExitCode::SUCCESS
+                }
+                Err(failure) => {
+                    println!("{failure}");
+                    ExitCode::FAILURE
+                }
+            },
+        );
     }
     let seeds = arguments.first..arguments.first + arguments.seeds;
     let (held, failed) = run_all(

@@ -2,6 +2,7 @@
 //!
 //! `bench/run.sh` gets what this needs; `bench/README.md` says what is measured, and what is not equal.
 
+mod cluster;
 mod deadline;
 mod http;
 mod image;
@@ -50,6 +51,12 @@ struct Options {
     /// Only one part.
     #[arg(long, value_enum)]
     only: Option<Part>,
+    /// Several nodes instead of one.
+    #[arg(long)]
+    cluster: bool,
+    /// With --cluster: only these cases.
+    #[arg(long, value_enum, value_delimiter = ',', requires = "cluster")]
+    case: Vec<cluster::Case>,
     /// Fewer samples, up to 10 replicas, about two minutes.
     #[arg(long)]
     quick: bool,
@@ -153,7 +160,11 @@ impl Options {
 #[expect(clippy::print_stdout, reason = "the table is what this program is for")]
 async fn run(options: &Options) -> Result<ExitCode> {
     let mut report = Report::new(Machine::read());
-    parts(options, &mut report).await?;
+    if options.cluster {
+        several_nodes(options, &mut report).await?;
+    } else {
+        parts(options, &mut report).await?;
+    }
     println!("{}", report.table());
     if let Some(path) = &options.json {
         report.write_json(path)?;
@@ -212,6 +223,23 @@ async fn parts(options: &Options, report: &mut Report) -> Result<()> {
             report.note(format!("container start: {error:#}"));
         }
     }
+    Ok(())
+}
+
+async fn several_nodes(options: &Options, report: &mut Report) -> Result<()> {
+    let tools = Tools {
+        directory: options.tools.clone(),
+    };
+    let plan = cluster::Plan {
+        dir: options.work.clone(),
+        shoal: options.shoal.clone().context("--shoal was not given")?,
+        image: image::busybox_tar(&tools.find("busybox")?)?,
+        cgroup: options.cgroup()?.to_owned(),
+        cases: options.case.clone(),
+        quick: options.quick,
+        tools,
+    };
+    cluster::measure(&plan, report).await;
     Ok(())
 }
 

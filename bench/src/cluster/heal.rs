@@ -137,9 +137,12 @@ async fn unlike(
             probes.len()
         )));
     }
-    let containers = tasks::containers(machines, WEB).await?;
+    let containers = tasks::containers(machines, WEB, false).await?;
     if containers != web.len() {
-        return Ok(Some(format!("{containers} containers of {}", web.len())));
+        return Ok(Some(format!(
+            "{containers} containers run of {}",
+            web.len()
+        )));
     }
     for node in &mut machines.nodes {
         let diagnosis = node.engine.get("/doctor").await?;

@@ -59,13 +59,13 @@ pub(super) async fn wait_running(
     }
 }
 
-/// How many containers of a service there are, on all nodes together.
-pub(super) async fn containers(machines: &mut Machines, service: &str) -> Result<usize> {
+/// How many containers of a service run, or with `all` are there, on all nodes together.
+pub(super) async fn containers(machines: &mut Machines, service: &str, all: bool) -> Result<usize> {
     let label = format!("com.docker.swarm.service.name={service}");
     let query = filters(&[("label", &label)]);
     let mut count = 0;
     for node in &mut machines.nodes {
-        let path = format!("/containers/json?all=1&{query}");
+        let path = format!("/containers/json?all={all}&{query}");
         let containers = node.engine.get(&path).await?;
         count += containers.as_array().map_or(0, Vec::len);
     }
@@ -75,7 +75,7 @@ pub(super) async fn containers(machines: &mut Machines, service: &str) -> Result
 /// Waits until no node has a container of a service.
 pub(super) async fn gone(machines: &mut Machines, service: &str) -> Result<()> {
     let limit = Deadline::after(LIMIT);
-    while containers(machines, service).await? > 0 {
+    while containers(machines, service, true).await? > 0 {
         if limit.passed() {
             bail!("containers of {service} are left");
         }

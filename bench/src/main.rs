@@ -57,6 +57,9 @@ struct Options {
     /// With --cluster: only these cases.
     #[arg(long, value_enum, value_delimiter = ',', requires = "cluster")]
     case: Vec<cluster::Case>,
+    /// With --cluster: files with what other measurements printed, to be shown below the table.
+    #[arg(long, requires = "cluster")]
+    append: Vec<PathBuf>,
     /// Fewer samples, up to 10 replicas, about two minutes.
     #[arg(long)]
     quick: bool,
@@ -240,6 +243,10 @@ async fn several_nodes(options: &Options, report: &mut Report) -> Result<()> {
         tools,
     };
     cluster::measure(&plan, report).await;
+    for path in &options.append {
+        let text = fs::read_to_string(path).with_context(|| format!("read {}", path.display()))?;
+        report.appendix.push(text.trim().to_owned());
+    }
     Ok(())
 }
 

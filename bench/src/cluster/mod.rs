@@ -66,14 +66,14 @@ impl Plan {
     fn effort(&self) -> Effort {
         Effort {
             rounds: if self.quick { 1 } else { 3 },
-            span: Duration::from_secs(3),
+            span: Duration::from_secs(2),
         }
     }
 
     /// How many samples: of ours, of a peer whose recovery takes ten times as long, and with `quick`.
     fn trials(&self, side: &Side, ours: usize, peer: usize) -> usize {
         match (self.quick, side.is_shoal()) {
-            (true, _) => 3,
+            (true, _) => ours.min(3),
             (false, true) => ours,
             (false, false) => peer,
         }
@@ -172,14 +172,14 @@ async fn one_swarm(
         eprintln!("bench: {}: {case:?}", side.name());
         let (result, series) = match case {
             Case::Failover => {
-                let trials = plan.trials(side, 20, 5);
+                let trials = plan.trials(side, 20, 4);
                 let limit = Deadline::after(Duration::from_mins(4));
                 failover::measure(&mut machines, trials, limit).await
             }
             Case::Writes => writes::measure(&mut machines, Kind::Config, plan.effort()).await,
             Case::Creates => writes::measure(&mut machines, Kind::Service, plan.effort()).await,
             Case::Loss => {
-                let trials = (plan.trials(side, 12, 4), plan.trials(side, 5, 2));
+                let trials = (plan.trials(side, 10, 3), plan.trials(side, 3, 1));
                 let limit = Deadline::after(Duration::from_mins(6));
                 loss::measure(&mut machines, trials, limit).await
             }
@@ -189,7 +189,7 @@ async fn one_swarm(
                 heal::measure(&mut machines, trials, limit).await
             }
             Case::Traffic => {
-                let (rounds, span) = if plan.quick { (5, 500) } else { (20, 1000) };
+                let (rounds, span) = if plan.quick { (5, 500) } else { (20, 500) };
                 let span = Duration::from_millis(span);
                 match traffic::measure(&mut machines, rounds, span).await {
                     Ok([vip, direct]) => {

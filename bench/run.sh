@@ -89,7 +89,7 @@ target=$(cargo metadata --no-deps --format-version 1 --locked | sed 's/.*"target
 [ -n "$shoal" ] || shoal=$target/release/shoal
 cc -O2 -static -o "$work/stamp" "$here/stamp.c"
 
-# Two measurements are their crates' own.
+# Two measurements are their crates' own; built with the same packages as above, so that what they share is built once.
 wants() { [ -n "$cluster" ] && case ",${case:-$1}," in *",$1,"*) true ;; *) false ;; esac; }
 # The lines of a program as a block of the report.
 append() {
@@ -106,12 +106,12 @@ append() {
 seconds=3
 [ -z "$quick" ] || seconds=1
 if wants writes; then
-    cargo build --quiet --locked --release --package shoal-raft-store --example proposals
+    cargo build --quiet --locked --release "${build[@]}" --package shoal-raft-store --example proposals
     append 'The replicated log alone, members in one process on one disk, 256 bytes a proposal' proposals \
         "$target/release/examples/proposals" "$work" "$seconds"
 fi
 if wants traffic; then
-    overlay=(cargo test --quiet --locked --release --package shoal-network --test overlay)
+    overlay=(cargo test --quiet --locked --release "${build[@]}" --package shoal-network --test overlay)
     "${overlay[@]}" --no-run
     append "The overlay beside the kernel's own VXLAN between two namespaces, one stream" overlay \
         "${overlay[@]}" -- --ignored --nocapture --test-threads 1

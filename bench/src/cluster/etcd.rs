@@ -63,7 +63,7 @@ pub(crate) async fn measure(
                     return Err(error);
                 }
                 rate.samples.push(per_second(done.results.len(), done.took));
-                let latencies = done.results.iter().map(|(_, took)| super::millis(*took));
+                let latencies = done.results.iter().map(|((), took)| super::millis(*took));
                 latency.samples.extend(latencies);
             }
             series.extend([rate, latency]);

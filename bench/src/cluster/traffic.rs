@@ -88,7 +88,7 @@ pub(crate) async fn measure(
             way.connections.samples.push(per_second(count, took));
             let before = busy()?;
             let (count, took) = load(netns, way.address, span, true).await?;
-            let spent = busy()? - before;
+            let spent = busy()?.saturating_sub(before);
             way.requests.samples.push(per_second(count, took));
             let count = f64::from(u32::try_from(count)?);
             way.cpu.samples.push(spent.as_secs_f64() * 1e6 / count);

@@ -24,6 +24,10 @@ use crate::{
 /// Clients at once, a thread each.
 const CLIENTS: usize = 4;
 const TIMEOUT: Duration = Duration::from_secs(5);
+/// Of the client's network: by default a port is not used again for a minute, and after some ten thousand connections
+/// the search for a free one would be all that is measured (`ip_sysctl`: a port in TIME_WAIT is free after a second).
+const CLIENT_SETTINGS: [(&str, &str); 2] =
+    [("ip_local_port_range", "1024 65535"), ("tcp_tw_reuse", "1")];
 
 /// Of one way to the server.
 #[derive(Debug)]
@@ -75,6 +79,15 @@ pub(crate) async fn measure(
     let direct = task_address(&web[0])?;
     let inner = pid(&probe[0])?;
     let netns = machines.nodes[0].sandbox()?.outer(inner)?;
+    let port_use = within(netns, || {
+        CLIENT_SETTINGS
+            .iter()
+            .try_for_each(|(name, value)| fs::write(format!("/proc/sys/net/ipv4/{name}"), value))
+    })?;
+    let set = port_use
+        .join()
+        .map_err(|_| anyhow::anyhow!("setting panicked"))?;
+    set?.context("set the client's ports")?;
     // The first connections: names and neighbours are found.
     for address in [vip, direct] {
         load(netns, address, Duration::from_millis(500), true).await?;

@@ -63,6 +63,24 @@ impl Engine {
         path: &str,
         body: Option<(&'static str, Bytes)>,
     ) -> Result<Value> {
+        let body = self.bytes(method, path, body).await?;
+        let documents = serde_json::Deserializer::from_slice(&body).into_iter::<Value>();
+        let last = documents.last().transpose();
+        // A ping answers with plain text.
+        Ok(last.ok().flatten().unwrap_or_default())
+    }
+
+    /// The answer as it is.
+    pub(crate) async fn get_bytes(&mut self, path: &str) -> Result<Bytes> {
+        self.bytes(Method::GET, path, None).await
+    }
+
+    async fn bytes(
+        &mut self,
+        method: Method,
+        path: &str,
+        body: Option<(&'static str, Bytes)>,
+    ) -> Result<Bytes> {
         let what = format!("{method} {path}");
         let (kind, body) = body.unwrap_or_default();
         let mut request = Request::builder()
@@ -87,10 +105,7 @@ impl Engine {
                 String::from_utf8_lossy(&body).trim()
             );
         }
-        let documents = serde_json::Deserializer::from_slice(&body).into_iter::<Value>();
-        let last = documents.last().transpose();
-        // A ping answers with plain text.
-        Ok(last.ok().flatten().unwrap_or_default())
+        Ok(body)
     }
 
     async fn connection(&mut self) -> Result<&mut SendRequest<Full<Bytes>>> {

@@ -2,6 +2,7 @@
 //!
 //! `bench/run.sh` gets what this needs; `bench/README.md` says what is measured, and what is not equal.
 
+mod cluster;
 mod deadline;
 mod http;
 mod image;
@@ -50,6 +51,15 @@ struct Options {
     /// Only one part.
     #[arg(long, value_enum)]
     only: Option<Part>,
+    /// Several nodes instead of one.
+    #[arg(long)]
+    cluster: bool,
+    /// With --cluster: only these cases.
+    #[arg(long, value_enum, value_delimiter = ',', requires = "cluster")]
+    case: Vec<cluster::Case>,
+    /// With --cluster: files with what other measurements printed, to be shown below the table.
+    #[arg(long, requires = "cluster")]
+    append: Vec<PathBuf>,
     /// Fewer samples, up to 10 replicas, about two minutes.
     #[arg(long)]
     quick: bool,
@@ -153,7 +163,11 @@ impl Options {
 #[expect(clippy::print_stdout, reason = "the table is what this program is for")]
 async fn run(options: &Options) -> Result<ExitCode> {
     let mut report = Report::new(Machine::read());
-    parts(options, &mut report).await?;
+    if options.cluster {
+        several_nodes(options, &mut report).await?;
+    } else {
+        parts(options, &mut report).await?;
+    }
     println!("{}", report.table());
     if let Some(path) = &options.json {
         report.write_json(path)?;
@@ -211,6 +225,27 @@ async fn parts(options: &Options, report: &mut Report) -> Result<()> {
         if let Err(error) = measured {
             report.note(format!("container start: {error:#}"));
         }
+    }
+    Ok(())
+}
+
+async fn several_nodes(options: &Options, report: &mut Report) -> Result<()> {
+    let tools = Tools {
+        directory: options.tools.clone(),
+    };
+    let plan = cluster::Plan {
+        dir: options.work.clone(),
+        shoal: options.shoal.clone().context("--shoal was not given")?,
+        image: image::busybox_tar(&tools.find("busybox")?)?,
+        cgroup: options.cgroup()?.to_owned(),
+        cases: options.case.clone(),
+        quick: options.quick,
+        tools,
+    };
+    cluster::measure(&plan, report).await;
+    for path in &options.append {
+        let text = fs::read_to_string(path).with_context(|| format!("read {}", path.display()))?;
+        report.appendix.push(text.trim().to_owned());
     }
     Ok(())
 }

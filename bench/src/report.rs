@@ -10,6 +10,9 @@ use crate::{
     stats::{Series, Summary, Unit, ratio},
 };
 
+/// The number of samples from which on a 99th percentile is shown.
+const WITH_P99: usize = 20;
+
 /// One case on both sides.
 #[derive(Debug, Serialize)]
 pub(crate) struct Row {
@@ -32,6 +35,8 @@ pub(crate) struct Report {
     rows: Vec<Row>,
     /// What could not be measured, and why.
     notes: Vec<String>,
+    /// What other programs printed, below the table as it is.
+    pub(crate) appendix: Vec<String>,
 }
 
 impl Report {
@@ -41,6 +46,7 @@ impl Report {
             peers: Vec::new(),
             rows: Vec::new(),
             notes: Vec::new(),
+            appendix: Vec::new(),
         }
     }
 
@@ -74,7 +80,9 @@ impl Report {
                 peer: peer_summary,
                 ratio: ours_summary
                     .zip(peer_summary)
-                    .map(|(ours, peer)| ratio(series.unit, ours, peer)),
+                    .map(|(ours, peer)| ratio(series.unit, ours, peer))
+                    // Nothing is no multiple of nothing.
+                    .filter(|ratio| ratio.is_finite()),
                 ours_samples: ours.map(|series| series.samples).unwrap_or_default(),
                 peer_samples: peer.map(|series| series.samples).unwrap_or_default(),
             });
@@ -111,6 +119,9 @@ impl Report {
         for note in &self.notes {
             let _ = writeln!(text, "\nNot measured: {note}");
         }
+        for text_of_other in &self.appendix {
+            let _ = writeln!(text, "\n{text_of_other}");
+        }
         text
     }
 
@@ -124,8 +135,13 @@ fn cell(summary: Option<Summary>, unit: Unit) -> String {
     let Some(summary) = summary else {
         return "—".to_owned();
     };
+    let p99 = if summary.n >= WITH_P99 {
+        format!("; p99 {}", digits(summary.p99))
+    } else {
+        String::new()
+    };
     format!(
-        "**{} {}** ({}–{})",
+        "**{} {}** ({}–{}{p99})",
         digits(summary.median),
         unit.name(),
         digits(summary.min),

@@ -25,6 +25,9 @@ use crate::process;
 /// Prepares the namespaces, runs the daemon, and reaps orphans, as the first process of a pid namespace must. It outlives
 /// the daemon, so that what the daemon leaves can be cleared away where it was made.
 ///
+/// With `SANDBOX_NAME` it has a hostname of its own and waits for the address of `eth0` before it starts the daemon; without, there
+/// is only `lo`. A daemon that has ended is started again once there is a file `again`.
+///
 /// `/run` is empty and in memory, as after a start of the machine. `/sys` has to show the new network namespace's links, with the host's cgroups put back beneath.
 const INIT: &str = r#"
 set -e
@@ -39,13 +42,20 @@ umount -l "$cgroup"
 rmdir "$cgroup"
 mount -t tmpfs -o mode=755 tmpfs /run
 ip link set lo up
-"$@" &
-daemon=$!
-echo $daemon > "$dir/daemon.pid"
-status=0
-wait $daemon || status=$?
-echo $status > "$dir/daemon.status"
-exec sleep infinity
+if [ -n "${SANDBOX_NAME-}" ]; then
+    hostname "$SANDBOX_NAME"
+    until ip -4 -o address show dev eth0 2>/dev/null | grep -q inet; do sleep 0.01; done
+fi
+while true; do
+    "$@" &
+    daemon=$!
+    echo $daemon > "$dir/daemon.pid"
+    status=0
+    wait $daemon || status=$?
+    echo $status > "$dir/daemon.status"
+    until [ -e "$dir/again" ]; do sleep 0.02; done
+    rm "$dir/daemon.status" "$dir/daemon.pid" "$dir/again"
+done
 "#;
 
 /// Namespaces with a daemon in them.
@@ -151,6 +161,47 @@ impl Sandbox {
         Ok(())
     }
 
+    /// The daemon's process, as this process numbers it.
+    pub(crate) fn daemon(&self) -> Result<Pid> {
+        let pid = fs::read_to_string(self.dir.join("daemon.pid")).context("read daemon.pid")?;
+        let pid = pid.trim().parse().context("read daemon.pid")?;
+        let outer = process::outer_pid(self.init, pid).context("the daemon runs")?;
+        Ok(Pid::from_raw(i32::try_from(outer).context("a pid")?))
+    }
+
+    /// Starts the daemon again that has ended.
+    pub(crate) fn start_again(&mut self) -> Result<()> {
+        let again = self.dir.join("again");
+        while self.check().is_ok() {
+            thread::sleep(Duration::from_millis(5));
+        }
+        fs::write(&again, "").context("ask for the daemon's next start")?;
+        while again.exists() || !self.dir.join("daemon.pid").exists() {
+            thread::sleep(Duration::from_millis(5));
+        }
+        Ok(())
+    }
+
+    /// Sends a signal to the daemon and its helpers, not to what runs in containers.
+    pub(crate) fn signal_helpers(&self, signal: Signal) -> Result<()> {
+        for pid in process::in_namespace_of(self.init)? {
+            // One that ends meanwhile needs no signal.
+            let _ = kill(Pid::from_raw(i32::try_from(pid)?), signal);
+        }
+        Ok(())
+    }
+
+    /// What the daemon calls process `inner`, as this process numbers it.
+    pub(crate) fn outer(&self, inner: u32) -> Result<u32> {
+        process::outer_pid(self.init, inner)
+            .with_context(|| format!("no process {inner} in the sandbox"))
+    }
+
+    /// The first process, whose namespaces are the sandbox's.
+    pub(crate) fn init(&self) -> u32 {
+        self.init
+    }
+
     /// Ends the daemon with SIGKILL, and nothing else; fine when it has ended.
     pub(crate) fn kill_daemon(&mut self) -> Result<()> {
         let pid = fs::read_to_string(self.dir.join("daemon.pid")).context("read daemon.pid")?;
@@ -166,9 +217,7 @@ impl Sandbox {
 
     /// Ends with SIGKILL what the daemon calls process `inner`.
     pub(crate) fn kill(&self, inner: u32) -> Result<()> {
-        let outer = process::outer_pid(self.init, inner)
-            .with_context(|| format!("no process {inner} in the sandbox"))?;
-        let outer = Pid::from_raw(i32::try_from(outer).context("a pid")?);
+        let outer = Pid::from_raw(i32::try_from(self.outer(inner)?).context("a pid")?);
         kill(outer, Signal::SIGKILL).with_context(|| format!("kill {outer}"))
     }
 

@@ -15,6 +15,10 @@ pub(crate) enum Unit {
     PerSecond,
     #[serde(rename = "MiB")]
     Mebibytes,
+    #[serde(rename = "µs")]
+    Micros,
+    #[serde(rename = "tasks")]
+    Tasks,
 }
 
 impl Unit {
@@ -24,6 +28,8 @@ impl Unit {
             Self::Seconds => "s",
             Self::PerSecond => "/s",
             Self::Mebibytes => "MiB",
+            Self::Micros => "µs",
+            Self::Tasks => "tasks",
         }
     }
 
@@ -40,12 +46,14 @@ pub(crate) struct Series {
     pub(crate) samples: Vec<f64>,
 }
 
-/// Median, minimum and maximum.
+/// Median, minimum, maximum and 99th percentile.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub(crate) struct Summary {
     pub(crate) median: f64,
     pub(crate) min: f64,
     pub(crate) max: f64,
+    /// The least sample that 99 of 100 are not above (nearest rank): below 100 samples, the maximum.
+    pub(crate) p99: f64,
     pub(crate) n: usize,
 }
 
@@ -67,6 +75,7 @@ impl Series {
             median: f64::midpoint(*sorted.get(n.checked_sub(1)? / 2)?, sorted[n / 2]),
             min: sorted[0],
             max: sorted[n - 1],
+            p99: sorted[(n * 99).div_ceil(100) - 1],
             n,
         })
     }
@@ -103,12 +112,20 @@ mod tests {
             median,
             min,
             max,
+            p99: max,
             n,
         };
         assert_eq!(summary(&[9.0, 1.0, 2.0]), expected(2.0, 1.0, 9.0, 3));
         assert_eq!(summary(&[4.0, 1.0, 2.0, 9.0]), expected(3.0, 1.0, 9.0, 4));
         assert_eq!(summary(&[7.0]), expected(7.0, 7.0, 7.0, 1));
         assert_eq!(Series::new("x", Unit::Millis).summary(), None);
+    }
+
+    #[test]
+    fn p99_is_what_99_of_100_are_not_above() {
+        let samples: Vec<f64> = (1..=200).map(f64::from).collect();
+        assert_eq!(summary(&samples).p99.to_string(), "198");
+        assert_eq!(summary(&samples[..20]).p99.to_string(), "20");
     }
 
     #[test]

@@ -395,11 +395,12 @@ mod tests {
             addr: A,
             aliases: Vec::new(),
         }];
-        set.networks[0].endpoints[0].task = ended.id;
+        std::sync::Arc::make_mut(&mut set.networks[0]).endpoints[0].task = ended.id;
         let shown = || [(&ended, TaskState::Shutdown)].into_iter();
         assert_eq!(gone(&set, shown()), [(network, A)].into());
         // On another node, where this one sees nothing of it.
-        set.networks[0].endpoints[0].task = TaskId::from_random([2; 17]);
+        std::sync::Arc::make_mut(&mut set.networks[0]).endpoints[0].task =
+            TaskId::from_random([2; 17]);
         assert_eq!(gone(&set, shown()), BTreeSet::new());
     }
 

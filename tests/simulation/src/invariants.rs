@@ -141,10 +141,10 @@ impl Witness {
             } if status.state.is_terminal() => {
                 self.doubtful.insert(*id);
             }
-            Change::CreateService { id, spec } | Change::CreateServiceWith { id, spec, .. } => {
-                if spec.update.order == UpdateOrder::StartFirst {
-                    self.start_first.insert(*id);
-                }
+            Change::CreateService { id, spec } | Change::CreateServiceWith { id, spec, .. }
+                if spec.update.order == UpdateOrder::StartFirst =>
+            {
+                self.start_first.insert(*id);
             }
             _other => {}
         }

@@ -49,7 +49,7 @@ use self::{
 /// How long things go wrong.
 const CHAOS: Duration = Duration::from_secs(25);
 /// A healed cluster that has not come to rest by then never will.
-const REST: Duration = Duration::from_secs(240);
+const REST: Duration = Duration::from_mins(4);
 
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Options {
@@ -122,7 +122,7 @@ fn run_once(seed: u64, options: Options) -> Result<Summary, Box<Failure>> {
         1..=6 => shape.random_range(6..=10),
         _ => shape.random_range(3..=5),
     };
-    let mut world = World::new(seed, managers, hosts.max(managers), &options);
+    let mut world = World::new(seed, managers, hosts.max(managers), options);
     let outcome = catch_unwind(AssertUnwindSafe(|| chaos_then_rest(&mut world, &mut shape)));
     if let Err(panic) = outcome {
         let text = panic
@@ -188,7 +188,7 @@ fn chaos_then_rest(world: &mut World, shape: &mut StdRng) {
 /// Every machine is frozen or cut off for 5 s at default liveness, one long after the other and in every
 /// phase of its heartbeat: nothing may be restarted.
 pub fn pauses_restart_nothing(seed: u64, options: Options) -> Result<Summary, Box<Failure>> {
-    let mut world = World::new(seed, 3, 5, &options);
+    let mut world = World::new(seed, 3, 5, options);
     let mut shape = StdRng::seed_from_u64(seed);
     world.add_services();
     world.run_until(START.after(Duration::from_secs(20)));

@@ -33,7 +33,7 @@ struct Arguments {
     scale: bool,
 }
 
-fn main() -> anyhow::Result<ExitCode> {
+fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let begun = Instant::now();
     if arguments.scale {
@@ -48,7 +48,7 @@ fn main() -> anyhow::Result<ExitCode> {
             scale.moved,
             scale.reschedule
         );
-        return Ok(ExitCode::SUCCESS);
+        return ExitCode::SUCCESS;
     }
     if let Some(seed) = arguments.seed {
         let options = Options {
@@ -56,22 +56,21 @@ fn main() -> anyhow::Result<ExitCode> {
             verbose: arguments.verbose,
             ..Options::default()
         };
-        return Ok(
-            match if arguments.pauses {
-                pauses_restart_nothing(seed, options)
-            } else {
-                run(seed, options)
-            } {
-                Ok(summary) => {
-                    println!("seed {seed} holds: {summary:?}, {:?}", begun.elapsed());
-                    ExitCode::SUCCESS
-                }
-                Err(failure) => {
-                    println!("{failure}");
-                    ExitCode::FAILURE
-                }
-            },
-        );
+        let result = if arguments.pauses {
+            pauses_restart_nothing(seed, options)
+        } else {
+            run(seed, options)
+        };
+        return match result {
+            Ok(summary) => {
+                println!("seed {seed} holds: {summary:?}, {:?}", begun.elapsed());
+                ExitCode::SUCCESS
+            }
+            Err(failure) => {
+                println!("{failure}");
+                ExitCode::FAILURE
+            }
+        };
     }
     let seeds = arguments.first..arguments.first + arguments.seeds;
     let (held, failed) = run_all(
@@ -99,9 +98,9 @@ fn main() -> anyhow::Result<ExitCode> {
         failed.len(),
         begun.elapsed()
     );
-    Ok(if failed.is_empty() {
+    if failed.is_empty() {
         ExitCode::SUCCESS
     } else {
         ExitCode::FAILURE
-    })
+    }
 }

@@ -285,12 +285,11 @@ impl World {
             let version = Version(index);
             let manager = self.manager(host);
             manager.applied = index;
-            let result = match &command {
-                Some(command) => manager.state.apply(version, command).map(Some),
-                None => {
-                    manager.state.skip_to(version);
-                    Ok(None)
-                }
+            let result = if let Some(command) = &command {
+                manager.state.apply(version, command).map(Some)
+            } else {
+                manager.state.skip_to(version);
+                Ok(None)
             };
             let state = manager.state.clone();
             if let Some(lead) = &mut manager.lead
@@ -975,13 +974,11 @@ impl World {
             return;
         }
         let commit = manager.replica.commit();
-        match manager.replica.begin_read(&mut out) {
-            Some(round) => manager.reads.push((op, round, commit)),
-            None => {
-                self.answer_user(host, op, Answer::Refused);
-                return;
-            }
-        }
+        let Some(round) = manager.replica.begin_read(&mut out) else {
+            self.answer_user(host, op, Answer::Refused);
+            return;
+        };
+        manager.reads.push((op, round, commit));
         self.carry_out(host, out);
     }
 

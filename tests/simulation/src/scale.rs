@@ -132,7 +132,7 @@ pub fn measure(nodes: usize, tasks: usize) -> Scale {
     let rate = |from: (usize, Duration), to: (usize, Duration)| {
         #[expect(clippy::cast_precision_loss, reason = "a million is exact")]
         let count = (to.0 - from.0) as f64;
-        count / (to.1 - from.1).as_secs_f64()
+        count / to.1.saturating_sub(from.1).as_secs_f64()
     };
     let begin = (0, Duration::ZERO);
     let (second_last, last) = (marks[marks.len() - 2], marks[marks.len() - 1]);

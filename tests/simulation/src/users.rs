@@ -117,7 +117,7 @@ impl World {
             return;
         };
         let ask = match self.users.tidy {
-            Some(tidy) => self.tidying(&state, tidy),
+            Some(tidy) => tidying(&state, tidy),
             None => self.whim(&state),
         };
         if let Some(ask) = ask {
@@ -284,33 +284,6 @@ impl World {
                 self.ask(Ask::Join(host, node));
             }
         }
-    }
-
-    fn tidying(&mut self, state: &State, tidy: Tidy) -> Option<Ask> {
-        let idle = state
-            .nodes()
-            .find(|node| node.spec.availability != Availability::Active);
-        if let Some(node) = idle {
-            let mut spec = node.spec.clone();
-            spec.availability = Availability::Active;
-            return Some(Ask::UpdateNode(node.id, node.meta.version, spec));
-        }
-        let good = |service: &Service| GOOD.contains(&service.spec.task.container.image.as_str());
-        // Whatever else does not run makes tasks come and go so often that no moment is quiet.
-        let stays = match tidy {
-            Tidy::Everything => 0,
-            Tidy::AllButOne => 1,
-        };
-        let mut wrong: Vec<_> = state.services().filter(|service| !good(service)).collect();
-        wrong.sort_by_key(|service| {
-            let image = service.spec.task.container.image.as_str();
-            (image == "bad" || image == "missing", service.id)
-        });
-        let service = wrong.first().filter(|_| wrong.len() > stays)?;
-        let mut spec = service.spec.clone();
-        GOOD[2].clone_into(&mut spec.task.container.image);
-        let version = service.meta.version;
-        Some(Ask::UpdateService(service.id, version, Box::new(spec)))
     }
 
     fn whim(&mut self, state: &State) -> Option<Ask> {
@@ -520,4 +493,31 @@ fn edit(spec: &mut ServiceSpec, networks: &[NetworkId], rng: &mut StdRng) {
 /// When the users begin, after the start of the world.
 pub(crate) fn first(now: Timestamp) -> Timestamp {
     now.after(Duration::from_millis(1_500))
+}
+
+fn tidying(state: &State, tidy: Tidy) -> Option<Ask> {
+    let idle = state
+        .nodes()
+        .find(|node| node.spec.availability != Availability::Active);
+    if let Some(node) = idle {
+        let mut spec = node.spec.clone();
+        spec.availability = Availability::Active;
+        return Some(Ask::UpdateNode(node.id, node.meta.version, spec));
+    }
+    let good = |service: &Service| GOOD.contains(&service.spec.task.container.image.as_str());
+    // Whatever else does not run makes tasks come and go so often that no moment is quiet.
+    let stays = match tidy {
+        Tidy::Everything => 0,
+        Tidy::AllButOne => 1,
+    };
+    let mut wrong: Vec<_> = state.services().filter(|service| !good(service)).collect();
+    wrong.sort_by_key(|service| {
+        let image = service.spec.task.container.image.as_str();
+        (image == "bad" || image == "missing", service.id)
+    });
+    let service = wrong.first().filter(|_| wrong.len() > stays)?;
+    let mut spec = service.spec.clone();
+    GOOD[2].clone_into(&mut spec.task.container.image);
+    let version = service.meta.version;
+    Some(Ask::UpdateService(service.id, version, Box::new(spec)))
 }

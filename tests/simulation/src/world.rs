@@ -197,7 +197,7 @@ pub(crate) struct World {
 
 impl World {
     /// A cluster of `managers` among `hosts` machines that has just been made.
-    pub(crate) fn new(seed: u64, managers: usize, hosts: usize, options: &Options) -> Self {
+    pub(crate) fn new(seed: u64, managers: usize, hosts: usize, options: Options) -> Self {
         let mut rng = StdRng::seed_from_u64(seed);
         let mut state = State::default();
         let mut changes = cluster::founding();

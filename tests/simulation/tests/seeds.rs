@@ -6,15 +6,37 @@ fn threads() -> usize {
     std::thread::available_parallelism().map_or(2, std::num::NonZero::get)
 }
 
-#[test]
-fn clusters_hold_their_promises_whatever_goes_wrong() {
-    // Unoptimised, as many as fit into the time that one test may take.
-    let seeds = if cfg!(debug_assertions) { 200 } else { 1000 };
-    let (held, failed) = run_all(0..seeds, threads(), Options::default(), false);
+/// A thousand seeds, in parts that the test runner spreads over the processors.
+fn part(number: u64) {
+    const SEEDS: u64 = 125;
+    let seeds = number * SEEDS..(number + 1) * SEEDS;
+    let (held, failed) = run_all(seeds, 1, Options::default(), false);
     if let Some(failure) = failed.first() {
         panic!("{failure}");
     }
-    assert_eq!(held.len() as u64, seeds);
+    assert_eq!(held.len() as u64, SEEDS);
+}
+
+macro_rules! clusters_hold_their_promises {
+    ($($name:ident: $number:literal,)*) => {
+        $(
+            #[test]
+            fn $name() {
+                part($number);
+            }
+        )*
+    };
+}
+
+clusters_hold_their_promises! {
+    clusters_hold_their_promises_1_of_8: 0,
+    clusters_hold_their_promises_2_of_8: 1,
+    clusters_hold_their_promises_3_of_8: 2,
+    clusters_hold_their_promises_4_of_8: 3,
+    clusters_hold_their_promises_5_of_8: 4,
+    clusters_hold_their_promises_6_of_8: 5,
+    clusters_hold_their_promises_7_of_8: 6,
+    clusters_hold_their_promises_8_of_8: 7,
 }
 
 /// Seeds that once found something.

@@ -332,7 +332,7 @@ impl Inner {
             // Saved before anything of it begins, so that a restart knows of all that runs.
             if set.generation != saved {
                 saved = set.generation;
-                if let Err(error) = self.saved.store(&set) {
+                if let Err(error) = self.saved.store(&self.with_own_statuses(&set)) {
                     let error = crate::error_chain(&error);
                     error!(
                         error,
@@ -420,6 +420,24 @@ impl Inner {
         let tasks = self.tasks();
         let shown: Vec<Shown> = tasks.values().map(|e| lock(&e.shown).clone()).collect();
         network::gone(set, shown.iter().map(|s| (&*s.task, s.reachable())))
+    }
+
+    /// The set with the tasks as this node knows them: what managers send says of a task what it was when
+    /// its orders were given. The next agent begins with what is saved, and a task that runs is reachable
+    /// before its worker has looked.
+    fn with_own_statuses(&self, set: &Assignments) -> Assignments {
+        let known = self.tasks();
+        let mut set = set.clone();
+        for task in &mut set.tasks {
+            let Some(entry) = known.get(&task.id) else {
+                continue;
+            };
+            let status = lock(&entry.shown).status.clone();
+            if status.state > task.status.state {
+                Arc::make_mut(task).status = status;
+            }
+        }
+        set
     }
 
     /// Gives every worker its task as it is now wanted; starts and retires workers.

@@ -38,6 +38,9 @@ use super::{
 
 /// One question to a manager, with its answer.
 const ASK_TIMEOUT: Duration = Duration::from_secs(30);
+/// The leader is looked for this long by a question that only it answers.
+const ELECTION_PATIENCE: Duration = Duration::from_secs(15);
+const ELECTION_PAUSE: Duration = Duration::from_millis(200);
 /// Before another try of what a manager did not do.
 const RETRY: Duration = Duration::from_secs(2);
 /// A place in the group of managers that is being taken shows in the state within less.
@@ -119,22 +122,31 @@ impl Links {
         Q: serde::Serialize + Sync,
         A: serde::de::DeserializeOwned,
     {
-        // Each hop names a better-informed manager; a few are enough unless leaders change meanwhile.
-        for _ in 0..4 {
-            let stream = self.dialer.dial_for(purpose).await?;
-            let answer: A = cluster::ask(stream, question, ASK_TIMEOUT).await?;
-            match elsewhere(&answer) {
-                None => return Ok(answer),
-                Some(leader) => {
-                    let known = leader.is_some();
-                    self.managers.prefer(leader);
-                    if !known {
-                        time::sleep(LEADER_PATIENCE).await;
+        // Each hop names a better-informed manager. Where there is none, one is being elected.
+        let patience = Instant::now() + ELECTION_PATIENCE;
+        loop {
+            let asked = async {
+                let stream = self.dialer.dial_for(purpose).await?;
+                let answer = cluster::ask(stream, question, ASK_TIMEOUT).await?;
+                Ok::<A, MemberError>(answer)
+            };
+            let error = match asked.await {
+                Ok(answer) => match elsewhere(&answer) {
+                    None => return Ok(answer),
+                    Some(leader) => {
+                        self.managers.prefer(leader);
+                        MemberError::NoLeader
                     }
-                }
+                },
+                // The question was not put, so it may be put again.
+                Err(error @ MemberError::Dial(_)) => error,
+                Err(error) => return Err(error),
+            };
+            if Instant::now() >= patience {
+                return Err(error);
             }
+            time::sleep(ELECTION_PAUSE).await;
         }
-        Err(MemberError::NoLeader)
     }
 
     async fn ask_member(&self, request: MemberRequest) -> Result<(), MemberError> {

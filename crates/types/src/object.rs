@@ -59,7 +59,7 @@ pub struct Trust {
     pub manager_secret: [u8; 16],
     /// How long a node's certificate is good for.
     pub certificate_life: Duration,
-    /// Nodes that were removed, or are no managers any more, for as long as a certificate of theirs from
+    /// Nodes that were removed, or were managers and are in the Raft group no more, for as long as a certificate of theirs from
     /// before could be good.
     pub revoked: Vec<Revocation>,
 }

@@ -389,10 +389,10 @@ impl Member {
                     }
                     let set = assignments.borrow_and_update().clone();
                     if let Some(set) = set {
-                        role = Some(set.role);
                         self.remember_managers(&set.managers);
                         let node = self.node();
                         let listed = set.managers.iter().any(|manager| manager.node == node);
+                        role = Some(role_to_take(set.role, listed));
                         if listed || self.manager().is_none() {
                             unlisted = None;
                         } else {
@@ -605,6 +605,12 @@ impl Member {
     }
 }
 
+/// A demoted manager remains one until the leader has taken it out of the Raft group, which may need its
+/// vote for that.
+fn role_to_take(role: Role, listed: bool) -> Role {
+    if listed { Role::Manager } else { role }
+}
+
 fn now() -> Timestamp {
     super::translate::from_jiff(jiff::Timestamp::now())
 }
@@ -615,4 +621,16 @@ fn read<T>(lock: &RwLock<T>) -> std::sync::RwLockReadGuard<'_, T> {
 
 fn write<T>(lock: &RwLock<T>) -> std::sync::RwLockWriteGuard<'_, T> {
     lock.write().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_demoted_manager_serves_until_the_others_can_do_without_it() {
+        assert_eq!(role_to_take(Role::Worker, true), Role::Manager);
+        assert_eq!(role_to_take(Role::Worker, false), Role::Worker);
+        assert_eq!(role_to_take(Role::Manager, false), Role::Manager);
+    }
 }

@@ -234,6 +234,10 @@ mod tests {
         }
         let mut node = testing::node(1);
         node.spec.role = Role::Manager;
+        node.manager = Some(shoal_types::object::ManagerStatus {
+            raft: RaftId(1),
+            addr: "10.0.0.1:2377".to_owned(),
+        });
         let id = node.id;
         apply(&mut state, 10, Change::CreateNode(Box::new(node)));
         let raft = Purpose::Raft {
@@ -255,7 +259,9 @@ mod tests {
             version: known.meta.version,
             spec,
         };
-        apply(&mut state, 20, demote);
+        apply(&mut state, 15, demote);
+        assert!(judge(&state, raft, 10), "it is still in the raft group");
+        apply(&mut state, 20, Change::SetNodeManager { id, manager: None });
         assert!(!judge(&state, raft, 10));
         assert!(!judge(&state, Purpose::Api, 10));
         assert!(judge(&state, Purpose::Session, 10), "it still is a worker");

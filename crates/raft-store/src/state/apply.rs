@@ -95,9 +95,6 @@ impl Commit<'_> {
             Change::UpdateNodeSpec { id, version, spec } => {
                 let node = self.node(*id)?;
                 in_sequence(Kind::Node, id, &node.meta, *version)?;
-                if node.spec.role == Role::Manager && spec.role == Role::Worker {
-                    self.revoke(*id);
-                }
                 self.update_node(*id, |node| node.spec.clone_from(spec))?;
             }
             Change::SetNodeStatus { id, status } => {
@@ -107,6 +104,11 @@ impl Commit<'_> {
                 self.update_node(*id, |node| node.description.clone_from(description))?;
             }
             Change::SetNodeManager { id, manager } => {
+                // Until it is out of the Raft group, a demoted manager is needed in it.
+                let node = self.node(*id)?;
+                if manager.is_none() && node.manager.is_some() && node.spec.role == Role::Worker {
+                    self.revoke(*id);
+                }
                 self.update_node(*id, |node| node.manager.clone_from(manager))?;
             }
             Change::RemoveNode { id } => self.remove_node(*id)?,

@@ -375,7 +375,7 @@ mod tests {
         let anonymous = ContainerId::from_random([2; 32]).to_string();
         volumes.ensure("named", &BTreeMap::new(), None).unwrap();
         volumes
-            .ensure("anonymous", &BTreeMap::new(), Some(owner))
+            .ensure(&anonymous, &BTreeMap::new(), Some(owner))
             .unwrap();
         assert!(volumes.get(&anonymous).unwrap().is_anonymous());
         assert!(volumes.remove_owned(|id| *id == owner).is_empty());

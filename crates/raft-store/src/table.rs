@@ -357,7 +357,8 @@ mod tests {
                 match node {
                     Node::Leaf(rows) => {
                         assert!(rows.is_sorted_by(|(a, _), (b, _)| a < b));
-                        let within = |k: &K| low.is_none_or(|l| l <= k) && high.is_none_or(|h| k < h);
+                        let within =
+                            |k: &K| low.is_none_or(|l| l <= k) && high.is_none_or(|h| k < h);
                         assert!(rows.iter().all(|(k, _)| within(k)));
                         1
                     }

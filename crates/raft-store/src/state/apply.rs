@@ -399,6 +399,7 @@ impl Commit<'_> {
         self.addresses_are_free(task.id, &task.attachments)?;
         let mut task = task.clone();
         task.meta = self.born();
+        self.state.share_spec(&mut task);
         self.set(ObjectChange::task(None, Some(Arc::new(task))));
         Ok(())
     }

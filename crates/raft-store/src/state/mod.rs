@@ -233,10 +233,29 @@ impl State {
             version,
             ..Self::default()
         };
-        for object in objects {
+        for mut object in objects {
+            if let ObjectChange::Task {
+                after: Some(task), ..
+            } = &mut object
+            {
+                state.share_spec(Arc::make_mut(task));
+            }
             state.set(&object);
         }
         state
+    }
+
+    /// Lets `task` have its spec in common with its service, where both are the same: a service with
+    /// many tasks has one in memory, also where each came in a message of its own.
+    fn share_spec(&self, task: &mut Task) {
+        let Some(service) = self.service(&task.service) else {
+            return;
+        };
+        let previous = service.previous.iter().map(|previous| &previous.spec);
+        let mut specs = std::iter::once(&service.spec).chain(previous.map(AsRef::as_ref));
+        if let Some(same) = specs.find(|spec| spec.task == task.spec) {
+            task.spec = same.task.clone();
+        }
     }
 
     /// The same state with the clock that it was written down with.

@@ -57,7 +57,7 @@ pub struct Brain {
     /// Since then time has passed evenly, as far as this leader knows: what is dated before it says
     /// nothing about how long ago it was.
     even_since: Option<Timestamp>,
-    /// How long ended tasks of services in an update had been running.
+    /// How long the tasks that were seen to end had been running.
     ran: BTreeMap<TaskId, Duration>,
     /// Services that the pass under way has more to decide about than it takes on.
     unfinished: BTreeSet<ServiceId>,
@@ -179,10 +179,11 @@ impl Brain {
                 return;
             };
             self.retry = true;
-            if before.status.state == TaskState::Running {
-                let ran = task.meta.updated_at.since(before.meta.updated_at);
-                self.ran.insert(task.id, ran);
-            }
+            let ran = match before.status.state {
+                TaskState::Running => task.meta.updated_at.since(before.meta.updated_at),
+                _never => Duration::ZERO,
+            };
+            self.ran.insert(task.id, ran);
         }
     }
 
@@ -252,7 +253,7 @@ impl Brain {
         let wake_at = if more {
             Some(now)
         } else {
-            let orphans = self.down.values().map(|since| since.after(ORPHAN_AFTER));
+            let orphans = self.down.values().map(|since| self.orphans_at(*since));
             let alarms = self.alarms.first().map(|(at, _)| *at);
             orphans.chain(alarms).min()
         };
@@ -288,7 +289,7 @@ impl Brain {
         let due: Vec<NodeId> = self
             .down
             .iter()
-            .filter(|(_, since)| draft.now >= since.after(ORPHAN_AFTER))
+            .filter(|(_, since)| draft.now >= self.orphans_at(**since))
             .map(|(id, _)| *id)
             .collect();
         for id in due {
@@ -324,6 +325,13 @@ impl Brain {
             )
         });
         self.services.extend(everywhere.map(|service| service.id));
+    }
+
+    /// When the tasks of a node that has been down since `down` are given up. Clocks that are set, or
+    /// differ between leaders, do not shorten the time.
+    fn orphans_at(&self, down: Timestamp) -> Timestamp {
+        let seen = self.even_since.map_or(down, |even| even.max(down));
+        seen.after(ORPHAN_AFTER)
     }
 
     fn reject_tasks(&mut self, draft: &mut Draft, node: &Node) {
@@ -694,7 +702,7 @@ fn matters(before: Option<&Task>, after: Option<&Task>) -> bool {
 #[cfg(test)]
 mod tests {
     use rand::{SeedableRng, rngs::StdRng};
-    use shoal_types::{Slot, spec::EndpointSpec};
+    use shoal_types::{Slot, object::NodeStatus, spec::EndpointSpec};
 
     use super::*;
     use crate::testing;
@@ -796,6 +804,42 @@ mod tests {
             "{}",
             update.message
         );
+    }
+
+    #[test]
+    fn a_clock_set_forward_does_not_orphan_the_tasks_of_a_node_that_is_down() {
+        let mut state = state(1);
+        let mut brain = Brain::new(&state);
+        for command in decide(&mut brain, &state).commands {
+            apply(&mut state, command.changes).expect("fits");
+        }
+        let down = Change::SetNodeStatus {
+            id: testing::node_id(1),
+            status: NodeStatus {
+                state: NodeState::Down,
+                message: String::new(),
+                addr: String::new(),
+                since: Timestamp::from_unix(1000, 0),
+            },
+        };
+        apply(&mut state, vec![down]).expect("fits");
+        let orphaned = |brain: &mut Brain, hours: u64| {
+            let now = Timestamp::from_unix(1000, 0).after(Duration::from_hours(hours));
+            let plan = brain.decide(&state, Vec::new(), now, &mut StdRng::seed_from_u64(1));
+            let changes = plan.commands.iter().flat_map(|command| &command.changes);
+            changes
+                .filter(|change| {
+                    matches!(change, Change::SetTaskStatus { status, .. }
+                        if status.state == TaskState::Orphaned)
+                })
+                .count()
+        };
+        let mut brain = Brain::new(&state);
+        assert_eq!(orphaned(&mut brain, 0), 0);
+        brain.forget_time();
+        assert_eq!(orphaned(&mut brain, 30), 0);
+        assert_eq!(orphaned(&mut brain, 53), 0);
+        assert_eq!(orphaned(&mut brain, 54), 1);
     }
 
     #[test]

@@ -235,14 +235,14 @@ impl World {
     }
 
     fn carry_out(&mut self, host: usize, out: Vec<Effect>) {
-        self.begin(host, out);
+        self.set_off(host, out);
         self.apply_committed(host);
         self.follow_leadership(host);
         self.finish_reads(host);
     }
 
     /// Sends, flushes and installs; what follows from it is for the next moment.
-    fn begin(&mut self, host: usize, out: Vec<Effect>) {
+    fn set_off(&mut self, host: usize, out: Vec<Effect>) {
         for effect in out {
             match effect {
                 Effect::Send(to, message) => {

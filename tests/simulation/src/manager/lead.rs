@@ -43,7 +43,7 @@ impl World {
         self.later(host, PROPOSE_TIMEOUT, What::GiveUp { proposal: id });
         // What follows is for the next moment: whoever proposes is in the middle of something. A
         // single manager's commit waits for its flush anyway.
-        self.begin(host, out);
+        self.set_off(host, out);
         Ok(id)
     }
 

@@ -392,7 +392,7 @@ impl RaftNetworkV2<TypeConfig> for Client {
         }
     }
 
-    fn stream_append<'s, S>(&'s mut self, input: S, option: RPCOption) -> Answers<'s>
+    fn stream_append<S>(&mut self, input: S, option: RPCOption) -> Answers<'_>
     where
         S: Stream<Item = AppendEntriesRequest<TypeConfig>> + OptionalSend + Unpin + 'static,
     {

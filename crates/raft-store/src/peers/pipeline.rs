@@ -33,11 +33,7 @@ type Append = AppendEntriesRequest<TypeConfig>;
 type Answer = Result<StreamAppendResult<TypeConfig>, RPCError<TypeConfig>>;
 
 /// Says what comes from `requests` on `line`, and gives what is answered until the first failure.
-pub(super) fn run<'s, S>(
-    client: &'s mut Client,
-    line: Box<dyn Line>,
-    requests: S,
-) -> BoxStream<'s, Answer>
+pub(super) fn run<S>(client: &mut Client, line: Box<dyn Line>, requests: S) -> BoxStream<'_, Answer>
 where
     S: Stream<Item = Append> + Send + Unpin + 'static,
 {

@@ -147,12 +147,12 @@ impl Peers for Port {
     ) -> BoxFuture<'a, Result<Box<dyn Line>, PeerError>> {
         let line = self.router.member(to).map(|_member| {
             let (port, to) = (self.clone(), to.clone());
-            let calls = FuturesOrdered::new();
+            let under_way = FuturesOrdered::new();
             Box::new(Calls {
                 port,
                 to,
                 limit,
-                calls,
+                under_way,
             }) as Box<dyn Line>
         });
         Box::pin(std::future::ready(line))
@@ -191,21 +191,21 @@ struct Calls {
     port: Port,
     to: Peer,
     limit: Duration,
-    calls: FuturesOrdered<BoxFuture<'static, Result<Vec<u8>, PeerError>>>,
+    under_way: FuturesOrdered<BoxFuture<'static, Result<Vec<u8>, PeerError>>>,
 }
 
 impl Line for Calls {
     fn say(&mut self, request: Vec<u8>) -> BoxFuture<'_, Result<(), PeerError>> {
         let (port, to, limit) = (self.port.clone(), self.to.clone(), self.limit);
         let call = async move { port.call(&to, request, limit).await };
-        self.calls.push_back(Box::pin(call));
+        self.under_way.push_back(Box::pin(call));
         Box::pin(std::future::ready(Ok(())))
     }
 
     fn hear(&mut self) -> BoxFuture<'_, Result<Vec<u8>, PeerError>> {
         Box::pin(async {
-            let answer = self.calls.next().await;
-            answer.unwrap_or_else(|| Err(PeerError::Timeout { id: self.to.id }))
+            let answer = self.under_way.next().await;
+            answer.unwrap_or(Err(PeerError::Timeout { id: self.to.id }))
         })
     }
 }

@@ -203,8 +203,8 @@ impl Host {
             }
             // What `route_localnet` does for IPv4. Nothing comes by it but answers: the kernel drops
             // what arrives from or for ::1 before addresses are translated back.
-            let loopback =
-                Route::local(Ipv6Addr::LOCALHOST.into(), link.index).metric(LOOPBACK_RANK + slot.0);
+            let loopback = Route::local(Ipv6Addr::LOCALHOST.into(), link.index)
+                .metric(LOOPBACK_RANK + link.index);
             if ipv6::is_there() && !routes.contains(&(loopback, true)) {
                 found.push(format!("interface {name} does not route ::1"));
                 batch.add_route(loopback);

@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeSet,
+    fs,
     process::{Command, Stdio},
 };
 
@@ -27,6 +28,24 @@ pub fn inside(task: &TaskLine, words: &[&str]) -> String {
     let [stdout, stderr] =
         [output.stdout, output.stderr].map(|text| String::from_utf8_lossy(&text).into_owned());
     stdout + &stderr
+}
+
+/// GETs a URL with the network and the resolver of a task's container; `arguments` go to curl.
+pub fn fetch(task: &TaskLine, url: &str, arguments: &str) -> String {
+    let resolver = tempfile::NamedTempFile::new().expect("a file");
+    let theirs = format!("/proc/{}/root/etc/resolv.conf", task.pid);
+    fs::copy(theirs, resolver.path()).expect("the container's resolver");
+    let script = format!(
+        "mount --bind {} /etc/resolv.conf && exec curl -sS --max-time 5 {arguments} '{url}' 2>&1",
+        resolver.path().display()
+    );
+    let output = Command::new("nsenter")
+        .args(["--target", &task.pid.to_string(), "--net", "--"])
+        .args(["unshare", "--mount", "--", "sh", "-c", &script])
+        .stdin(Stdio::null())
+        .output()
+        .expect("run nsenter");
+    String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
 /// What a name resolves to in a task's container of busybox.

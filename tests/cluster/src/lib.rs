@@ -27,7 +27,7 @@ pub use cluster::{Cluster, NodeLine, Role, TaskLine};
 pub use command::Output;
 pub use host::Host;
 pub use image::{busybox_tar, docker_archive, program_tar};
-pub use inside::{addresses, field, inside};
+pub use inside::{addresses, fetch, field, inside};
 pub use leaks::Inventory;
 pub use load::{Answers, Load};
 pub use network::Network;

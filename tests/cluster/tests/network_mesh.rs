@@ -2,35 +2,13 @@
 
 #![expect(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
-use std::{
-    collections::BTreeSet,
-    fs,
-    process::{Command, Stdio},
-};
+use std::collections::BTreeSet;
 
-use cluster_tests::{Cluster, TaskLine, addresses, busybox_tar, field, inside, wait_for};
+use cluster_tests::{Cluster, TaskLine, addresses, busybox_tar, fetch, field, inside, wait_for};
 
 const REPLICAS: usize = 6;
 const NODES: usize = 5;
 const PORT: u16 = 8080;
-
-/// GETs a URL with the network and the resolver of a task's container; `arguments` go to curl.
-fn fetch(task: &TaskLine, url: &str, arguments: &str) -> String {
-    let resolver = tempfile::NamedTempFile::new().unwrap();
-    let theirs = format!("/proc/{}/root/etc/resolv.conf", task.pid);
-    fs::copy(theirs, resolver.path()).unwrap();
-    let script = format!(
-        "mount --bind {} /etc/resolv.conf && exec curl -sS --max-time 5 {arguments} '{url}' 2>&1",
-        resolver.path().display()
-    );
-    let output = Command::new("nsenter")
-        .args(["--target", &task.pid.to_string(), "--net", "--"])
-        .args(["unshare", "--mount", "--", "sh", "-c", &script])
-        .stdin(Stdio::null())
-        .output()
-        .unwrap();
-    String::from_utf8_lossy(&output.stdout).into_owned()
-}
 
 fn ps(cluster: &Cluster, service: &str) -> Vec<TaskLine> {
     cluster.running(0, service)

@@ -17,7 +17,7 @@ use std::{
 };
 
 use cluster_tests::{
-    Cluster, Host, Network, Role, TaskLine, addresses, busybox_tar, field, inside, wait_for,
+    Cluster, Host, Network, Role, TaskLine, addresses, busybox_tar, fetch, field, wait_for,
 };
 use nix::sched::{CloneFlags, setns};
 
@@ -142,12 +142,13 @@ fn a_swarm_may_be_one_of_ipv6_addresses() {
         for url in ["http://web/", "http://tasks.web/"] {
             wait_for(
                 &format!("{url} from {}", probe.node),
-                || inside(probe, &["/bin/wget", "-T", "5", "-qO-", url]),
+                || fetch(probe, url, ""),
                 |answer| answer.contains(&name),
             );
         }
-        let large = "/bin/wget -T 5 -qO- http://web/bytes?n=300000 | /bin/wc -c";
-        assert_eq!(inside(probe, &["/bin/sh", "-c", large]).trim(), "300000");
+        let count = "--output /dev/null --write-out '%{size_download}'";
+        let large = fetch(probe, "http://web/bytes?n=300000", count);
+        assert_eq!(large.trim(), "300000", "from {}", probe.node);
     }
 }
 
@@ -219,21 +220,20 @@ fn names_without_a_virtual_address_aliases_and_internal_networks_are_as_asked_fo
     );
     cluster.wait_running(0, "out", 1);
     let outside = format!("http://{}:{PORT}/", cluster.addr(0));
-    let get = |probe: &TaskLine, url: &str| inside(probe, &["/bin/wget", "-T", "2", "-qO-", url]);
     for probe in &above {
         wait_for(
             "the way out",
-            || get(probe, &outside),
+            || fetch(probe, &outside, ""),
             |answer| answer.contains("task: out."),
         );
     }
     for probe in &below {
         wait_for(
             "inside",
-            || get(probe, "http://deep/"),
+            || fetch(probe, "http://deep/", ""),
             |answer| answer.contains("task: deep."),
         );
-        let answer = get(probe, &outside);
+        let answer = fetch(probe, &outside, "");
         assert!(
             !answer.contains("task:"),
             "an internal network has no way out: {answer}"

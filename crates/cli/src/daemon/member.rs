@@ -291,7 +291,7 @@ impl Member {
             cluster: self.links.as_ref().map(|links| links.tls.clone()),
             alone,
         };
-        let listener = match (&self.links, membership.listen) {
+        let listener = match (&self.links, membership.listening()) {
             (Some(links), Some(addr)) => {
                 let listener = links.tls.bind(addr).await;
                 Some(listener.map_err(|source| MemberError::Listen { addr, source })?)

@@ -258,11 +258,12 @@ impl Member {
                 let connect = links
                     .tls
                     .connect(&leader.addr, Some(leader.node), Purpose::Api);
+                let still = Leader::At(leader.clone());
                 // Whichever ends first, nothing was asked yet.
                 tokio::select! {
                     stream = connect => Ok(Some(stream?)),
                     // A host that is gone does not even refuse.
-                    () = manager.no_longer(&Leader::At(leader.clone())) => Err(MemberError::NoLeader),
+                    () = manager.no_longer(&still) => Err(MemberError::NoLeader),
                 }
             }
             Leader::Unknown => Err(MemberError::NoLeader),

@@ -487,7 +487,156 @@ fn lane(lane: Lane) -> RaftLane {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
+    use shoal_raft_store::{Change, Command, DataKey, RaftTuning, StoreConfig};
+    use shoal_transport::session::local_stream;
+    use shoal_types::Timestamp;
+
     use super::*;
+    use crate::testing;
+
+    /// Reaches the other stores of this process by pipes.
+    #[derive(Clone, Default)]
+    struct Pipes(Arc<Mutex<HashMap<RaftId, Store>>>);
+
+    impl Pipes {
+        fn connect(&self, to: &Peer) -> Result<TlsLine, PeerError> {
+            let store = self.0.lock().unwrap().get(&to.id).cloned();
+            let store = store.ok_or(PeerError::Timeout { id: to.id })?;
+            let (near, far) = local_stream();
+            let mut far: Stream = Box::new(far);
+            tokio::spawn(async move { converse(&store, &mut far).await });
+            Ok(TlsLine {
+                to: to.clone(),
+                stream: Box::new(near),
+                read: BytesMut::new(),
+            })
+        }
+    }
+
+    impl Peers for Pipes {
+        fn call<'a>(
+            &'a self,
+            to: &'a Peer,
+            request: Vec<u8>,
+            _limit: Duration,
+        ) -> BoxFuture<'a, Result<Vec<u8>, PeerError>> {
+            async move {
+                let mut line = self.connect(to)?;
+                line.say(request).await?;
+                line.hear().await
+            }
+            .boxed()
+        }
+
+        fn open<'a>(
+            &'a self,
+            to: &'a Peer,
+            _limit: Duration,
+        ) -> BoxFuture<'a, Result<Box<dyn Line>, PeerError>> {
+            let line = self.connect(to);
+            let line = line.map(|line| Box::new(line) as Box<dyn Line>);
+            std::future::ready(line).boxed()
+        }
+
+        fn is_gone<'a>(&'a self, _peer: &'a Peer) -> BoxFuture<'a, bool> {
+            std::future::ready(false).boxed()
+        }
+
+        fn send_snapshot<'a>(
+            &'a self,
+            to: &'a Peer,
+            _request: Vec<u8>,
+            _body: SnapshotBody,
+            _idle: Duration,
+        ) -> BoxFuture<'a, Result<Vec<u8>, PeerError>> {
+            std::future::ready(Err(PeerError::Timeout { id: to.id })).boxed()
+        }
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn members_that_speak_through_streams_agree_on_what_many_propose_at_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let pipes = Pipes::default();
+        let mut stores = Vec::new();
+        for id in (1..=3).map(RaftId) {
+            let config = StoreConfig {
+                dir: dir.path().join(id.to_string()),
+                raft: id,
+                tuning: RaftTuning::default(),
+                key: DataKey::generate(),
+                older_keys: Vec::new(),
+            };
+            let peers = Arc::new(pipes.clone());
+            let store = Store::open_with_peers(config, peers).await.unwrap();
+            pipes.0.lock().unwrap().insert(id, store.clone());
+            stores.push(store);
+        }
+        stores[0].bootstrap().await.unwrap();
+        for id in [2, 3].map(RaftId) {
+            stores[0].add_member(id, id.to_string()).await.unwrap();
+        }
+        let proposals = (1..=50).map(|number| {
+            let leader = stores[0].clone();
+            tokio::spawn(async move {
+                let node = Change::CreateNode(Box::new(testing::node(number)));
+                let command = Command {
+                    at: Timestamp(0),
+                    changes: vec![node],
+                };
+                leader.propose(command).await.unwrap()
+            })
+        });
+        let mut last = None;
+        for proposal in proposals.collect::<Vec<_>>() {
+            last = last.max(Some(proposal.await.unwrap().version));
+        }
+        for store in &stores {
+            let mut states = store.watch();
+            let whole = states.wait_for(|state| Some(state.version()) >= last);
+            assert_eq!(whole.await.unwrap().nodes().count(), 50);
+        }
+        for store in &stores {
+            store.shutdown().await;
+        }
+    }
+
+    #[tokio::test]
+    async fn messages_and_answers_come_whole_and_in_order_however_they_arrive() {
+        let mut bytes = BytesMut::new();
+        put_message(&mut bytes, b"first").unwrap();
+        put_message(&mut bytes, b"").unwrap();
+        put_message(&mut bytes, &[7; 100_000]).unwrap();
+        let whole = bytes.clone();
+        let (near, mut far) = local_stream();
+        let mut near: Stream = Box::new(near);
+        tokio::spawn(async move {
+            for piece in whole.chunks(999) {
+                far.write_all(piece).await.unwrap();
+            }
+        });
+        let mut read = BytesMut::new();
+        let mut next = async || next_message(&mut near, &mut read).await.unwrap();
+        assert_eq!(next().await, Some(b"first".to_vec()));
+        assert_eq!(next().await, Some(Vec::new()));
+        assert_eq!(next().await, Some(vec![7; 100_000]));
+        assert_eq!(next().await, None, "it hung up between two messages");
+
+        let (near, mut far) = local_stream();
+        let mut near: Stream = Box::new(near);
+        let mut answers = BytesMut::new();
+        put_answer(&mut answers, &Ok(b"yes".to_vec())).unwrap();
+        put_answer(&mut answers, &Err(AnswerError::Unexpected)).unwrap();
+        answers.put_u8(0);
+        far.write_all(&answers).await.unwrap();
+        drop(far);
+        let mut read = BytesMut::new();
+        let mut next = async || next_answer(&mut near, &mut read).await;
+        assert!(matches!(next().await, Ok(Answer::Done(bytes)) if bytes == b"yes"));
+        assert!(matches!(next().await, Ok(Answer::Refused(_))));
+        assert!(next().await.is_err(), "it hung up in the middle of one");
+    }
 
     #[test]
     fn a_members_address_names_its_node() {

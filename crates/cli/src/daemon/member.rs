@@ -251,19 +251,19 @@ impl Member {
     /// A stream to the API of the manager that leads; `None` when that is this one.
     pub(crate) async fn leader_api(&self) -> Result<Option<Stream>, MemberError> {
         let manager = self.manager().ok_or(MemberError::NoLeader)?;
-        match manager.wait_leader(LEADER_PATIENCE).await {
+        let known = manager.wait_leader(LEADER_PATIENCE).await;
+        match &known {
             Leader::Here => Ok(None),
             Leader::At(leader) => {
                 let links = self.links.as_ref().ok_or(MemberError::NoLeader)?;
                 let connect = links
                     .tls
                     .connect(&leader.addr, Some(leader.node), Purpose::Api);
-                let still = Leader::At(leader.clone());
                 // Whichever ends first, nothing was asked yet.
                 tokio::select! {
                     stream = connect => Ok(Some(stream?)),
                     // A host that is gone does not even refuse.
-                    () = manager.no_longer(&still) => Err(MemberError::NoLeader),
+                    () = manager.no_longer(&known) => Err(MemberError::NoLeader),
                 }
             }
             Leader::Unknown => Err(MemberError::NoLeader),

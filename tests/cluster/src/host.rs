@@ -75,6 +75,13 @@ impl Host {
         Ok(host)
     }
 
+    /// Gives the daemon further flags. Before the start they are to count for.
+    #[must_use]
+    pub fn with_args(mut self, args: &[&str]) -> Self {
+        self.args.extend(args.iter().map(|arg| (*arg).to_owned()));
+        self
+    }
+
     /// From the next start on, the daemon is this program.
     pub fn set_binary(&mut self, binary: &Path) {
         binary.clone_into(&mut self.binary);

@@ -10,14 +10,7 @@ use anyhow::{Context, Result, bail, ensure};
 use nix::sys::signal::{Signal, kill};
 use serde_json::{Value, json};
 
-use super::{
-    Plan,
-    failover::accepted,
-    machines::Machines,
-    millis,
-    node::Side,
-    tasks,
-};
+use super::{Plan, failover::accepted, machines::Machines, millis, node::Side, tasks};
 use crate::{
     deadline::Deadline,
     http::Engine,
@@ -70,7 +63,10 @@ impl Taken {
         Self {
             agents,
             join: with("first asks to join → all ready", Unit::Millis),
-            create: with(&format!("{tasks} replicas created → all running"), Unit::Millis),
+            create: with(
+                &format!("{tasks} replicas created → all running"),
+                Unit::Millis,
+            ),
             create_cpu: with(
                 &format!("processor time of the managers for {tasks} replicas"),
                 Unit::Seconds,
@@ -79,7 +75,10 @@ impl Taken {
                 &format!("{killed} daemons killed → their tasks running elsewhere"),
                 Unit::Millis,
             ),
-            write: with("leader killed → write accepted through any other manager", Unit::Millis),
+            write: with(
+                "leader killed → write accepted through any other manager",
+                Unit::Millis,
+            ),
             restarted: with("tasks restarted because the leader was killed", Unit::Tasks),
             given_up: with("agents given up because the leader was killed", Unit::Nodes),
             idle_cpu: with("processor of the leader, nothing to do", Unit::Percent),
@@ -121,7 +120,9 @@ impl Taken {
         let took = machines.add_agents(&dir, self.agents).await?;
         self.join.samples.push(millis(took));
         let leader = machines.settled().await?;
-        self.empty_memory.samples.push(memory(&mut machines, leader)?.rss);
+        self.empty_memory
+            .samples
+            .push(memory(&mut machines, leader)?.rss);
         let (mut samples, some) = (Vec::new(), MANAGERS..MANAGERS + 10);
         for number in some {
             samples.push(memory(&mut machines, number)?.pss);
@@ -150,7 +151,9 @@ impl Taken {
             self.lost.samples.push(millis(took));
         }
         let leader = machines.settled().await?;
-        self.full_memory.samples.push(memory(&mut machines, leader)?.rss);
+        self.full_memory
+            .samples
+            .push(memory(&mut machines, leader)?.rss);
         let daemon = machines.nodes[leader].sandbox()?.daemon()?.as_raw();
         let before = process::processor_time(u32::try_from(daemon)?)?;
         tokio::time::sleep(WATCH).await;
@@ -239,7 +242,10 @@ fn spec(replicas: usize) -> Value {
 }
 
 fn ids(tasks: &[Value]) -> BTreeSet<String> {
-    tasks.iter().map(|task| text(&task["ID"]).to_owned()).collect()
+    tasks
+        .iter()
+        .map(|task| text(&task["ID"]).to_owned())
+        .collect()
 }
 
 fn count(number: usize) -> Result<f64> {
@@ -255,7 +261,10 @@ async fn wait_tasks(engine: &mut Engine, good: impl Fn(&[Value]) -> bool) -> Res
             return Ok(());
         }
         if limit.passed() {
-            bail!("{} tasks run, and they are not as they should be", running.len());
+            bail!(
+                "{} tasks run, and they are not as they should be",
+                running.len()
+            );
         }
         tokio::time::sleep(LOOK).await;
     }
@@ -298,7 +307,15 @@ fn processor_time(machines: &mut Machines) -> Result<Duration> {
 /// In MiB.
 fn available_memory() -> Result<f64> {
     let text = fs::read_to_string("/proc/meminfo").context("read /proc/meminfo")?;
-    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"));
-    let kib = line.and_then(|line| line.trim().trim_end_matches("kB").trim().parse::<f64>().ok());
+    let line = text
+        .lines()
+        .find_map(|line| line.strip_prefix("MemAvailable:"));
+    let kib = line.and_then(|line| {
+        line.trim()
+            .trim_end_matches("kB")
+            .trim()
+            .parse::<f64>()
+            .ok()
+    });
     Ok(kib.context("MemAvailable")? / 1024.0)
 }

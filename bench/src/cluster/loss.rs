@@ -44,10 +44,7 @@ pub(crate) struct Trials {
 }
 
 /// Hiccups of one worker, then workers that lose their power in turn, by default and with heartbeats in haste.
-pub(crate) async fn measure(
-    machines: &mut Machines,
-    trials: Trials,
-) -> (Result<()>, Vec<Series>) {
+pub(crate) async fn measure(machines: &mut Machines, trials: Trials) -> (Result<()>, Vec<Series>) {
     let case = |what| format!("tasks restarted because a worker {what} for 5 s, of {REPLICAS}");
     let mut frozen = Series::new(case("stood still"), Unit::Tasks);
     let mut cut = Series::new(case("had no link"), Unit::Tasks);

@@ -10,7 +10,12 @@ use std::{
 use anyhow::{Context, Result};
 
 use super::hub::Hub;
-use crate::{deadline::Deadline, http::Engine, sandbox::Sandbox, swarm::daemon::{Tools, text}};
+use crate::{
+    deadline::Deadline,
+    http::Engine,
+    sandbox::Sandbox,
+    swarm::daemon::{Tools, text},
+};
 
 /// How long a daemon may take to come up; generous, because a slow start is not what is measured.
 const START_LIMIT: Duration = Duration::from_mins(1);

@@ -153,7 +153,11 @@ impl Session {
             self.set_trouble(Some(crate::error_chain(&error)));
             let pause = backoff.next(&mut rand::rng());
             let error = crate::error_chain(&error);
-            warn!(error, pause_ms = pause.as_millis(), "session with the manager ended");
+            warn!(
+                error,
+                pause_ms = pause.as_millis(),
+                "session with the manager ended"
+            );
             time::sleep(pause).await;
             moved = false;
         }

@@ -47,7 +47,10 @@ fn twenty_agents_follow_their_managers_through_losses_of_both() {
     let words = "--null-runtime";
     let last = all - 1;
     let addr = cluster.cluster_addr(0);
-    let said = cluster.host(last).try_shoal(&["swarm", "init"]).refusal(words);
+    let said = cluster
+        .host(last)
+        .try_shoal(&["swarm", "init"])
+        .refusal(words);
     assert!(said.contains(words), "{said}");
     let token = cluster.token(0, Role::Manager);
     let said = cluster.try_join(last, &token, &addr).refusal(words);
@@ -95,7 +98,14 @@ fn twenty_agents_follow_their_managers_through_losses_of_both() {
     wait_for(
         "a write to be accepted",
         || {
-            let update = ["service", "update", "--detach", "--label-add", "a=b", "load"];
+            let update = [
+                "service",
+                "update",
+                "--detach",
+                "--label-add",
+                "a=b",
+                "load",
+            ];
             cluster.host(via).try_shoal(&update).status.success()
         },
         |accepted| *accepted,

@@ -63,7 +63,6 @@ fn a_copied_data_root_is_refused_while_the_node_it_is_of_lives() {
     cluster.host_mut(2).start();
     wait_doctor(cluster.host(2), "is another machine, at 10.200.7.2");
     wait_doctor(cluster.host(2), "leave the swarm here with --force");
-    assert_eq!(cluster.host(2).shoal(&["ps", "--quiet"]), "");
     cluster.wait_status(0, 1, "Ready");
     let during = identities(&cluster.wait_running(0, "hello", 2));
     assert_eq!(during, before, "nothing was restarted");
@@ -71,30 +70,24 @@ fn a_copied_data_root_is_refused_while_the_node_it_is_of_lives() {
     join_anew(&cluster, 2);
     cluster.wait_ready(0, 3);
     assert_ne!(cluster.node_id(2), cluster.node_id(1));
+    // What the copy had begun with, as a node does that no manager answers, went when it left.
+    assert_eq!(cluster.host(2).shoal(&["ps", "--quiet"]), "");
     let after = identities(&cluster.wait_running(0, "hello", 2));
     assert_eq!(after, before, "nothing was restarted");
 }
 
 #[test]
 fn a_node_that_was_away_for_longer_than_its_certificate_is_told_to_join_again() {
-    const MINUTE: i64 = 60;
     let mut cluster = Cluster::with_hosts(2, |_, host| host.with_clock());
     cluster.init(0, &["--cert-expiry", "1h"]);
     cluster.join(1, Role::Worker, 0);
     create_on(&cluster, 0, "hello", "1");
     let before = identities(&cluster.wait_running(0, "hello", 1));
     cluster.host_mut(1).stop_daemon();
-    // The manager renews its own in time.
-    let renewed = |host: &Host| host.log().matches("the node has a new certificate").count();
-    for (time, renewals) in [(50 * MINUTE, 1), (100 * MINUTE, 2)] {
-        cluster.host(0).set_clock(time);
-        wait_for(
-            "the manager's next certificate",
-            || renewed(cluster.host(0)),
-            |count| *count >= renewals,
-        );
+    // The first manager's own is from before anybody could say how long they are to be good for.
+    for i in 0..2 {
+        cluster.host(i).set_clock(100 * 60);
     }
-    cluster.host(1).set_clock(100 * MINUTE);
     cluster.host_mut(1).start();
     wait_doctor(cluster.host(1), "leave the swarm and join again");
     cluster.wait_status(0, 1, "Down");

@@ -60,21 +60,21 @@ fn a_manager_with_a_slow_disk_holds_up_nobody_and_loses_nothing() {
     let follower = (leader + 1) % 3;
     let rest: Vec<usize> = (0..3).filter(|i| *i != follower).collect();
     cluster.host(follower).set_flush_time(SLOW);
-    written.extend(write(&cluster, &[0, 1, 2], "slow-follower", 20));
+    written.extend(write(&cluster, &[0, 1, 2], "slow-follower", 12));
     // With a disk that all but stands still, more is written than it flushes: nobody waits for it.
     cluster.host(follower).set_flush_time(STUCK);
     let flushed = cluster.host(follower).flushes();
-    let more = write(&cluster, &rest, "stuck-follower", 40);
+    let more = write(&cluster, &rest, "stuck-follower", 24);
     let flushed = cluster.host(follower).flushes() - flushed;
-    assert!(flushed < 40, "40 writes and {flushed} flushes");
+    assert!(flushed < 24, "24 writes and {flushed} flushes");
     written.extend(more);
     cluster.host(follower).set_flush_time(Duration::ZERO);
 
     let leader = cluster.leader(rest[0]);
     cluster.host(leader).set_flush_time(SLOW);
-    written.extend(write(&cluster, &[0, 1, 2], "slow-leader", 20));
+    written.extend(write(&cluster, &[0, 1, 2], "slow-leader", 12));
     cluster.host(leader).set_flush_time(STUCK);
-    written.extend(write(&cluster, &[0, 1, 2], "stuck-leader", 20));
+    written.extend(write(&cluster, &[0, 1, 2], "stuck-leader", 4));
     cluster.host(leader).set_flush_time(Duration::ZERO);
 
     for via in 0..3 {

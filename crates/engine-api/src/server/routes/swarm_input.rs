@@ -27,7 +27,8 @@ const TASK_HISTORY: i64 = 5;
 /// SwarmKit's, `ca/certificates.go`.
 const SHORTEST_CERTIFICATE: Duration = Duration::from_hours(1);
 /// With less, a node would be given up before TCP has repeated one lost packet; with more, never.
-const HEARTBEAT_PERIODS: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_hours(1);
+const HEARTBEAT_PERIODS: RangeInclusive<Duration> =
+    Duration::from_secs(1)..=Duration::from_hours(1);
 
 fn wrong(field: &str, why: impl std::fmt::Display) -> ApiError {
     ApiError::bad_request(format!("{why} ({field})"))
@@ -264,7 +265,9 @@ fn heartbeat_period(nanos: i64) -> ApiResult<Duration> {
         return Ok(Cluster::HEARTBEAT_PERIOD);
     }
     let period = u64::try_from(nanos).map(Duration::from_nanos);
-    let possible = period.ok().filter(|period| HEARTBEAT_PERIODS.contains(period));
+    let possible = period
+        .ok()
+        .filter(|period| HEARTBEAT_PERIODS.contains(period));
     possible.ok_or_else(|| {
         let error = ControlError::Invalid {
             field: "Dispatcher.HeartbeatPeriod".to_owned(),

@@ -34,8 +34,8 @@ fn hostnames(of: std::ops::Range<usize>) -> BTreeSet<String> {
 fn twenty_agents_follow_their_managers_through_losses_of_both() {
     let all = MANAGERS + AGENTS;
     let mut cluster = Cluster::with_hosts(all, |i, host| {
-        let is_agent = i >= MANAGERS;
-        Ok(if is_agent {
+        let host = host.with_short_log();
+        Ok(if i >= MANAGERS {
             host.with_args(&["--null-runtime"])
         } else {
             host

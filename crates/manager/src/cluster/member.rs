@@ -44,6 +44,10 @@ pub(super) async fn serve(
         };
         match done {
             Ok(()) => MemberAnswer::Done,
+            // It may be done again: what the last leader began, the next one goes on with.
+            Err(_) if !port.leads() => MemberAnswer::Elsewhere {
+                leader: port.leader(),
+            },
             Err(reason) => {
                 tracing::warn!(node.id = %caller.node, reason, "the raft group stays as it was");
                 MemberAnswer::Refused { reason }

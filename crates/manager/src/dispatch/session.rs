@@ -120,12 +120,20 @@ async fn welcome<S: AsyncRead + AsyncWrite>(
         });
     }
     must_lead(store, hub).await?;
-    check_node(hub, &store.state(), node, description)?;
+    check_node(&store.state(), node)?;
     hub.heard(node);
     if let Some(addr) = hub.rival(node).await {
         return Err(SessionEnd::Refused {
             reason: in_use(node, &addr),
         });
+    }
+    // Not before: it may have been another machine's.
+    let known = store
+        .state()
+        .node(&node)
+        .map(|node| node.description.clone());
+    if known.is_some_and(|known| known != description) {
+        hub.describe(node, description);
     }
     let addr = caller.and_then(|caller| caller.addr);
     let session = hub.open_session(node, addr).ok_or(SessionEnd::Superseded)?;
@@ -167,21 +175,13 @@ async fn must_lead(store: &Store, hub: &Hub) -> Result<(), SessionEnd> {
         .unwrap_or(Err(SessionEnd::Elsewhere { leader: None }))
 }
 
-fn check_node(
-    hub: &Hub,
-    state: &State,
-    node: NodeId,
-    description: NodeDescription,
-) -> Result<(), SessionEnd> {
-    let Some(known) = state.node(&node) else {
-        return Err(SessionEnd::Refused {
+fn check_node(state: &State, node: NodeId) -> Result<(), SessionEnd> {
+    match state.node(&node) {
+        Some(_) => Ok(()),
+        None => Err(SessionEnd::Refused {
             reason: unknown(node),
-        });
-    };
-    if known.description != description {
-        hub.describe(node, description);
+        }),
     }
-    Ok(())
 }
 
 fn unknown(node: NodeId) -> String {

@@ -58,6 +58,7 @@ struct Contact {
 
 impl LivenessConfig {
     /// What the cluster's own heartbeat period makes of these times: all of them are in proportion to it.
+    #[must_use]
     pub fn in_cluster(self, state: &State) -> Self {
         let default = Cluster::HEARTBEAT_PERIOD;
         let period = state.cluster().map(|cluster| cluster.heartbeat_period);

@@ -10,7 +10,7 @@ use shoal_raft_store::{State, Store};
 use shoal_transport::session::{self, ReceiveError, Receiver, SendError, Sender};
 use shoal_types::{
     Generation, NodeId,
-    object::{Config, NodeDescription, Secret, Task},
+    object::{Config, Secret, Task},
     spec::{PortConfig, PublishMode},
     wire::{
         AgentMessage, AssignmentChanges, Assignments, ManagerMessage, ManagerPeer,

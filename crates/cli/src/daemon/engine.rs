@@ -247,6 +247,7 @@ impl LocalEngine for Engine {
                 options.availability = request.availability;
                 options.task_history_limit = request.task_history_limit;
                 options.trust.certificate_life = request.certificate_life;
+                options.heartbeat_period = request.heartbeat_period;
                 if !request.address_pools.is_empty() {
                     options.address_pools = request.address_pools;
                 }
@@ -258,6 +259,9 @@ impl LocalEngine for Engine {
             initialised.map_err(|error| match error {
                 InitError::AlreadyMember => EngineError::Unavailable(error.to_string()),
                 InitError::Address(error) => EngineError::Invalid(error.to_string()),
+                InitError::Member(error @ MemberError::InMemory) => {
+                    EngineError::Invalid(error.to_string())
+                }
                 InitError::Init(error @ shoal_manager::InitError::Invalid { .. }) => {
                     EngineError::Invalid(error.to_string())
                 }
@@ -292,6 +296,9 @@ impl LocalEngine for Engine {
                     EngineError::Invalid(error.to_string())
                 }
                 JoinError::Member(MemberError::Refused(reason)) => EngineError::Invalid(reason),
+                JoinError::Member(error @ MemberError::InMemory) => {
+                    EngineError::Invalid(error.to_string())
+                }
                 other => failed("join the swarm")(other),
             })
         }

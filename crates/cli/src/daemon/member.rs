@@ -79,6 +79,10 @@ pub(crate) enum MemberError {
     NoLeader,
     #[error("this node is not a manager; a new cluster can be forced on a manager only")]
     NoManager,
+    #[error(
+        "this node runs its tasks in memory only (--null-runtime), so it cannot be a manager; it can join as a worker"
+    )]
+    InMemory,
     #[error("this swarm is local to its one node, there is nothing to force")]
     Local,
     #[error(transparent)]
@@ -462,6 +466,9 @@ impl Member {
     /// Opens the manager half and asks for its place in the group. Without one the half is closed again.
     pub(crate) async fn become_manager(&self) -> Result<(), MemberError> {
         let links = self.links.as_ref().ok_or(MemberError::NoLeader)?;
+        if self.parts.agent.is_in_memory() {
+            return Err(MemberError::InMemory);
+        }
         let advertised = self.advertised()?;
         let home = &self.parts.home;
         // Whatever an earlier term as a manager left belongs to another member.

@@ -48,9 +48,15 @@ pub(super) fn make(
             return Err(failure);
         }
     };
-    let result = match sandbox {
+    let moved = sandbox.and_then(|sandbox| {
+        let moved = move_in(plan, &own, cgroups, descriptors, made_state, sandbox);
+        let failed = |failure: &Failure| note(&format!("move into a sandbox: {failure:?}"));
+        moved.inspect_err(failed).ok()
+    });
+    // A sandbox may just have been killed, and what is wrong with the plan is found again.
+    let result = match moved {
+        Some(container) => Ok(container),
         None => make_at_once(plan, &own, cgroups, descriptors, made_state),
-        Some(sandbox) => move_in(plan, &own, cgroups, descriptors, made_state, sandbox),
     };
     if result.is_err() {
         let groups = cgroups.of(&own.group());

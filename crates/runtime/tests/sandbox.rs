@@ -60,7 +60,15 @@ async fn a_container_in_a_sandbox_is_like_any_other() {
     let second = node.run_in_sandbox(|| probe(&node)).await;
     within(node.runtime.wait(&second)).await.expect("ends");
     let in_sandbox = node.text(&second).await;
-    for said in ["box", "4242\n", "42\n", "33554432", "77", "a secret", "127.0.0.11"] {
+    for said in [
+        "box",
+        "4242\n",
+        "42\n",
+        "33554432",
+        "77",
+        "a secret",
+        "127.0.0.11",
+    ] {
         assert!(at_once.contains(said), "{said:?} is not in {at_once}");
     }
     assert_eq!(lines(in_sandbox, &second), lines(at_once, &first));
@@ -130,14 +138,24 @@ fn bind(source: &str) -> oci_spec::runtime::Mount {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_new_supervisor_keeps_the_container_and_removes_the_sandboxes() {
     let node = Node::start().await;
-    let id = node.run_in_sandbox(|| node.shell("echo up; sleep 1000")).await;
+    let id = node
+        .run_in_sandbox(|| node.shell("echo up; sleep 1000"))
+        .await;
     node.wait_for_output(&id, "up").await;
     wait_for("the next sandbox", || !node.sandboxes().is_empty()).await;
     let left = node.sandboxes();
     let old = node.kill_supervisor().await;
     node.new_supervisor_than(old).await;
-    wait_for("the old sandboxes' end", || !left.iter().any(|path| path.exists())).await;
-    let state = node.runtime.state(&id).await.expect("an answer").expect("a container");
+    wait_for("the old sandboxes' end", || {
+        !left.iter().any(|path| path.exists())
+    })
+    .await;
+    let state = node
+        .runtime
+        .state(&id)
+        .await
+        .expect("an answer")
+        .expect("a container");
     let shoal_runtime::Phase::Running(started) = state.phase else {
         panic!("{id} does not run: {state:?}");
     };
@@ -158,7 +176,10 @@ async fn a_sandbox_whose_process_was_killed_is_not_used() {
     for sandbox in node.sandboxes() {
         let name = sandbox.file_name().expect("a name").to_owned();
         for root in support::cgroup_roots() {
-            let kill = root.join(&node.config.cgroup_parent).join(&name).join("cgroup.kill");
+            let kill = root
+                .join(&node.config.cgroup_parent)
+                .join(&name)
+                .join("cgroup.kill");
             // Of the hierarchies only v2 has it.
             let _ = fs::write(kill, "1");
         }
@@ -171,7 +192,9 @@ async fn a_sandbox_whose_process_was_killed_is_not_used() {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_upgrade_leaves_no_sandbox_behind() {
     let node = Node::start().await;
-    let id = node.run_in_sandbox(|| node.shell("echo up; sleep 1000")).await;
+    let id = node
+        .run_in_sandbox(|| node.shell("echo up; sleep 1000"))
+        .await;
     wait_for("the next sandbox", || !node.sandboxes().is_empty()).await;
     let before = node.sandboxes();
     let pid = node.runtime.supervisor_pid().await.expect("a supervisor");
@@ -186,6 +209,9 @@ async fn an_upgrade_leaves_no_sandbox_behind() {
     });
     assert_eq!(zombies.collect::<Vec<_>>(), Vec::<u32>::new());
     node.runtime.kill(&id).await.expect("is killed");
-    assert_eq!(within(node.runtime.wait(&id)).await.expect("ends").code, 137);
+    assert_eq!(
+        within(node.runtime.wait(&id)).await.expect("ends").code,
+        137
+    );
     node.finish().await;
 }

@@ -17,10 +17,7 @@ use crate::sys::mount::{self as attribute, MountAttributes, set_attributes};
 ///
 /// The tmpfs is mounted at `place`, seen by this mount namespace alone, until the host's tree is left: before Linux 6.15
 /// only what is mounted can be cloned.
-pub(super) fn make(
-    files: &[ContainerFile],
-    place: &Path,
-) -> Result<Vec<OwnedFd>, ChildFailure> {
+pub(super) fn make(files: &[ContainerFile], place: &Path) -> Result<Vec<OwnedFd>, ChildFailure> {
     if files.is_empty() {
         return Ok(Vec::new());
     }

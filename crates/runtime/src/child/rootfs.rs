@@ -110,10 +110,7 @@ pub(super) fn enter(
             recursive_attributes: false,
             copy_up: false,
         };
-        etc.push((
-            clone_source(&view.etc.join(name), false, &own)?,
-            own.target,
-        ));
+        etc.push((clone_source(&view.etc.join(name), false, &own)?, own.target));
     }
     let groups = clone_cgroups(mounts, cgroup)?;
     if stage.is_none() {

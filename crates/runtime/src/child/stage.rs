@@ -58,8 +58,8 @@ pub(crate) fn wait(waiting: Waiting<'_>) -> ! {
         waiting.plan.as_fd(),
         waiting.wake.as_fd(),
     ];
-    let opened = process::close_all_but(&keep)
-        .and_then(|()| open_fifo(&waiting.paths.report_fifo()));
+    let opened =
+        process::close_all_but(&keep).and_then(|()| open_fifo(&waiting.paths.report_fifo()));
     let Ok(mut report) = opened else {
         process::exit_now(128)
     };
@@ -95,7 +95,15 @@ fn go_on(
         empty: "/empty".into(),
     };
     let (cgroup, descriptors) = (waiting.cgroup, waiting.descriptors);
-    super::complete(&plan, &view, cgroup, descriptors, Some(stage), &pipes, report)
+    super::complete(
+        &plan,
+        &view,
+        cgroup,
+        descriptors,
+        Some(stage),
+        &pipes,
+        report,
+    )
 }
 
 fn read_plan(file: &mut fs::File) -> io::Result<Plan> {
@@ -132,7 +140,10 @@ fn build(waiting: &Waiting<'_>, states: &Path) -> Result<Stage, ChildFailure> {
     let own = open("/proc/self/ns/mnt", OFlags::RDONLY)?;
     rootfs::hide(&shape.readonly_paths, &shape.masked_paths)?;
     process::loopback_up().doing(|| "bring lo up".to_owned())?;
-    let host = waiting.host.try_clone().doing(|| "keep the host".to_owned())?;
+    let host = waiting
+        .host
+        .try_clone()
+        .doing(|| "keep the host".to_owned())?;
     Ok(Stage {
         mounts: shape.mounts.len(),
         sysctls,

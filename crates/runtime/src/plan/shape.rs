@@ -56,7 +56,9 @@ impl Shape {
             return None;
         }
         // What is hidden is hidden last of all: nothing may come above it.
-        let later = plan.mounts[mounts.len()..].iter().map(|mount| &mount.target);
+        let later = plan.mounts[mounts.len()..]
+            .iter()
+            .map(|mount| &mount.target);
         let files = plan.files.iter().map(|file| &file.target);
         let devices = plan.devices.iter().map(|device| &device.path);
         let in_the_way = |path: &String| is_below(path, &STAGED[..2]) || is_at(path, "/dev");
@@ -146,7 +148,9 @@ mod tests {
             hard: 1,
         });
         other.limits.memory = Some(1 << 20);
-        other.sysctls.push(("kernel/msgmax".to_owned(), "1".to_owned()));
+        other
+            .sysctls
+            .push(("kernel/msgmax".to_owned(), "1".to_owned()));
         other.mounts.push(bind("/data"));
         other.mounts.push(bind("/dev/log"));
         other.readonly_root = true;

@@ -53,7 +53,10 @@ pub(super) fn adopt(paths: &Paths, cgroups: &CgroupHost) -> io::Result<Found> {
             }
         }
     }
-    let adopted = found.containers.iter().map(|container| &container.record.id);
+    let adopted = found
+        .containers
+        .iter()
+        .map(|container| &container.record.id);
     let known = adopted.chain(&found.postponed);
     let groups: BTreeSet<String> = known.map(|id| paths.container(id).group()).collect();
     for name in cgroups.leftovers() {

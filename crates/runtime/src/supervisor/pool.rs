@@ -96,10 +96,7 @@ impl Sandbox {
 
     fn has_ended(&self) -> bool {
         let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
-        !matches!(
-            waitid(WaitId::PidFd(self.pidfd.as_fd()), options),
-            Ok(None)
-        )
+        !matches!(waitid(WaitId::PidFd(self.pidfd.as_fd()), options), Ok(None))
     }
 }
 
@@ -195,7 +192,10 @@ impl Server {
             return;
         }
         let reason = serde_json::from_slice::<child::ChildFailure>(&said[..count]);
-        let reason = reason.map_or_else(|_| "its process ended".to_owned(), |failure| failure.message);
+        let reason = reason.map_or_else(
+            |_| "its process ended".to_owned(),
+            |failure| failure.message,
+        );
         note(&format!("sandbox {}: {reason}", sandbox.name));
         if let Some(sandbox) = self.pool.sandboxes.remove(&key) {
             sandbox.retire();
@@ -241,9 +241,11 @@ impl Server {
         let uuid = fs::read_to_string("/proc/sys/kernel/random/uuid").map_err(step("name it"))?;
         let name = format!("warm-{}", uuid.trim());
         let paths = self.paths.sandbox(&name);
-        let sandbox = self.make_sandbox(name.clone(), &paths, &shape).inspect_err(|_| {
-            create::remove(&paths, &self.cgroups.of(&name));
-        })?;
+        let sandbox = self
+            .make_sandbox(name.clone(), &paths, &shape)
+            .inspect_err(|_| {
+                create::remove(&paths, &self.cgroups.of(&name));
+            })?;
         let key = self.next_key;
         self.next_key += 1;
         for fd in [&sandbox.pidfd, &sandbox.report] {
@@ -270,12 +272,13 @@ impl Server {
             .cgroups
             .make(&name, Vec::new(), &shape.device_rules)
             .map_err(|error| Failure::Step(create::chain(&error)))?;
-        let report = container::open_reader(&paths.report_fifo()).map_err(step("open its report"))?;
+        let report =
+            container::open_reader(&paths.report_fifo()).map_err(step("open its report"))?;
         let host = fs::File::open("/proc/self/ns/mnt").map_err(step("open our mount namespace"))?;
         let plan = rustix::fs::memfd_create("plan", MemfdFlags::CLOEXEC)
             .map_err(|errno| step("make a file for its plan")(errno.into()))?;
-        let (reader, writer) = pipe_with(PipeFlags::CLOEXEC)
-            .map_err(|errno| step("make a pipe")(errno.into()))?;
+        let (reader, writer) =
+            pipe_with(PipeFlags::CLOEXEC).map_err(|errno| step("make a pipe")(errno.into()))?;
         let directory = cgroup
             .open_v2()
             .map_err(|error| Failure::Step(create::chain(&error)))?;

@@ -16,13 +16,13 @@ use super::exec::{self, Exec};
 use super::journal::{Journal, Unfinished};
 use super::pool::Pool;
 use super::{adopt, create, note, protect};
+use crate::Stream;
 use crate::cgroup::CgroupHost;
 use crate::paths::Paths;
 use crate::plan::Rlimit;
 use crate::protocol::{Decoder, Reply, Request, build_of, encode};
 use crate::sys::fdpass;
 use crate::sys::process;
-use crate::Stream;
 
 /// How often that is asked, and adopted containers without a process are looked at.
 const STATUS_INTERVAL: Duration = Duration::from_millis(20);
@@ -480,7 +480,6 @@ impl Server {
             flags,
         );
     }
-
 }
 
 /// A container whose descriptors could not be registered, and why.

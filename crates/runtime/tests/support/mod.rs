@@ -328,7 +328,10 @@ pub(crate) fn cgroup_roots() -> Vec<PathBuf> {
 }
 
 fn traces(config: &RuntimeConfig, directory: &Path) -> Traces {
-    let waits = |path: &PathBuf| path.components().any(|part| part.as_os_str().as_encoded_bytes().starts_with(b"warm-"));
+    let waits = |path: &PathBuf| {
+        path.components()
+            .any(|part| part.as_os_str().as_encoded_bytes().starts_with(b"warm-"))
+    };
     let mut cgroups = cgroups(config);
     cgroups.retain(|path| !waits(path));
     let text = fs::read_to_string("/proc/self/mountinfo").expect("mountinfo");

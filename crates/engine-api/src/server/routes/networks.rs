@@ -230,3 +230,33 @@ pub(crate) async fn remove(
     manager.control.remove_network(network.id).await?;
     Ok(StatusCode::NO_CONTENT)
 }
+
+/// Removes the networks that no service and no task uses.
+pub(crate) async fn prune(
+    State(engine): State<Engine>,
+    query: Query,
+) -> ApiResult<Json<wire::NetworksPruned>> {
+    let filters = query.filters(&["label", "label!", "until"])?;
+    filters.without(&["label!", "until"])?;
+    let manager = engine.manager()?;
+    let state = manager.control.basis().await?;
+    let mut pruned = wire::NetworksPruned::default();
+    for network in state.networks() {
+        if network.predefined
+            || is_used(&state, network)
+            || !filters.labels("label", &network.spec.labels)
+        {
+            continue;
+        }
+        match manager.control.remove_network(network.id).await {
+            Ok(()) => {
+                let deleted = pruned.deleted.get_or_insert_default();
+                deleted.push(network.spec.name.clone());
+            }
+            // Gone, or used, meanwhile.
+            Err(ControlError::NotFound { .. } | ControlError::InUse(_)) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(Json(pruned))
+}

@@ -395,7 +395,7 @@ fn a_stack_is_updated_pruned_and_waited_for() {
         ),
         (
             "services: {a: {image: x, deploy: {mode: other}}}",
-            "service a: unknown mode: other",
+            "nknown mode: other",
         ),
     ] {
         write(text);

@@ -85,7 +85,7 @@ const BLOCKS: &[(&str, &str, &[&str])] = &[
     (
         "An update that takes itself back",
         "updates to something that does not work",
-        &["as expected\n", "rollback completed\n", "unhealthy"],
+        &["rollback: rollback completed\n", "unhealthy container"],
     ),
     (
         "A secret is rotated",

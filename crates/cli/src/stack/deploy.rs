@@ -263,8 +263,12 @@ impl Deployment<'_> {
             configs.push(reference);
         }
         // Another order of the same secrets is no reason to start tasks anew.
-        secrets.sort_by(|a, b| text(a, "/SecretName").cmp(text(b, "/SecretName")));
-        configs.sort_by(|a, b| text(a, "/ConfigName").cmp(text(b, "/ConfigName")));
+        let place = |reference: &Value, name| {
+            let target = text(reference, "/File/Name").to_owned();
+            (text(reference, name).to_owned(), target)
+        };
+        secrets.sort_by_key(|secret| place(secret, "/SecretName"));
+        configs.sort_by_key(|config| place(config, "/ConfigName"));
         let credential =
             convert::credential_spec(credential, &credential_config).map_err(CliError::message)?;
         let container = &mut spec["TaskTemplate"]["ContainerSpec"];

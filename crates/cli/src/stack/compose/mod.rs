@@ -7,6 +7,8 @@ mod field;
 mod interpolate;
 mod model;
 mod node;
+#[cfg(test)]
+mod tests;
 mod values;
 mod yaml;
 

@@ -22,6 +22,7 @@ use shoal_node_agent::{
 };
 use shoal_transport::token::JoinToken;
 use shoal_types::{ContainerId, NodeId, TaskId, object::Network};
+use tokio_stream::wrappers::WatchStream;
 
 use super::{
     address::CLUSTER_PORT,
@@ -528,6 +529,11 @@ impl LocalEngine for Engine {
             size.map_err(|error| translate::volume_error("measure", &name, error))
         })
         .boxed()
+    }
+
+    fn changed(&self) -> BoxStream<'static, ()> {
+        let changes = WatchStream::new(self.node.agent().watch());
+        changes.map(drop).boxed()
     }
 
     fn containers(&self) -> BoxFuture<'_, Result<Vec<ContainerInfo>>> {

@@ -11,7 +11,7 @@ use std::{
 
 use shoal_image::ImageStore;
 use shoal_network::{ApplyError, Datapath, NetworkState};
-use shoal_runtime::Runtime;
+use shoal_runtime::{LogConfig, Runtime};
 use shoal_transport::dial::Dialer;
 use shoal_types::{
     ContainerId, Generation, NetworkId, NodeId, TaskId, TaskState,
@@ -52,6 +52,8 @@ pub struct AgentConfig {
     pub description: NodeDescription,
     /// `search` line of the node's resolv.conf, for containers.
     pub search: Vec<String>,
+    /// How much of the output of each container is kept, from its creation on.
+    pub log: LogConfig,
     /// Reads the node's name servers, which may change while it runs; after an error they stay.
     pub name_servers: fn() -> io::Result<Vec<SocketAddr>>,
 }
@@ -109,6 +111,7 @@ impl Agent {
             outbox: Arc::new(Outbox::default()),
             description: described,
             search: config.search,
+            log: config.log,
             saved: saved.clone(),
         };
         let inner = Arc::new(Inner {

@@ -49,7 +49,7 @@ impl Host {
     #[must_use]
     pub fn into_local(self) -> Self {
         let mut host = self;
-        host.args = vec!["--local".to_owned()];
+        host.args.push("--local".to_owned());
         host.start();
         host
     }
@@ -79,6 +79,13 @@ impl Host {
         host.plug = Some((switch.clone(), number));
         switch.plug(number, &host.network)?;
         Ok(host)
+    }
+
+    /// A further flag of the daemon, from its next start on.
+    #[must_use]
+    pub fn with_flag(mut self, flag: &str) -> Self {
+        self.args.push(flag.to_owned());
+        self
     }
 
     /// From the next start on, the daemon is this program.

@@ -153,3 +153,46 @@ fn lines_are_cut_by_time_and_number_and_followed_by_both_clients() {
     let ended = follower.wait_with_output().unwrap();
     assert!(ended.status.success(), "{ended:?}");
 }
+
+#[test]
+fn long_logs_are_rotated_as_the_daemon_is_told_and_read_as_one() {
+    let flags = ["--log-opt=max-size=8k", "--log-opt=max-file=3"];
+    let host = Host::new()
+        .unwrap()
+        .with_flag(flags[0])
+        .with_flag(flags[1])
+        .into_local();
+    let tar = busybox_tar(host.dir()).unwrap();
+    host.shoal(&["import", tar.to_str().unwrap(), "busybox"]);
+    // A pause after every hundred lines: what comes at once goes to one file.
+    let script = "trap 'exit 0' TERM; i=0; while [ $i -lt 2000 ]; do i=$((i+1)); echo line $i; \
+                  [ $((i % 100)) != 0 ] || sleep 0.05; done; while :; do sleep 0.1; done";
+    let head = ["service", "create", "--detach", "--name", "talk", "busybox"];
+    host.shoal(&[&head[..], &["sh", "-c", script]].concat());
+    host.wait_running("talk", 1);
+    let read = |program: &str| {
+        let words = ["service", "logs", "--raw", "talk"];
+        if program == "shoal" {
+            host.shoal(&words)
+        } else {
+            host.docker(&words)
+        }
+    };
+    let log = wait_for(
+        "the last line",
+        || read("shoal"),
+        |log| log.contains("line 2000\n"),
+    );
+    assert_eq!(read("docker"), log);
+    let kept: Vec<u32> = log
+        .lines()
+        .map(|line| line.strip_prefix("line ").unwrap().parse().unwrap())
+        .collect();
+    assert!(kept.windows(2).all(|pair| pair[1] == pair[0] + 1), "{log}");
+    // Three files of about 8 KiB, of lines of some 75 bytes in Docker's JSON.
+    assert!(
+        kept.len() > 100 && kept.len() < 1000,
+        "{} lines are kept",
+        kept.len()
+    );
+}

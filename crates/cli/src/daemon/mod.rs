@@ -12,6 +12,7 @@ mod address;
 mod engine;
 mod home;
 mod listen;
+mod log_opts;
 mod machine;
 mod member;
 mod node;
@@ -222,6 +223,7 @@ async fn start_agent(
         datapath,
         description,
         search: resolver.search,
+        log: log_opts::parse(&args.log_opt)?,
         name_servers: || resolver::read().map(|resolver| resolver.servers),
     }))
 }

@@ -9,7 +9,7 @@ use std::{
 
 use shoal_image::{Image, ImageStore, ProgressSink, RegistryAuth};
 use shoal_network::{ContainerEndpoints, Datapath, Endpoint};
-use shoal_runtime::{CreateError, Phase, Runtime, Signal, StartError};
+use shoal_runtime::{CreateError, LogConfig, Phase, Runtime, Signal, StartError};
 use shoal_types::{
     ContainerId, ContainerStatus, TaskId, TaskState, TaskStatus,
     object::{NodeDescription, Task},
@@ -51,6 +51,7 @@ pub(crate) struct Tools {
     pub(crate) outbox: Arc<Outbox>,
     pub(crate) description: watch::Receiver<NodeDescription>,
     pub(crate) search: Vec<String>,
+    pub(crate) log: LogConfig,
     pub(crate) saved: Saved,
     pub(crate) volumes: Arc<Volumes>,
     pub(crate) assignments: watch::Receiver<Option<Arc<Assignments>>>,
@@ -382,6 +383,7 @@ impl Worker {
         let around = Surroundings {
             node: self.tools.description.borrow().clone(),
             search: self.tools.search.clone(),
+            log: self.tools.log,
         };
         let prepared = Prepared { mounts, files };
         let volumes = &self.tools.volumes;

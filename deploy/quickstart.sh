@@ -113,7 +113,7 @@ answered=0
 for _ in $(seq 50); do
     curl -fs --max-time 5 "http://127.0.0.1:$PORT/" >/dev/null && answered=$((answered + 1))
 done
-echo "$answered of 50 requests answered meanwhile; one on its way to the killed task would be lost."
+echo "$answered of 50 requests answered meanwhile; lost are those that reach the killed task before it has left the address."
 for _ in $(seq 150); do
     [ "$(shoal service ls --filter name=hello --format '{{.Replicas}}')" != 3/3 ] || break
     sleep 0.1

@@ -137,13 +137,7 @@ async fn run(mut args: DaemonArgs) -> Result<()> {
         ..describe(labels.clone())
     };
     let agent = start_agent(&home, &args, description.clone()).await?;
-    let machine = Machine::read(
-        &home.instance,
-        &args.data_root,
-        args.debug,
-        labels,
-        &description,
-    );
+    let machine = Machine::read(&home.instance, &args, labels, &description);
     // The API needs the node, and the node's cluster port serves the API.
     let for_managers: Arc<OnceLock<axum::Router>> = Arc::default();
     let serving = for_managers.clone();

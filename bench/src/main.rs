@@ -7,6 +7,7 @@ mod deadline;
 mod http;
 mod image;
 mod machine;
+mod network;
 mod process;
 mod report;
 mod sandbox;
@@ -72,6 +73,8 @@ struct Options {
 enum Part {
     Start,
     Swarm,
+    /// The datapath alone; needs no dockerd.
+    Network,
 }
 
 /// How much is measured, so that all of it ends in time.
@@ -181,6 +184,13 @@ async fn run(options: &Options) -> Result<ExitCode> {
 
 /// Without dockerd there is nothing to compare with, so its failure ends the run; everything else that fails is noted.
 async fn parts(options: &Options, report: &mut Report) -> Result<()> {
+    let wants = |part| options.only.is_none_or(|only| only == part);
+    if wants(Part::Network) {
+        network(options, report).await;
+    }
+    if options.only == Some(Part::Network) {
+        return Ok(());
+    }
     let amounts = if options.quick { &QUICK } else { &FULL };
     let cgroup = options.cgroup()?;
     let tools = Tools {
@@ -188,7 +198,6 @@ async fn parts(options: &Options, report: &mut Report) -> Result<()> {
     };
     let busybox = tools.find("busybox")?;
     let image = image::busybox_tar(&busybox)?;
-    let wants = |part| options.only.is_none_or(|only| only == part);
 
     eprintln!("bench: dockerd");
     let dir = options.work.join("dockerd");
@@ -227,6 +236,23 @@ async fn parts(options: &Options, report: &mut Report) -> Result<()> {
         }
     }
     Ok(())
+}
+
+async fn network(options: &Options, report: &mut Report) {
+    eprintln!("bench: network");
+    let (dir, quick) = (options.work.join("network"), options.quick);
+    let measured = tokio::task::spawn_blocking(move || network::measure(&dir, quick)).await;
+    match measured
+        .map_err(anyhow::Error::from)
+        .and_then(|found| found)
+    {
+        Ok(found) => {
+            for (peer, ours, theirs) in found {
+                report.compare(peer, &ours, &theirs);
+            }
+        }
+        Err(error) => report.note(format!("network: {error:#}")),
+    }
 }
 
 async fn several_nodes(options: &Options, report: &mut Report) -> Result<()> {

@@ -32,7 +32,8 @@ fn spec(name: String) -> ServiceSpec {
             placement: Placement::default(),
             networks: Vec::new(),
             force_update: 0,
-        },
+        }
+        .into(),
         mode: ServiceMode::Replicated { replicas: 0 },
         update: UpdateConfig::default(),
         rollback: UpdateConfig::default(),

@@ -4,6 +4,11 @@
 //! where it cannot. Between passes the brain keeps indices that could be rebuilt from the state at any
 //! time, and are when a manager becomes leader. It reads no clock and no randomness of its own.
 
+mod nodes;
+mod place;
+#[cfg(test)]
+mod tests;
+
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     sync::Arc,
@@ -13,18 +18,15 @@ use std::{
 use rand::Rng;
 use shoal_raft_store::{Change, Command, ObjectChange, Rejection, State};
 use shoal_types::{
-    NodeId, ServiceId, TaskId, TaskState, TaskStatus, Timestamp, Version,
-    object::{
-        EndpointAtBirth, Meta, Node, NodeState, Service, Task, TaskPlace, UpdateState, UpdateStatus,
-    },
-    spec::ServiceMode,
+    NodeId, ServiceId, TaskId, TaskState, TaskStatus, Timestamp,
+    object::{EndpointAtBirth, Meta, Service, Task, UpdateState, UpdateStatus},
 };
 
 use crate::{
     allocate::Allocator,
     draft::{Draft, new_task_id},
     orchestrate::{self, Action, ServiceView},
-    schedule::{NodeIndex, Placer, Request},
+    schedule::NodeIndex,
 };
 
 /// Larger commands would hold up the log; smaller ones would pay for more entries than needed.
@@ -32,9 +34,6 @@ const CHANGES_PER_COMMAND: usize = 1000;
 
 /// A pass that has decided this much proposes it before it looks at further services.
 const CHANGES_PER_PASS: usize = 8 * CHANGES_PER_COMMAND;
-
-/// A node that has been down for so long will not say any more what became of its tasks.
-const ORPHAN_AFTER: Duration = Duration::from_hours(24);
 
 #[derive(Debug, Default)]
 pub struct Brain {
@@ -57,7 +56,7 @@ pub struct Brain {
     /// Since then time has passed evenly, as far as this leader knows: what is dated before it says
     /// nothing about how long ago it was.
     even_since: Option<Timestamp>,
-    /// How long ended tasks of services in an update had been running.
+    /// How long the tasks that were seen to end had been running.
     ran: BTreeMap<TaskId, Duration>,
     /// Services that the pass under way has more to decide about than it takes on.
     unfinished: BTreeSet<ServiceId>,
@@ -179,10 +178,11 @@ impl Brain {
                 return;
             };
             self.retry = true;
-            if before.status.state == TaskState::Running {
-                let ran = task.meta.updated_at.since(before.meta.updated_at);
-                self.ran.insert(task.id, ran);
-            }
+            let ran = match before.status.state {
+                TaskState::Running => task.meta.updated_at.since(before.meta.updated_at),
+                _never => Duration::ZERO,
+            };
+            self.ran.insert(task.id, ran);
         }
     }
 
@@ -252,7 +252,7 @@ impl Brain {
         let wake_at = if more {
             Some(now)
         } else {
-            let orphans = self.down.values().map(|since| since.after(ORPHAN_AFTER));
+            let orphans = self.down.values().map(|since| self.orphans_at(*since));
             let alarms = self.alarms.first().map(|(at, _)| *at);
             orphans.chain(alarms).min()
         };
@@ -281,95 +281,6 @@ impl Brain {
             }
         }
         Ok(())
-    }
-
-    /// Rejects the tasks that touched nodes may not keep, and finds the services that are concerned.
-    fn look_at_nodes(&mut self, draft: &mut Draft) {
-        let due: Vec<NodeId> = self
-            .down
-            .iter()
-            .filter(|(_, since)| draft.now >= since.after(ORPHAN_AFTER))
-            .map(|(id, _)| *id)
-            .collect();
-        for id in due {
-            self.down.remove(&id);
-            self.looked_at.1.insert(id);
-            self.orphan_tasks(draft, id);
-        }
-        let touched = std::mem::take(&mut self.nodes);
-        if touched.is_empty() {
-            return;
-        }
-        for id in touched {
-            self.looked_at.1.insert(id);
-            let tasks = draft.state.tasks_on(id);
-            self.services.extend(tasks.map(|task| task.service));
-            let Some(node) = draft.state.node(&id).cloned() else {
-                self.down.remove(&id);
-                continue;
-            };
-            if node.status.state == NodeState::Down {
-                if self.down.insert(id, node.status.since) == Some(node.status.since) {
-                    continue;
-                }
-            } else {
-                self.down.remove(&id);
-            }
-            self.reject_tasks(draft, &node);
-        }
-        let everywhere = draft.state.services().filter(|service| {
-            matches!(
-                service.spec.mode,
-                ServiceMode::Global | ServiceMode::GlobalJob
-            )
-        });
-        self.services.extend(everywhere.map(|service| service.id));
-    }
-
-    fn reject_tasks(&mut self, draft: &mut Draft, node: &Node) {
-        for id in orchestrate::enforce(&draft.state, node) {
-            let status = TaskStatus {
-                state: TaskState::Rejected,
-                at: draft.now,
-                message: orchestrate::REJECTED.to_owned(),
-                err: orchestrate::REASON.to_owned(),
-                ..TaskStatus::default()
-            };
-            self.set_status(draft, id, status);
-        }
-    }
-
-    fn orphan_tasks(&mut self, draft: &mut Draft, node: NodeId) {
-        let running: Vec<TaskId> = draft
-            .state
-            .tasks_on(node)
-            .filter(|task| !task.status.state.is_terminal())
-            .map(|task| task.id)
-            .collect();
-        for id in running {
-            let status = TaskStatus {
-                state: TaskState::Orphaned,
-                at: draft.now,
-                err: format!("node {node} has been down for 24 hours"),
-                ..TaskStatus::default()
-            };
-            self.set_status(draft, id, status);
-        }
-    }
-
-    fn set_status(&mut self, draft: &mut Draft, id: TaskId, mut status: TaskStatus) {
-        if let Some(task) = draft.state.task(&id) {
-            self.services.insert(task.service);
-            status.container.clone_from(&task.status.container);
-        }
-        self.push(
-            draft,
-            Change::SetTaskStatus {
-                id,
-                reporter: None,
-                status,
-            },
-        );
     }
 
     fn take_due_alarms(&mut self, now: Timestamp) {
@@ -557,110 +468,6 @@ impl Brain {
         };
         self.push(draft, change);
     }
-
-    /// Gives addresses and nodes to the tasks that were just made, and to those that wait when there is
-    /// new hope for them.
-    fn place(&mut self, draft: &mut Draft, fresh: Vec<Task>) {
-        let mut placers = HashMap::new();
-        if std::mem::take(&mut self.retry) {
-            let waiting: Vec<TaskId> = self.waiting.iter().copied().collect();
-            for id in waiting {
-                self.advance(draft, id, &mut placers);
-            }
-        }
-        for mut task in fresh {
-            self.try_to_allocate(draft, &mut task);
-            if task.status.state == TaskState::Pending {
-                self.try_to_place(draft.now, &mut task, &mut placers);
-            }
-            let id = task.id;
-            if !self.push(draft, Change::CreateTask(Box::new(task))) {
-                self.index.remove_task(id);
-            }
-        }
-    }
-
-    fn advance(
-        &mut self,
-        draft: &mut Draft,
-        id: TaskId,
-        placers: &mut HashMap<(ServiceId, Version), Placer>,
-    ) {
-        let Some(task) = draft.state.task(&id).cloned().filter(|task| waits(task)) else {
-            self.waiting.remove(&id);
-            return;
-        };
-        let mut next = (*task).clone();
-        if next.status.state == TaskState::New {
-            self.try_to_allocate(draft, &mut next);
-            if next.status.state == TaskState::Pending {
-                let attachments = next.attachments.clone();
-                if !self.push(draft, Change::AllocateTask { id, attachments }) {
-                    return;
-                }
-            }
-        }
-        if next.status.state == TaskState::Pending {
-            self.try_to_place(draft.now, &mut next, placers);
-            if let Some(node) = next.node {
-                let generic = next.generic;
-                if !self.push(draft, Change::AssignTask { id, node, generic }) {
-                    self.index.remove_task(id);
-                }
-                return;
-            }
-        }
-        if next.status.err != task.status.err {
-            let err = next.status.err;
-            self.push(draft, Change::ExplainTask { id, err });
-        }
-    }
-
-    /// New → Pending, or the reason why not.
-    fn try_to_allocate(&mut self, draft: &Draft, task: &mut Task) {
-        let service = draft.state.service(&task.service);
-        let unserved = service.map_or("", |service| service.err.as_str());
-        if !unserved.is_empty() {
-            unserved.clone_into(&mut task.status.err);
-            return;
-        }
-        let ports = &task.endpoint.ports;
-        match self.allocator.attachments(&draft.state, &task.spec, ports) {
-            Ok(attachments) => {
-                task.attachments = attachments;
-                task.status.state = TaskState::Pending;
-                "pending task scheduling".clone_into(&mut task.status.message);
-                task.status.err.clear();
-            }
-            Err(err) => task.status.err = err,
-        }
-    }
-
-    /// Pending → Assigned, or the reason why not.
-    fn try_to_place(
-        &mut self,
-        now: Timestamp,
-        task: &mut Task,
-        placers: &mut HashMap<(ServiceId, Version), Placer>,
-    ) {
-        let placed = match task.place {
-            TaskPlace::Node(node) => Placer::place_on(&mut self.index, task, node),
-            TaskPlace::Slot(_) => placers
-                .entry((task.service, task.spec_version))
-                .or_insert_with(|| Placer::new(&self.index, Request::of(task), now))
-                .place(&mut self.index, task),
-        };
-        match placed {
-            Ok(()) => {
-                task.status.state = TaskState::Assigned;
-                task.status.at = now;
-                "scheduler assigned task to node".clone_into(&mut task.status.message);
-                task.status.err.clear();
-                self.tentative.push((task.id, task.service));
-            }
-            Err(err) => task.status.err = err,
-        }
-    }
 }
 
 /// Cuts the draft into commands.
@@ -689,155 +496,4 @@ fn matters(before: Option<&Task>, after: Option<&Task>) -> bool {
     before.desired != after.desired
         || before.node != after.node
         || (before.status.state != after.status.state && after.status.state >= TaskState::Running)
-}
-
-#[cfg(test)]
-mod tests {
-    use rand::{SeedableRng, rngs::StdRng};
-    use shoal_types::{Slot, spec::EndpointSpec};
-
-    use super::*;
-    use crate::testing;
-
-    fn apply(state: &mut State, changes: Vec<Change>) -> Result<(), Rejection> {
-        let version = Version(state.version().0 + 1);
-        let at = Timestamp::from_unix(i64::try_from(version.0).unwrap_or(0), 0);
-        state.apply(version, &Command { at, changes }).map(drop)
-    }
-
-    fn state(replicas: u64) -> State {
-        let mut state = State::default();
-        let mut changes = testing::cluster_changes();
-        changes.push(Change::CreateNode(Box::new(testing::node(1))));
-        let mode = ServiceMode::Replicated { replicas };
-        changes.push(Change::CreateService {
-            id: testing::service_id(1),
-            spec: Box::new(testing::service_spec("web", mode)),
-        });
-        apply(&mut state, changes).expect("fits");
-        state
-    }
-
-    fn decide(brain: &mut Brain, state: &State) -> Plan {
-        let now = Timestamp::from_unix(1000, 0);
-        brain.decide(state, Vec::new(), now, &mut StdRng::seed_from_u64(1))
-    }
-
-    #[test]
-    fn one_command_takes_a_new_service_all_the_way_to_assigned_tasks() {
-        let mut state = state(3);
-        let plan = decide(&mut Brain::new(&state), &state);
-        assert_eq!(plan.commands.len(), 1);
-        for command in plan.commands {
-            apply(&mut state, command.changes).expect("the plan fits the state it was made on");
-        }
-        let service = state.service(&testing::service_id(1)).unwrap();
-        assert!(service.endpoint.is_some());
-        let tasks: Vec<_> = state.tasks().collect();
-        assert_eq!(tasks.len(), 3);
-        for task in tasks {
-            assert_eq!(task.status.state, TaskState::Assigned);
-            assert_eq!(task.node, Some(testing::node_id(1)));
-            assert_eq!(task.attachments.len(), 1, "in the bridge network");
-        }
-    }
-
-    #[test]
-    fn a_plan_on_a_stale_state_is_refused_without_effect_and_made_again() {
-        let mut state = state(3);
-        let mut brain = Brain::new(&state);
-        let outdated = decide(&mut brain, &state);
-        let service = state.service(&testing::service_id(1)).unwrap().clone();
-        let mut spec = service.spec.clone();
-        spec.task.force_update = 1;
-        let update = Change::UpdateServiceSpec {
-            id: service.id,
-            version: service.meta.version,
-            spec: Box::new(spec),
-        };
-        apply(&mut state, vec![update]).expect("fits");
-        let before = state.clone();
-        for command in outdated.commands {
-            let refused = apply(&mut state, command.changes);
-            assert!(
-                matches!(refused, Err(Rejection::OutOfSequence { .. })),
-                "{refused:?}"
-            );
-        }
-        assert!(state.tasks().eq(before.tasks()));
-        brain.revert(&state);
-        for command in decide(&mut brain, &state).commands {
-            apply(&mut state, command.changes).expect("the new plan fits");
-        }
-        assert_eq!(state.task_count(), 3);
-        let current = state.service(&service.id).unwrap().spec_version;
-        assert!(state.tasks().all(|task| task.spec_version == current));
-    }
-
-    #[test]
-    fn a_rollback_that_is_refused_pauses_the_update_with_the_reason() {
-        let mut state = state(1);
-        let id = testing::service_id(1);
-        let service = state.service(&id).unwrap().clone();
-        let mut draft = Draft::new(state.clone(), Timestamp::from_unix(9, 0));
-        let update = UpdateStatus {
-            state: UpdateState::RollbackStarted,
-            started_at: draft.now,
-            completed_at: None,
-            message: String::new(),
-        };
-        // It has no previous spec.
-        Brain::new(&state).roll_back(&mut draft, &service, update);
-        apply(&mut state, draft.into_changes()).expect("fits");
-        let update = state.service(&id).unwrap().update.clone().unwrap();
-        assert_eq!(update.state, UpdateState::Paused);
-        assert!(
-            update.message.contains("does not have a previous spec"),
-            "{}",
-            update.message
-        );
-    }
-
-    #[test]
-    fn what_cannot_be_placed_says_why_and_is_placed_when_a_node_comes() {
-        let mut state = state(0);
-        let service = state.service(&testing::service_id(1)).unwrap().clone();
-        let mut spec = service.spec.clone();
-        spec.mode = ServiceMode::Replicated { replicas: 1 };
-        spec.task.placement.constraints = vec!["node.hostname == node-2".to_owned()];
-        spec.endpoint = EndpointSpec::default();
-        let update = Change::UpdateServiceSpec {
-            id: service.id,
-            version: service.meta.version,
-            spec: Box::new(spec),
-        };
-        apply(&mut state, vec![update]).expect("fits");
-        let mut brain = Brain::new(&state);
-        for command in decide(&mut brain, &state).commands {
-            apply(&mut state, command.changes).expect("fits");
-        }
-        let task = state.tasks().next().expect("made").clone();
-        assert_eq!(task.place, TaskPlace::Slot(Slot(1)));
-        assert_eq!(task.status.state, TaskState::Pending);
-        assert_eq!(
-            task.status.err,
-            "no suitable node (scheduling constraints not satisfied on 1 node)"
-        );
-        let node = Arc::new(testing::node(2));
-        apply(
-            &mut state,
-            vec![Change::CreateNode(Box::new((*node).clone()))],
-        )
-        .expect("fits");
-        brain.observe(&ObjectChange::Node {
-            before: None,
-            after: Some(node),
-        });
-        for command in decide(&mut brain, &state).commands {
-            apply(&mut state, command.changes).expect("fits");
-        }
-        let task = state.task(&task.id).expect("there");
-        assert_eq!(task.node, Some(testing::node_id(2)));
-        assert_eq!(task.status.err, "");
-    }
 }

@@ -396,6 +396,17 @@ impl Manager {
         known.unwrap_or(Leader::Unknown)
     }
 
+    /// Waits until somebody else leads than `leader`, or nobody.
+    pub async fn no_longer(&self, leader: &Leader) {
+        let mut leadership = self.0.port.store.leadership();
+        loop {
+            leadership.mark_unchanged();
+            if self.leader() != *leader || leadership.changed().await.is_err() {
+                return;
+            }
+        }
+    }
+
     /// Output of a task, from the agent of the node it is on: [`shoal_types::wire::LogFrame`]s until the end of the
     /// stream. Only the leader knows the agents.
     pub async fn task_logs(&self, task: &TaskId, options: LogOptions) -> Result<Stream, LogsError> {

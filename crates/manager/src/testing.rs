@@ -87,7 +87,7 @@ pub(crate) fn service_spec(name: &str, mode: ServiceMode) -> ServiceSpec {
     ServiceSpec {
         name: name.to_owned(),
         labels: BTreeMap::new(),
-        task: task_spec(),
+        task: task_spec().into(),
         mode,
         update: UpdateConfig::default(),
         rollback: UpdateConfig::default(),
@@ -103,7 +103,7 @@ pub(crate) fn task(service: u32, id: u32) -> Task {
         service: service_id(service),
         service_name: format!("service-{service}"),
         place: TaskPlace::Slot(Slot(1)),
-        spec: task_spec(),
+        spec: task_spec().into(),
         service_labels: BTreeMap::new(),
         spec_version: Version(1),
         node: None,

@@ -239,7 +239,8 @@ fn spec(name: &str, replicas: u64) -> ServiceSpec {
             placement: Placement::default(),
             networks: Vec::new(),
             force_update: 0,
-        },
+        }
+        .into(),
         mode: ServiceMode::Replicated { replicas },
         update: UpdateConfig {
             parallelism: 0,

@@ -3,7 +3,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::Ipv4Addr,
+    net::{IpAddr, Ipv4Addr},
     os::fd::{AsFd, OwnedFd},
 };
 
@@ -13,10 +13,11 @@ use shoal_types::spec::Ipv4Net;
 use crate::{
     check::is_host_address,
     host::{first, mac_of},
+    ipv6::Prefix,
     model::{AttachError, ContainerEndpoints, Difference, Endpoint, NetworkState},
     netlink::{
-        Batch, KernelError, Socket,
-        route::{End, Link, Mac, Route, TABLE_LOCAL, everything, host_net},
+        Batch, KernelError, Net, Socket,
+        route::{End, Link, Mac, Route, TABLE_LOCAL},
     },
     network::Network,
     state::State,
@@ -25,6 +26,8 @@ use crate::{
 
 /// Where the containers' name server answers; Docker's address.
 pub(crate) const NAME_SERVER: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 11);
+/// What the network's ends of containers' pairs are called: this, and the address in hexadecimal.
+pub(crate) const INTERFACE_PREFIX: &str = "v";
 /// The network's end of every container's pair. Pairs are point to point, so all may be the same.
 const GATEWAY_MAC: Mac = [0x02, 0x53, 0x48, 0x4f, 0x41, 0x4c];
 /// Routing tables of a container's networks, but for the main one.
@@ -35,6 +38,8 @@ struct Leg<'a> {
     endpoint: &'a Endpoint,
     subnet: Ipv4Net,
     gateway: Ipv4Addr,
+    /// Of the addresses of IPv6 that go with these, if there are any.
+    prefix: Option<Prefix>,
     has_uplink: bool,
     /// Place among the container's networks.
     place: u32,
@@ -186,6 +191,7 @@ impl State {
                 endpoint,
                 subnet,
                 gateway,
+                prefix: state.prefix6(),
                 has_uplink,
                 place,
                 is_ingress: state.ingress,
@@ -212,7 +218,7 @@ impl State {
         let Some(state) = network.state.clone() else {
             return Ok((batch, found));
         };
-        let gateway = state.gateway;
+        let (gateway, prefix) = (state.gateway, state.prefix6());
         // What is wanted goes over what still runs.
         let is_elsewhere = |addr| {
             let overlay = state.tunnel();
@@ -235,15 +241,18 @@ impl State {
             if !link.up {
                 found.push(format!("container {addr} has an interface that is down"));
             }
-            let route = Route::new(host_net(*addr), link.index).source(gateway);
-            if !routes.contains(&(route, true)) {
-                found.push(format!("container {addr} has no route"));
-            }
-            if !neighbours.contains(&(link.index, *addr, mac_of(*addr))) {
-                found.push(format!("container {addr} has no neighbour entry"));
+            let mac = mac_of(*addr);
+            for (addr, gateway) in both(prefix, *addr, gateway) {
+                let route = Route::new(Net::host(addr), link.index).source(gateway);
+                if !routes.contains(&(route, true)) {
+                    found.push(format!("container {addr} has no route"));
+                }
+                if !neighbours.contains(&(link.index, addr, mac)) {
+                    found.push(format!("container {addr} has no neighbour entry"));
+                }
             }
             if found.len() > before {
-                reach(&mut batch, link.index, *addr, gateway);
+                reach(&mut batch, link.index, prefix, (*addr, gateway));
             }
         }
         Ok((batch, found))
@@ -340,43 +349,79 @@ fn ensure_pair(
 /// What the network's namespace needs to reach the container.
 fn outer(interface: u32, leg: &Leg<'_>) -> Batch {
     let mut batch = Batch::default();
-    reach(&mut batch, interface, leg.endpoint.addr, leg.gateway);
+    let pair = (leg.endpoint.addr, leg.gateway);
+    reach(&mut batch, interface, leg.prefix, pair);
     batch
 }
 
-fn reach(batch: &mut Batch, interface: u32, addr: Ipv4Addr, gateway: Ipv4Addr) {
+fn reach(
+    batch: &mut Batch,
+    interface: u32,
+    prefix: Option<Prefix>,
+    (addr, gateway): (Ipv4Addr, Ipv4Addr),
+) {
     batch.link_up(interface, true);
-    batch.add_route(Route::new(host_net(addr), interface).source(gateway));
-    batch.add_neighbour(interface, addr, mac_of(addr));
+    let mac = mac_of(addr);
+    for (addr, gateway) in both(prefix, addr, gateway) {
+        batch.add_route(Route::new(Net::host(addr), interface).source(gateway));
+        batch.add_neighbour(interface, addr, mac);
+    }
+}
+
+/// An address and its gateway, and with a prefix those of IPv6 that go with them.
+fn both(
+    prefix: Option<Prefix>,
+    addr: Ipv4Addr,
+    gateway: Ipv4Addr,
+) -> impl Iterator<Item = (IpAddr, IpAddr)> {
+    let v6 = prefix.map(|prefix| (prefix.addr(addr).into(), prefix.addr(gateway).into()));
+    std::iter::once((addr.into(), gateway.into())).chain(v6)
 }
 
 /// What the container needs to use its end. Everything beyond the gateway goes through the
 /// gateway, its own subnet too: there is no shared link.
 fn inner(interface: u32, leg: &Leg<'_>) -> Batch {
     const LOOPBACK: u32 = 1;
-    let Leg {
-        subnet, gateway, ..
-    } = *leg;
-    let addr = leg.endpoint.addr;
     let mut batch = Batch::default();
     batch.link_up(LOOPBACK, true);
     batch.route_localnet(interface);
-    batch.add_address(interface, addr, subnet.prefix());
+    if leg.prefix.is_some() {
+        batch.no_generated_addresses(interface);
+    }
+    // Of IPv6 there is nothing on an interface that is down.
     batch.link_up(interface, true);
+    let subnets = std::iter::once(leg.subnet.into()).chain(leg.prefix.map(|p| p.net(leg.subnet)));
+    let addresses = both(leg.prefix, leg.endpoint.addr, leg.gateway);
+    for ((addr, gateway), subnet) in addresses.zip(subnets) {
+        use_gateway(&mut batch, interface, leg, (addr, gateway, subnet));
+    }
+    if leg.place == 0 {
+        // More specific than 127.0.0.0/8, so it wins although the address looks local; a program
+        // in the container may still bind port 53 of every address.
+        let to = Route::new(Net::host(NAME_SERVER), interface).via(leg.gateway);
+        batch.add_route(to.source(leg.endpoint.addr).table(TABLE_LOCAL));
+    }
+    batch
+}
+
+/// The container's address of one version, and its ways by the gateway.
+fn use_gateway(
+    batch: &mut Batch,
+    interface: u32,
+    leg: &Leg<'_>,
+    (addr, gateway, subnet): (IpAddr, IpAddr, Net),
+) {
+    batch.add_address(interface, addr, subnet.prefix);
     batch.add_neighbour(interface, gateway, GATEWAY_MAC);
-    let to_gateway = Route::new(host_net(gateway), interface)
+    let everything = Net::everything(addr);
+    let to_gateway = Route::new(Net::host(gateway), interface)
         .source(addr)
         .metric(leg.place);
     let by_gateway = |to| Route::new(to, interface).via(gateway).source(addr);
     batch.add_route(to_gateway);
     batch.add_route(by_gateway(subnet).metric(leg.place));
     if leg.is_default {
-        batch.add_route(by_gateway(everything()));
-    }
-    if leg.place == 0 {
-        // More specific than 127.0.0.0/8, so it wins although the address looks local; a program
-        // in the container may still bind port 53 of every address.
-        batch.add_route(by_gateway(host_net(NAME_SERVER)).table(TABLE_LOCAL));
+        batch.add_route(by_gateway(everything));
     }
     if !leg.is_main {
         // Answers leave by the interface that the question came in on.
@@ -384,16 +429,15 @@ fn inner(interface: u32, leg: &Leg<'_>) -> Batch {
         batch.add_route(to_gateway.table(table));
         batch.add_route(by_gateway(subnet).table(table));
         if leg.has_uplink {
-            batch.add_route(by_gateway(everything()).table(table));
+            batch.add_route(by_gateway(everything).table(table));
         }
         batch.add_source_rule(addr, table);
     }
-    batch
 }
 
 /// The network's end of the pair of the container with this address.
 fn interface_name(addr: Ipv4Addr) -> String {
-    format!("v{:08x}", u32::from(addr))
+    format!("{INTERFACE_PREFIX}{:08x}", u32::from(addr))
 }
 
 fn free_name(inside: &mut Socket) -> Result<String, KernelError> {

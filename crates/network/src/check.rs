@@ -3,13 +3,16 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::Ipv4Addr,
+    net::{IpAddr, Ipv4Addr},
     sync::Arc,
 };
 
 use shoal_types::spec::Ipv4Net;
 
-use crate::model::{ApplyError, NetworkState, Overlay, Published, PublishedTarget, Refusal, Vip};
+use crate::{
+    ipv6::next_hop,
+    model::{ApplyError, NetworkState, Overlay, Published, PublishedTarget, Refusal, Vip},
+};
 
 /// A desired set of which every object is usable.
 #[derive(Debug, Default)]
@@ -21,7 +24,12 @@ pub(crate) struct Checked {
     pub(crate) errors: Vec<ApplyError>,
 }
 
-pub(crate) fn check(desired: Vec<NetworkState>, pool: Ipv4Net) -> Checked {
+/// `can_ipv6` says which networks may have IPv6.
+pub(crate) fn check(
+    desired: Vec<NetworkState>,
+    pool: Ipv4Net,
+    can_ipv6: impl Fn(&NetworkState) -> bool,
+) -> Checked {
     let mut checked = Checked::default();
     let (mut ports, mut vnis) = (BTreeMap::new(), BTreeMap::new());
     for mut state in desired {
@@ -48,6 +56,7 @@ pub(crate) fn check(desired: Vec<NetworkState>, pool: Ipv4Net) -> Checked {
         check_remote(&mut state, &mut refusals);
         check_published(&mut state, &mut ports, &mut refusals);
         state.names = fold_names(state.names);
+        state.ipv6 = state.ipv6 && state.has_uplink() && can_ipv6(&state);
         let network = || state.id.clone();
         checked
             .errors
@@ -140,8 +149,9 @@ fn check_tunnel(state: &NetworkState, vnis: &BTreeMap<u32, String>) -> Result<()
     Ok(())
 }
 
-fn is_node_address(addr: Ipv4Addr) -> bool {
-    !addr.is_unspecified() && !addr.is_multicast() && !addr.is_broadcast()
+fn is_node_address(addr: IpAddr) -> bool {
+    let is_broadcast = matches!(addr, IpAddr::V4(addr) if addr.is_broadcast());
+    !addr.is_unspecified() && !addr.is_multicast() && !is_broadcast
 }
 
 /// Takes unusable nodes out of the overlay, and with them what is said to be there.
@@ -159,12 +169,19 @@ fn check_remote(state: &mut NetworkState, refusals: &mut Vec<Refusal>) {
         return;
     };
     let mut dropped = BTreeSet::new();
+    let mut hops = BTreeMap::from([(next_hop(*local), *local)]);
     peers.retain(|peer| {
         let refusal = if !is_node_address(*peer) {
             Refusal::NodeAddress(*peer)
         } else if peer == local {
             Refusal::NodeIsThis(*peer)
-        } else if *peer == gateway {
+        } else if peer.is_ipv4() != local.is_ipv4() {
+            let (node, local) = (*peer, *local);
+            Refusal::NodeVersion { node, local }
+        } else if let Some(other) = hops.insert(next_hop(*peer), *peer) {
+            hops.insert(next_hop(other), other);
+            Refusal::NodesAlike(other, *peer)
+        } else if next_hop(*peer) == gateway {
             // Nodes are next hops by their addresses, and nobody is his own next hop.
             Refusal::NodeIsGateway(*peer)
         } else {

@@ -8,6 +8,8 @@ use std::{
 
 use shoal_types::spec::Ipv4Net;
 
+use crate::ipv6::Prefix;
+
 /// Settings of one daemon's datapath. Two daemons on a host need different `instance`s,
 /// `exec_root`s and `uplink_pool`s.
 #[derive(Debug, Clone)]
@@ -89,6 +91,11 @@ impl NetworkConfig {
     pub(crate) fn uplink_addresses(&self, slot: Slot) -> (Ipv4Addr, Ipv4Addr) {
         let first = u32::from(self.uplink_pool.addr()) + 2 * slot.0;
         (first.into(), (first + 1).into())
+    }
+
+    /// Of the IPv6 addresses of uplinks.
+    pub(crate) fn uplink_prefix6(&self) -> Prefix {
+        Prefix::of(&self.instance)
     }
 
     /// The slot a new network takes: always the same for the same id, unless it is taken.

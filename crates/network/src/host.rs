@@ -2,8 +2,9 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    fmt::Write as _,
     fs, io,
-    net::Ipv4Addr,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
     os::fd::{AsFd, BorrowedFd, OwnedFd},
     sync::Arc,
 };
@@ -12,10 +13,11 @@ use nix::errno::Errno;
 
 use crate::{
     config::{NetworkConfig, Slot},
+    ipv6,
     netlink::{
-        Batch, KernelError, Socket, nft,
+        Batch, KernelError, Net, Socket, nft,
         nft::Transaction,
-        route::{End, Link, Mac, Route, everything, host_net},
+        route::{End, Link, Mac, Route},
     },
     overlay::Mtu,
     sys,
@@ -25,6 +27,10 @@ use crate::{
 /// MTU where the host has no default route to take it from.
 const ETHERNET_MTU: u32 = 1500;
 const FORWARDING: &str = "ipv4/ip_forward";
+const FORWARDING6: &str = "ipv6/conf/all/forwarding";
+/// Behind the loopback interface's own route. Each interface has its own rank, or its route would take
+/// the place of another's.
+const LOOPBACK_RANK: u32 = 1024;
 
 /// Sockets and knowledge about the namespace that the datapath was opened in. Its methods are
 /// called on the datapath's own thread, which is in that namespace.
@@ -68,8 +74,8 @@ impl Host {
         let routes = self.route.routes()?;
         let default = routes
             .iter()
-            .filter(|(route, _)| route.to == everything())
-            .min_by_key(|(route, _)| route.metric)
+            .filter(|(route, _)| route.to.prefix == 0)
+            .min_by_key(|(route, _)| (route.to.addr.is_ipv6(), route.metric))
             .and_then(|(route, _)| route.interface);
         let links = self.route.links()?;
         let link = links.iter().find(|link| Some(link.index) == default);
@@ -166,6 +172,7 @@ impl Host {
                 continue;
             };
             let (near, far) = self.config.uplink_addresses(*slot);
+            let mac_of_far = mac_of(far);
             if !link.up {
                 found.push(format!("interface {name} is down"));
                 batch.link_up(link.index, true);
@@ -174,18 +181,33 @@ impl Host {
                 found.push(format!("interface {name} does not route 127.0.0.0/8"));
                 batch.route_localnet(link.index);
             }
-            if !addresses.contains(&(link.index, near, 32)) {
-                found.push(format!("interface {name} lacks address {near}"));
-                batch.add_address(link.index, near, 32);
+            let prefix = self.config.uplink_prefix6();
+            let v6 = |addr| IpAddr::from(prefix.addr(addr));
+            let v4 = (IpAddr::from(near), IpAddr::from(far));
+            let v6 = ipv6::is_there().then(|| (v6(near), v6(far)));
+            for (near, far) in std::iter::once(v4).chain(v6) {
+                let near_net = Net::host(near);
+                if !addresses.contains(&(link.index, near, near_net.prefix)) {
+                    found.push(format!("interface {name} lacks address {near}"));
+                    batch.add_address(link.index, near, near_net.prefix);
+                }
+                let route = Route::new(Net::host(far), link.index).source(near);
+                if !routes.contains(&(route, true)) {
+                    found.push(format!("route to {far} is missing"));
+                    batch.add_route(route);
+                }
+                if !neighbours.contains(&(link.index, far, mac_of_far)) {
+                    found.push(format!("neighbour {far} is missing"));
+                    batch.add_neighbour(link.index, far, mac_of_far);
+                }
             }
-            let route = Route::new(host_net(far), link.index).source(near);
-            if !routes.contains(&(route, true)) {
-                found.push(format!("route to {far} is missing"));
-                batch.add_route(route);
-            }
-            if !neighbours.contains(&(link.index, far, mac_of(far))) {
-                found.push(format!("neighbour {far} is missing"));
-                batch.add_neighbour(link.index, far, mac_of(far));
+            // What `route_localnet` does for IPv4. Nothing comes by it but answers: the kernel drops
+            // what arrives from or for ::1 before addresses are translated back.
+            let loopback = Route::local(Ipv6Addr::LOCALHOST.into(), link.index)
+                .metric(LOOPBACK_RANK + link.index);
+            if ipv6::is_there() && !routes.contains(&(loopback, true)) {
+                found.push(format!("interface {name} does not route ::1"));
+                batch.add_route(loopback);
             }
         }
         Ok((batch, found))
@@ -206,30 +228,61 @@ impl Host {
         }
     }
 
-    /// Turns forwarding on, and leaves a mark if it was off.
+    /// Turns forwarding on, and leaves a mark of what was off.
     pub(crate) fn enable_forwarding(&self) -> Result<(), KernelError> {
+        if sys::sysctl(FORWARDING).is_ok_and(|is| is == "1")
+            && (!ipv6::is_there() || sys::sysctl(FORWARDING6).is_ok_and(|is| is == "1"))
+        {
+            return Ok(());
+        }
         let marker = self.config.forwarding_marker();
         (|| {
-            if sys::sysctl(FORWARDING)? != "1" {
-                fs::write(marker, "0\n")?;
-                sys::set_sysctl(FORWARDING, "1")?;
+            let mut changed = fs::read_to_string(&marker).unwrap_or_default();
+            let mut change = |name: &str, to: &str| {
+                let is = sys::sysctl(name)?;
+                if is == to {
+                    return Ok(());
+                }
+                let _ = writeln!(changed, "{name} {is}");
+                fs::write(&marker, &changed)?;
+                sys::set_sysctl(name, to).map(drop)
+            };
+            change(FORWARDING, "1")?;
+            if ipv6::is_there() {
+                // A router takes no routes from other routers, unless it is told to.
+                for name in listening_to_routers() {
+                    change(&name, "2")?;
+                }
+                change(FORWARDING6, "1")?;
             }
             Ok(())
         })()
-        .map_err(|error: io::Error| KernelError::new("sysctl net.ipv4.ip_forward", &error))
+        .map_err(|error: io::Error| KernelError::new("sysctls of forwarding", &error))
     }
 
-    /// Turns forwarding off if it was us who turned it on.
+    /// Turns forwarding off where it was us who turned it on.
     pub(crate) fn restore_forwarding(&self) -> Result<(), KernelError> {
         let marker = self.config.forwarding_marker();
+        let changed = match fs::read_to_string(&marker) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            changed => changed,
+        };
         (|| {
-            if marker.exists() {
-                sys::set_sysctl(FORWARDING, "0")?;
-                fs::remove_file(marker)?;
+            // Forwarding first, as it was turned on last.
+            for (name, was) in changed?
+                .lines()
+                .rev()
+                .filter_map(|line| line.split_once(' '))
+            {
+                match sys::set_sysctl(name, was) {
+                    // An interface that has gone.
+                    Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                    result => drop(result?),
+                }
             }
-            Ok(())
+            fs::remove_file(marker)
         })()
-        .map_err(|error: io::Error| KernelError::new("sysctl net.ipv4.ip_forward", &error))
+        .map_err(|error: io::Error| KernelError::new("sysctls of forwarding", &error))
     }
 
     /// What our table holds now; `None` when there is no such table or its rules are not ours.
@@ -316,6 +369,12 @@ impl Host {
         if sys::sysctl(FORWARDING).is_ok_and(|is| is != "1") {
             found.push("sysctl net.ipv4.ip_forward is off: nothing is forwarded".to_owned());
         }
+        if ipv6::is_there() && sys::sysctl(FORWARDING6).is_ok_and(|is| is != "1") {
+            found.push(
+                "sysctl net.ipv6.conf.all.forwarding is off: no clients of IPv6 get through"
+                    .to_owned(),
+            );
+        }
         for chain in nft::dropping_forward_chains(&mut self.nft)? {
             let uplinks = self.config.uplink_prefix();
             found.push(format!(
@@ -336,6 +395,18 @@ impl Host {
         transaction.delete_table();
         first(self.nft.transact(transaction.finish()))
     }
+}
+
+/// The settings of interfaces that take routes from routers as long as the host is none.
+fn listening_to_routers() -> Vec<String> {
+    let all = fs::read_dir("/proc/sys/net/ipv6/conf")
+        .into_iter()
+        .flatten();
+    all.flatten()
+        .filter_map(|entry| entry.file_name().into_string().ok())
+        .map(|interface| format!("ipv6/conf/{interface}/accept_ra"))
+        .filter(|name| sys::sysctl(name).is_ok_and(|is| is == "1"))
+        .collect()
 }
 
 /// Hardware address of an interface with this address, locally administered as Docker's are: both

@@ -32,6 +32,7 @@ mod config;
 mod datapath;
 mod dns;
 mod host;
+mod ipv6;
 mod model;
 mod netlink;
 mod network;

@@ -3,12 +3,12 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt,
-    net::{Ipv4Addr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, SocketAddr},
 };
 
 use shoal_types::spec::Ipv4Net;
 
-use crate::netlink::KernelError;
+use crate::{ipv6::Prefix, netlink::KernelError};
 
 /// One network as it should be on this node.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -22,6 +22,10 @@ pub struct NetworkState {
     /// The network that published ports of services go through; has an uplink in any case. Only
     /// here published ports lead to backends on other nodes.
     pub ingress: bool,
+    /// Containers have an IPv6 address each, too, so that published ports answer clients of IPv6;
+    /// names and vips stay of IPv4. Without effect where the host has no IPv6, where no way leads
+    /// out, and where the MTU is below 1280.
+    pub ipv6: bool,
     pub vips: Vec<Vip>,
     pub published: Vec<Published>,
     /// Names that the network's containers can look up. Case does not matter.
@@ -33,6 +37,11 @@ pub struct NetworkState {
 impl NetworkState {
     pub(crate) fn has_uplink(&self) -> bool {
         self.ingress || !self.internal
+    }
+
+    /// Of the containers' addresses of IPv6, if they have any.
+    pub(crate) fn prefix6(&self) -> Option<Prefix> {
+        self.ipv6.then(|| Prefix::of(&self.id))
     }
 
     /// The overlay, if there is anybody at its other end.
@@ -59,12 +68,12 @@ pub struct Overlay {
     /// UDP port that every node receives at.
     pub port: u16,
     /// This node's address, as the others know it.
-    pub local: Ipv4Addr,
-    /// The addresses of all other nodes. While it is empty no tunnel is made, but interfaces are
-    /// already small enough for one.
-    pub peers: BTreeSet<Ipv4Addr>,
+    pub local: IpAddr,
+    /// The addresses of all other nodes, of the same version. While it is empty no tunnel is made,
+    /// but interfaces are already small enough for one.
+    pub peers: BTreeSet<IpAddr>,
     /// The network's addresses that are on other nodes: at which of the peers each is.
-    pub remote: BTreeMap<Ipv4Addr, Ipv4Addr>,
+    pub remote: BTreeMap<Ipv4Addr, IpAddr>,
 }
 
 /// A virtual address whose connections are spread over the backends. It has no ports: whatever
@@ -220,15 +229,24 @@ pub enum Refusal {
     #[error("the port of the overlay must not be 0")]
     OverlayPort,
     #[error("{0} cannot be the address of a node")]
-    NodeAddress(Ipv4Addr),
+    NodeAddress(IpAddr),
+    #[error(
+        "node {node} cannot be reached from this node's address {local}: give all nodes data path \
+         addresses of one version"
+    )]
+    NodeVersion { node: IpAddr, local: IpAddr },
+    #[error(
+        "the addresses {0} and {1} of nodes cannot be told apart by 28 bits: give one of the nodes another"
+    )]
+    NodesAlike(IpAddr, IpAddr),
     #[error(
         "a node has the address {0}, which is the network's gateway: give the network another subnet or gateway"
     )]
-    NodeIsGateway(Ipv4Addr),
+    NodeIsGateway(IpAddr),
     #[error("another node says that it has this node's address {0}")]
-    NodeIsThis(Ipv4Addr),
+    NodeIsThis(IpAddr),
     #[error("address {addr} is said to be on a node at {node}, which is not among the peers")]
-    UnknownPeer { addr: Ipv4Addr, node: Ipv4Addr },
+    UnknownPeer { addr: Ipv4Addr, node: IpAddr },
     #[error(
         "address {addr} on another node is not a host address of subnet {subnet}, or is the gateway or a vip"
     )]

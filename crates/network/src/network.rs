@@ -3,7 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs, io,
-    net::Ipv4Addr,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
     os::fd::{AsFd, BorrowedFd, OwnedFd},
     path::Path,
     sync::Arc,
@@ -14,9 +14,9 @@ use crate::{
     host::{content_of, first, mac_of},
     model::{NetworkState, Overlay, Vip},
     netlink::{
-        Batch, KernelError, Socket, nft,
+        Batch, KernelError, Net, Socket, nft,
         nft::Transaction,
-        route::{Link, Route, everything, host_net},
+        route::{Link, Route},
     },
     overlay::{self, Mtu, Ways},
     sys,
@@ -29,7 +29,7 @@ use crate::{
 
 /// Sysctls of a network's namespace. Interfaces made later take the `default` values, so they are
 /// written before the first.
-const SYSCTLS: [(&str, &str); 8] = [
+const SYSCTLS: [(&str, &str); 9] = [
     ("ipv4/ip_forward", "1"),
     // The larger of `all` and the interface's own counts: with 0 here each decides for itself.
     ("ipv4/conf/all/rp_filter", "0"),
@@ -41,13 +41,22 @@ const SYSCTLS: [(&str, &str); 8] = [
     // a shorter way would be wrong.
     ("ipv4/conf/all/send_redirects", "0"),
     ("ipv4/conf/default/send_redirects", "0"),
-    ("ipv6/conf/all/disable_ipv6", "1"),
-    ("ipv6/conf/default/disable_ipv6", "1"),
+    // No address of IPv6 but those that are given, and no route.
+    ("ipv6/conf/default/addr_gen_mode", "1"),
+    ("ipv6/conf/default/accept_ra", "0"),
+    ("ipv6/conf/all/forwarding", "1"),
+];
+
+/// Whether the namespace has IPv6.
+const IPV6_SYSCTLS: [&str; 2] = [
+    "ipv6/conf/default/disable_ipv6",
+    "ipv6/conf/all/disable_ipv6",
 ];
 
 /// Written too where connections enter by other nodes: what the kernel itself says of such a
 /// connection, such as that a packet is too large, goes back through that node as well.
-const MESH_SYSCTL: (&str, &str) = ("ipv4/fwmark_reflect", "1");
+const MESH_SYSCTLS: [(&str, &str); 2] =
+    [("ipv4/fwmark_reflect", "1"), ("ipv6/fwmark_reflect", "1")];
 
 /// What of the host a network depends on.
 #[derive(Debug, Clone, Copy)]
@@ -186,7 +195,10 @@ impl Network {
 
     /// Forgets the connections of a container that is going.
     pub(crate) fn forget_connections_to(&mut self, addr: Ipv4Addr) -> Result<(), KernelError> {
-        self.nft.forget_connections_to(addr)
+        let prefix = self.state.as_ref().and_then(|state| state.prefix6());
+        let v6 = prefix.map(|prefix| prefix.addr(addr).into());
+        self.nft.forget_connections_to(addr.into())?;
+        v6.map_or(Ok(()), |addr| self.nft.forget_connections_to(addr))
     }
 
     pub(crate) fn transactions(&self) -> u64 {
@@ -204,7 +216,10 @@ impl Network {
         let neighbours = self.route.neighbours()?;
         let (mut batch, mut found) = (Batch::default(), Vec::new());
         let mut wanted_addresses = BTreeSet::new();
-        let mut wanted_routes = BTreeSet::from([Route::unreachable(state.subnet)]);
+        let mut wanted_routes = BTreeSet::from([Route::unreachable(state.subnet.into())]);
+        let (prefix, of_uplinks) = (state.prefix6(), around.config.uplink_prefix6());
+        let subnet6 = prefix.map(|prefix| prefix.net(state.subnet));
+        wanted_routes.extend(subnet6.map(Route::unreachable));
         for link in &links {
             let near_far = self.uplink.filter(|_| link.name == UPLINK);
             if link.name != "lo" && near_far.is_none() {
@@ -214,17 +229,30 @@ impl Network {
                 found.push(format!("interface {} is down", link.name));
                 batch.link_up(link.index, true);
             }
+            let both = |v4: Ipv4Addr, v6: Option<Ipv6Addr>| {
+                std::iter::once(IpAddr::from(v4)).chain(v6.map(IpAddr::from))
+            };
+            let mut has_address = |addr: IpAddr| {
+                wanted_addresses.insert((link.index, addr, Net::host(addr).prefix));
+            };
             let Some(slot) = near_far else {
-                wanted_addresses.insert((link.index, state.gateway, 32));
+                let gateway6 = prefix.map(|prefix| prefix.addr(state.gateway));
+                both(state.gateway, gateway6).for_each(&mut has_address);
                 continue;
             };
             let (near, far) = around.config.uplink_addresses(slot);
-            wanted_addresses.insert((link.index, far, 32));
-            wanted_routes.insert(Route::new(host_net(near), link.index).source(far));
-            wanted_routes.insert(Route::new(everything(), link.index).via(near));
-            if !neighbours.contains(&(link.index, near, mac_of(near))) {
-                found.push(format!("neighbour {near} is missing"));
-                batch.add_neighbour(link.index, near, mac_of(near));
+            let v6 = |addr| prefix.map(|_| of_uplinks.addr(addr));
+            let mac = mac_of(near);
+            let (nears, fars) = (both(near, v6(near)), both(far, v6(far)));
+            for (near, far) in nears.zip(fars) {
+                has_address(far);
+                wanted_routes.insert(Route::new(Net::host(near), link.index).source(far));
+                let everything = Net::everything(near);
+                wanted_routes.insert(Route::new(everything, link.index).via(near));
+                if !neighbours.contains(&(link.index, near, mac)) {
+                    found.push(format!("neighbour {near} is missing"));
+                    batch.add_neighbour(link.index, near, mac);
+                }
             }
         }
         if self.uplink.is_some() && !links.iter().any(|link| link.name == UPLINK) {
@@ -254,7 +282,9 @@ impl Network {
                 continue;
             }
             // Routes to single addresses are the containers'.
-            let is_container = route.to.prefix() == 32 && state.subnet.contains(route.to.addr());
+            let is_inside = Net::from(state.subnet).contains(route.to.addr)
+                || subnet6.is_some_and(|subnet| subnet.contains(route.to.addr));
+            let is_container = route.to.is_host() && is_inside;
             if *ours && !is_container && !wanted_routes.contains(route) {
                 found.push(format!("route to {} should not be there", route.to));
                 batch.delete_route(*route);
@@ -348,7 +378,7 @@ impl Network {
         let old = self.state.clone().filter(|old| same_rules(old, state));
         match (self.known.take(), old) {
             (Some(known), Some(old)) if known.generation == generation => {
-                self.update_table(known, &old, state, ports)?;
+                self.update_table(known, config, (&old, state), ports)?;
             }
             _ => self.load_table(generation, config, state, ports)?,
         }
@@ -360,8 +390,8 @@ impl Network {
     fn update_table(
         &mut self,
         mut known: Known,
-        old_state: &NetworkState,
-        state: &NetworkState,
+        config: &NetworkConfig,
+        (old_state, state): (&NetworkState, &NetworkState),
         ports: &[Entry],
     ) -> Result<(), KernelError> {
         let (gone, come) = changed_vips(&old_state.vips, &state.vips);
@@ -396,8 +426,8 @@ impl Network {
             })
             .collect();
         let (old_ports, new_ports) = (
-            tables::network::ports(&old_ports, &known.slots),
-            tables::network::ports(&new_ports, &new_port_slots),
+            tables::network::ports(&old_ports, &known.slots, state.prefix6()),
+            tables::network::ports(&new_ports, &new_port_slots, state.prefix6()),
         );
         let before = old
             .values()
@@ -425,7 +455,8 @@ impl Network {
         let needed = tables::network::counts(new.values().map(Vec::len));
         let missing: BTreeSet<u32> = needed.difference(&known.counts).copied().collect();
 
-        let table = tables::network::table(&Layout::of(state, None), &BTreeSet::new());
+        let layout = Layout::of(state, None, config.uplink_prefix6());
+        let table = tables::network::table(&layout, &BTreeSet::new());
         let mut transaction = Transaction::new(&table);
         for count in &missing {
             for chain in &tables::network::chains_for(*count) {
@@ -542,10 +573,11 @@ impl Network {
         counts.extend(kept.map(u32::from_ne_bytes).filter(|count| *count > 0));
 
         let far = self.uplink.map(|slot| config.uplink_addresses(slot).1);
-        let table = tables::network::table(&Layout::of(state, far), &counts);
+        let layout = Layout::of(state, far, config.uplink_prefix6());
+        let table = tables::network::table(&layout, &counts);
         let mut content = slots::elements(&slots);
         content.extend(tables::network::picks(&counts));
-        content.extend(tables::network::ports(ports, &slots));
+        content.extend(tables::network::ports(ports, &slots, state.prefix6()));
         content.insert(
             "self",
             tables::network::selves(tables::network::backends(state)),
@@ -594,8 +626,10 @@ impl Network {
 }
 
 fn sysctls(state: &NetworkState) -> Vec<(&'static str, &'static str)> {
-    let mesh = state.is_mesh().then_some(MESH_SYSCTL);
-    SYSCTLS.into_iter().chain(mesh).collect()
+    let mesh = MESH_SYSCTLS.into_iter().filter(|_| state.is_mesh());
+    let disabled = if state.ipv6 { "0" } else { "1" };
+    let ipv6 = IPV6_SYSCTLS.map(|name| (name, disabled));
+    SYSCTLS.into_iter().chain(ipv6).chain(mesh).collect()
 }
 
 /// Writes sysctls in the calling thread's namespace; a kernel without IPv6 lacks those.
@@ -621,13 +655,16 @@ fn same_base(old: &NetworkState, new: &NetworkState) -> bool {
 
 /// Whether two states need the same table, but for its elements.
 fn same_rules(old: &NetworkState, new: &NetworkState) -> bool {
-    let of = |state: &NetworkState| (state.gateway, state.has_uplink(), state.is_mesh());
+    let of = |state: &NetworkState| {
+        let NetworkState { gateway, ipv6, .. } = *state;
+        (gateway, ipv6, state.has_uplink(), state.is_mesh())
+    };
     of(old) == of(new)
 }
 
 /// What an interface to other nodes cannot change.
-fn identity(overlay: &Overlay) -> (u32, u16) {
-    (overlay.vni, overlay.port)
+fn identity(overlay: &Overlay) -> (u32, u16, bool) {
+    (overlay.vni, overlay.port, overlay.local.is_ipv6())
 }
 
 /// The vips of `old` and those of `new` that are not the same in the other; both are sorted by

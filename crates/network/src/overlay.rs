@@ -6,7 +6,9 @@
 //!   forwarding  02:42:c0:00:02:07 at 192.0.2.7   which VXLAN packets (RFC 7348) are sent to
 //! ```
 //! A node is a next hop by the very address it has outside, so nothing needs to be agreed upon, and
-//! a container that moves costs one route. The interface is in the network's namespace and its
+//! a container that moves costs one route. A node that is at an IPv6 address is a next hop by one that
+//! follows from it, and the routes of IPv6 packets have next hops that follow from those
+//! ([`ipv6`](crate::ipv6)). The interface is in the network's namespace and its
 //! packets travel in the host's. It learns nothing, floods nothing and asks nobody.
 //!
 //! In the ingress network a connection that came in by another node has to be answered through that
@@ -22,7 +24,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::Ipv4Addr,
+    net::{IpAddr, Ipv4Addr},
     os::fd::BorrowedFd,
 };
 
@@ -30,10 +32,12 @@ use nix::errno::Errno;
 
 use crate::{
     host::{first, mac_of},
+    ipv6::{self, next_hop, next_hop_v6},
     model::{NetworkState, Overlay},
     netlink::{
-        Batch, KernelError, Socket,
-        route::{End, Forwarding, Link, Mac, Route, Rule, TABLE_MAIN, Vxlan, everything, host_net},
+        Batch, KernelError, Net, Socket,
+        route::{End, Forwarding, Link, Mac, Route, TABLE_MAIN, Vxlan},
+        rule::Rule,
     },
     sys,
 };
@@ -41,8 +45,10 @@ use crate::{
 /// The interface in the network's namespace. Kernels before 6.15 want it to be unlike any name in
 /// the host's namespace, too.
 pub(crate) const DEVICE: &str = "shoal-vxlan";
-/// What a frame grows by: Ethernet, VXLAN, UDP and IPv4 headers.
-const OVERHEAD: u32 = 14 + 8 + 8 + 20;
+/// What a frame grows by: Ethernet, VXLAN and UDP headers, and that of the version.
+const OVERHEAD: u32 = 14 + 8 + 8;
+const OVERHEAD_V4: u32 = OVERHEAD + 20;
+const OVERHEAD_V6: u32 = OVERHEAD + 40;
 /// The smallest packet that IPv4 carries in one piece (RFC 791).
 const LEAST_MTU: u32 = 68;
 
@@ -50,9 +56,14 @@ const ARRIVED: u32 = 100;
 const UNMARKED: u32 = 101;
 const MARKED: u32 = 102;
 
-/// MTU inside the tunnel, of an underlay that takes packets of `underlay` bytes.
-pub(crate) fn mtu(underlay: u32) -> u32 {
-    underlay.saturating_sub(OVERHEAD).max(LEAST_MTU)
+/// MTU inside the tunnel, of an underlay that takes packets of `underlay` bytes at this address.
+pub(crate) fn mtu(underlay: u32, local: IpAddr) -> u32 {
+    let overhead = if local.is_ipv4() {
+        OVERHEAD_V4
+    } else {
+        OVERHEAD_V6
+    };
+    underlay.saturating_sub(overhead).max(LEAST_MTU)
 }
 
 /// What leads to the other nodes over the interface.
@@ -60,7 +71,7 @@ pub(crate) fn mtu(underlay: u32) -> u32 {
 pub(crate) struct Ways {
     /// With who made them: `true` for us.
     routes: BTreeSet<(Route, bool)>,
-    neighbours: BTreeSet<(Ipv4Addr, Mac)>,
+    neighbours: BTreeSet<(IpAddr, Mac)>,
     forwarding: BTreeSet<Forwarding>,
     rules: BTreeSet<Rule>,
 }
@@ -87,48 +98,63 @@ impl Ways {
     fn towards(
         state: &NetworkState,
         index: u32,
-        is_meant: impl Fn(&Ipv4Addr, &Ipv4Addr) -> bool,
+        is_meant: impl Fn(&Ipv4Addr, &IpAddr) -> bool,
     ) -> Self {
         let Some(Overlay { peers, remote, .. }) = state.tunnel() else {
             return Self::default();
         };
         let meant = remote.iter().filter(|(addr, node)| is_meant(addr, node));
-        let containers = meant.map(|(addr, node)| {
-            Route::new(host_net(*addr), index)
-                .via(*node)
-                .source(state.gateway)
+        let prefix = state.prefix6();
+        let containers = meant.flat_map(|(addr, node)| {
+            let hop = next_hop(*node);
+            let v4 = Route::new(Net::host(*addr), index)
+                .via(hop)
+                .source(state.gateway);
+            let v6 = prefix.map(|prefix| {
+                Route::new(Net::host(prefix.addr(*addr)), index)
+                    .via(next_hop_v6(hop))
+                    .source(prefix.addr(state.gateway))
+            });
+            std::iter::once(v4).chain(v6)
+        });
+        let hops = || peers.iter().map(|node| next_hop(*node));
+        let neighbours = hops().flat_map(|hop| {
+            let v6 = prefix.map(|_| next_hop_v6(hop).into());
+            let hops = std::iter::once(IpAddr::from(hop)).chain(v6);
+            hops.map(move |addr| (addr, mac_of(hop)))
         });
         let mut ways = Self {
             routes: containers.map(|route| (route, true)).collect(),
-            neighbours: peers.iter().map(|node| (*node, mac_of(*node))).collect(),
+            neighbours: neighbours.collect(),
             forwarding: peers.iter().map(|node| forwarding(*node)).collect(),
             rules: BTreeSet::new(),
         };
         if state.is_mesh() {
-            ways.add_answers(peers, index);
+            ways.add_answers(hops().map(|hop| (hop, hop.into())), index);
+            if prefix.is_some() {
+                ways.add_answers(hops().map(|hop| (hop, next_hop_v6(hop).into())), index);
+            }
         }
         ways
     }
 
-    fn add_answers(&mut self, peers: &BTreeSet<Ipv4Addr>, index: u32) {
-        let main = |priority, from, mark| Rule {
-            priority,
-            from,
-            mark,
-            table: TABLE_MAIN,
-        };
-        let arrived = main(ARRIVED, Some(DEVICE.to_owned()), None);
-        self.rules.extend([arrived, main(UNMARKED, None, Some(0))]);
-        for node in peers {
-            let number = u32::from(*node);
-            self.rules.insert(Rule {
-                priority: MARKED,
-                from: None,
-                mark: Some(number),
-                table: number,
-            });
-            let route = Route::new(everything(), index).via(*node).table(number);
-            self.routes.insert((route, true));
+    /// By each of these nodes, which is also the mark; the next hops are of one version.
+    fn add_answers(&mut self, hops: impl Iterator<Item = (Ipv4Addr, IpAddr)>, index: u32) {
+        for (node, via) in hops {
+            let rule = |priority, from, mark, table| Rule {
+                is_v6: via.is_ipv6(),
+                priority,
+                from,
+                mark,
+                table,
+            };
+            let arrived = rule(ARRIVED, Some(DEVICE.to_owned()), None, TABLE_MAIN);
+            let unmarked = rule(UNMARKED, None, Some(0), TABLE_MAIN);
+            let number = u32::from(node);
+            let marked = rule(MARKED, None, Some(number), number);
+            self.rules.extend([arrived, unmarked, marked]);
+            let route = Route::new(Net::everything(via), index);
+            self.routes.insert((route.via(via).table(number), true));
         }
     }
 
@@ -137,7 +163,7 @@ impl Ways {
         socket: &mut Socket,
         index: Option<u32>,
         routes: &[(Route, bool)],
-        neighbours: &[(u32, Ipv4Addr, Mac)],
+        neighbours: &[(u32, IpAddr, Mac)],
     ) -> Result<Self, KernelError> {
         let mut ways = Self {
             rules: socket.rules()?.into_iter().collect(),
@@ -156,7 +182,7 @@ impl Ways {
     /// What is left of these once the interface has its hardware address: the kernel forgets all
     /// neighbours of an interface that gets another, permanent ones too.
     pub(crate) fn surviving(mut self, link: &Link, overlay: &Overlay) -> Self {
-        if link.mac != Some(mac_of(overlay.local)) {
+        if link.mac != Some(mac_of_node(overlay.local)) {
             self.neighbours.clear();
         }
         self
@@ -185,7 +211,7 @@ impl Ways {
         let place = |route: &Route| (route.to, route.table, route.metric);
         let mut replaced = BTreeSet::new();
         for (route, _) in wanted.routes.difference(&self.routes) {
-            let via = route.via.unwrap_or(Ipv4Addr::UNSPECIFIED);
+            let via = route.via.unwrap_or(route.to.addr);
             found.push(format!("route to {} by node {via} is missing", route.to));
             batch.add_route(*route);
             replaced.insert(place(route));
@@ -244,9 +270,14 @@ impl Ways {
     }
 }
 
-fn forwarding(node: Ipv4Addr) -> Forwarding {
+/// The hardware address of a node's end of the tunnel.
+fn mac_of_node(node: IpAddr) -> Mac {
+    mac_of(next_hop(node))
+}
+
+fn forwarding(node: IpAddr) -> Forwarding {
     Forwarding {
-        mac: mac_of(node),
+        mac: mac_of_node(node),
         to: Some(node),
     }
 }
@@ -270,7 +301,7 @@ pub(crate) fn create(
     let mut batch = Batch::default();
     let end = End {
         name: DEVICE,
-        mac: Some(mac_of(overlay.local)),
+        mac: Some(mac_of_node(overlay.local)),
     };
     let vxlan = Vxlan {
         vni: overlay.vni,
@@ -287,6 +318,7 @@ pub(crate) fn create(
 pub(crate) fn can_stay(link: &Link, overlay: &Overlay, underlay: Option<i32>) -> bool {
     link.vxlan.is_some_and(|is| {
         (is.vni, is.port, is.is_static) == (overlay.vni, overlay.port, true)
+            && is.local.is_ipv4() == overlay.local.is_ipv4()
             && is.underlay.is_some()
             && is.underlay == underlay
     })
@@ -306,9 +338,9 @@ pub(crate) fn change_link(
         found.push(format!("the tunnel does not send from {local}"));
         batch.set_vxlan_local(link.index, local);
     }
-    if link.mac != Some(mac_of(local)) {
+    if link.mac != Some(mac_of_node(local)) {
         found.push("the tunnel has another hardware address".to_owned());
-        batch.set_mac(link.index, mac_of(local));
+        batch.set_mac(link.index, mac_of_node(local));
     }
     if link.mtu != mtu {
         found.push(format!("the tunnel has mtu {} instead of {mtu}", link.mtu));
@@ -373,7 +405,7 @@ pub(crate) struct Mtu {
     /// Of the way out.
     pub(crate) out: u32,
     /// Of the interface that has an address.
-    pub(crate) at: BTreeMap<Ipv4Addr, u32>,
+    pub(crate) at: BTreeMap<IpAddr, u32>,
 }
 
 impl Mtu {
@@ -381,6 +413,11 @@ impl Mtu {
     pub(crate) fn of(&self, state: &NetworkState) -> u32 {
         let underlay = |overlay: &Overlay| *self.at.get(&overlay.local).unwrap_or(&self.out);
         let overlay = state.overlay.as_ref();
-        overlay.map_or(self.out, |overlay| mtu(underlay(overlay)))
+        overlay.map_or(self.out, |overlay| mtu(underlay(overlay), overlay.local))
+    }
+
+    /// Whether `state`'s containers can have IPv6.
+    pub(crate) fn can_ipv6(&self, state: &NetworkState) -> bool {
+        ipv6::is_there() && self.of(state) >= ipv6::LEAST_MTU
     }
 }

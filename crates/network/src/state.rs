@@ -74,7 +74,9 @@ impl State {
             networks,
             refused: mut untouched,
             mut errors,
-        } = check::check(desired, self.config.uplink_pool);
+        } = check::check(desired, self.config.uplink_pool, |state| {
+            self.mtu.can_ipv6(state)
+        });
         self.applied = true;
         if networks.values().any(|state| state.has_uplink())
             && let Err(source) = self.host.enable_forwarding()
@@ -314,6 +316,8 @@ impl State {
             return ports;
         };
         let uplink = self.config.uplink_addresses(slot).1;
+        let of_uplinks = self.config.uplink_prefix6();
+        let uplink6 = state.ipv6.then(|| of_uplinks.addr(uplink));
         let mut taken = BTreeSet::new();
         let (any, by_address): (Vec<&Published>, Vec<&Published>) = state
             .published
@@ -345,6 +349,7 @@ impl State {
                 host_ip: published.host_ip,
                 port: published.port,
                 uplink,
+                uplink6,
                 uplink_port,
             });
             let to: PublishedTarget = published.to;

@@ -155,10 +155,10 @@ fn what_others_break_between_nodes_is_named_and_repaired() {
                 "should not be there",
             ),
             (
-                "nft flush chain ip shoal node".to_owned(),
+                "nft flush chain inet shoal node".to_owned(),
                 "chain node has other rules",
             ),
-            ("nft delete chain ip shoal zone".to_owned(), "chain zone"),
+            ("nft delete chain inet shoal zone".to_owned(), "chain zone"),
         ];
         for (damage, sentence) in damages {
             host.within("in", &damage);
@@ -313,7 +313,7 @@ fn a_network_takes_the_number_of_one_that_goes() {
         let datapath = cluster.hosts[0].open().await;
         let overlay = |vni| {
             let mut overlay = cluster.overlay(vni, 0, &[]);
-            overlay.peers.insert(OUTSIDE);
+            overlay.peers.insert(OUTSIDE.into());
             Some(overlay)
         };
         let state = |id: &str, vni| NetworkState {
@@ -339,7 +339,7 @@ fn without_other_nodes_there_is_nothing_of_it() {
         let look = || {
             let links = host.within("in", "sh -c \"ip -o link | cut -d: -f2 | cut -d@ -f1\"");
             let rules = host.within("in", "ip rule");
-            let table = host.within("in", "sh -c 'nft list table ip shoal | grep chain'");
+            let table = host.within("in", "sh -c 'nft list table inet shoal | grep chain'");
             (links, rules, table, host.sh("ss -Hlun"))
         };
         let before = look();
@@ -426,7 +426,7 @@ fn what_a_datapath_left_half_done_is_completed() {
             format!("ip link set {DEVICE} down"),
             format!("sh -c '{ways}'"),
             format!("bridge fdb del 02:42:c6:33:64:0c dev {DEVICE}"),
-            "nft delete table ip shoal".to_owned(),
+            "nft delete table inet shoal".to_owned(),
         ];
         for end in ends {
             let datapath = host.open().await;
@@ -491,10 +491,13 @@ fn unusable_overlays_are_refused_by_name() {
             (with(&|o| o.vni = 1 << 24), "vni 16777216 must be"),
             (with(&|o| o.port = 0), "port of the overlay"),
             (
-                with(&|o| o.local = ip("0.0.0.0")),
+                with(&|o| o.local = ip("0.0.0.0").into()),
                 "0.0.0.0 cannot be the address of a node",
             ),
-            (with(&|o| o.local = ip("224.0.0.1")), "224.0.0.1 cannot be"),
+            (
+                with(&|o| o.local = ip("224.0.0.1").into()),
+                "224.0.0.1 cannot be",
+            ),
         ];
         for (state, text) in wholly {
             let said = texts(&datapath.apply(vec![state]).await);
@@ -513,9 +516,9 @@ fn unusable_overlays_are_refused_by_name() {
         let mut odd = with(&|o| {
             let there = *o.peers.first().unwrap();
             o.peers
-                .extend([o.local, ip("10.0.1.1"), ip("255.255.255.255")]);
-            o.remote.insert(ip("10.0.1.7"), ip("192.0.2.9"));
-            o.remote.insert(ip("10.0.1.8"), ip("10.0.1.1"));
+                .extend([o.local, ip("10.0.1.1").into(), ip("255.255.255.255").into()]);
+            o.remote.insert(ip("10.0.1.7"), ip("192.0.2.9").into());
+            o.remote.insert(ip("10.0.1.8"), ip("10.0.1.1").into());
             o.remote.insert(ip("10.0.2.8"), there);
             o.remote.insert(ip("10.0.1.1"), there);
         });
@@ -567,7 +570,7 @@ fn thousands_of_remote_containers_are_quick() {
         remote.extend(
             (256..10_256)
                 .map(|n| (u32::from(ip("10.0.0.0")) + n).into())
-                .map(|a: std::net::Ipv4Addr| (a, there)),
+                .map(|a: std::net::Ipv4Addr| (a, there.into())),
         );
         let start = Instant::now();
         assert!(datapath.apply(vec![state.clone()]).await.is_empty());

@@ -67,7 +67,7 @@ fn nft_reads_the_tables_as_they_were_meant() {
     in_world(|world| async move {
         let datapath = world.open().await;
         apply(&datapath, &[rich("a", 1)]).await;
-        let host = sh("nft list table ip shoal-test1");
+        let host = sh("nft list table inet shoal-test1");
         for line in [
             "fib daddr type local dnat ip to meta l4proto . th dport map @pub",
             "tcp . 8001",
@@ -80,7 +80,7 @@ fn nft_reads_the_tables_as_they_were_meant() {
         }
         let pin = world.config.exec_root.join("netns/a");
         let inside = sh(&format!(
-            "nsenter --net={} nft list table ip shoal",
+            "nsenter --net={} nft list table inet shoal",
             pin.display()
         ));
         for line in [
@@ -104,22 +104,22 @@ fn what_others_break_is_found_and_repaired() {
         let pin = world.config.exec_root.join("netns/a");
         let inside = format!("nsenter --net={}", pin.display());
         let damages = [
-            format!("{inside} nft delete table ip shoal"),
-            format!("{inside} nft flush chain ip shoal pre"),
-            format!("{inside} nft add rule ip shoal post drop"),
-            format!("{inside} nft add chain ip shoal foreign"),
-            format!("{inside} nft delete element ip shoal svc '{{ 10.0.1.101 }}'"),
-            format!("{inside} nft add element ip shoal svc '{{ 10.0.1.200 : 1 }}'"),
-            format!("{inside} nft delete element ip shoal pick '{{ 3 }}'"),
+            format!("{inside} nft delete table inet shoal"),
+            format!("{inside} nft flush chain inet shoal pre"),
+            format!("{inside} nft add rule inet shoal post drop"),
+            format!("{inside} nft add chain inet shoal foreign"),
+            format!("{inside} nft delete element inet shoal svc '{{ 10.0.1.101 }}'"),
+            format!("{inside} nft add element inet shoal svc '{{ 10.0.1.200 : 1 }}'"),
+            format!("{inside} nft delete element inet shoal pick '{{ 3 }}'"),
             format!("{inside} ip route del default"),
             format!("{inside} ip route del unreachable 10.0.1.0/24"),
             format!("{inside} ip addr add 10.0.1.9/32 dev lo"),
             format!("{inside} ip addr del 10.0.1.1/32 dev lo"),
             format!("{inside} ip link set uplink down"),
             format!("{inside} sysctl -qw net.ipv4.ip_forward=0"),
-            "nft delete table ip shoal-test1".to_owned(),
-            "nft flush map ip shoal-test1 pub".to_owned(),
-            "nft flush chain ip shoal-test1 guard".to_owned(),
+            "nft delete table inet shoal-test1".to_owned(),
+            "nft flush map inet shoal-test1 pub".to_owned(),
+            "nft flush chain inet shoal-test1 guard".to_owned(),
             "ip link del $(ip -br link | grep -o '^stest1u[0-9a-f]*')".to_owned(),
             "ip link set $(ip -br link | grep -o '^stest1u[0-9a-f]*') down".to_owned(),
             "ip link add stest1u3 type veth peer name x0".to_owned(),
@@ -236,14 +236,14 @@ fn what_others_remove_is_repaired_by_an_unchanged_set_after_a_recheck() {
             format!("{inside} ip route del 10.0.1.11"),
             format!("{inside} ip link set v0a00010b down"),
             format!("{inside} ip neigh del 10.0.1.11 dev v0a00010b"),
-            format!("{inside} nft flush chain ip shoal pre"),
+            format!("{inside} nft flush chain inet shoal pre"),
             format!("ip link del {uplink}"),
             format!("ip link set {uplink} down"),
             format!("ip route flush dev {uplink}"),
             format!("ip neigh flush dev {uplink} nud permanent"),
             format!("sysctl -qw net.ipv4.conf.{uplink}.route_localnet=0"),
             "sysctl -qw net.ipv4.ip_forward=0".to_owned(),
-            "nft delete table ip shoal-test1".to_owned(),
+            "nft delete table inet shoal-test1".to_owned(),
         ] {
             sh(&damage);
             datapath.recheck().await;
@@ -333,7 +333,7 @@ fn a_network_that_fails_after_a_restart_keeps_its_uplink_and_ports() {
         apply(&again, &desired).await;
         assert_eq!(world.client.tcp(HOST, 8001).unwrap().0, "me");
         // What nobody wanted was kept with it, and goes now.
-        assert!(!sh("nft list table ip shoal-test1").contains("tcp . 8003"));
+        assert!(!sh("nft list table inet shoal-test1").contains("tcp . 8003"));
         wait_for("two uplinks", || {
             sh("ip -br link | grep -c '^stest1u'").trim() == "2"
         });

@@ -33,6 +33,8 @@ pub fn desired(
             gateway: network.gateway,
             internal: network.internal,
             ingress: network.ingress,
+            // For those who ask published ports; without a way out there are none.
+            ipv6: network.ingress || !network.internal,
             vips: vips(network, gone),
             published: ingress_ports(network)
                 .chain(host_ports(network, &assignments.tasks))
@@ -74,9 +76,9 @@ pub fn gone<'a>(
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Nodes {
     /// This node's data address and the port; `None` where there is no traffic between nodes.
-    here: Option<(Ipv4Addr, u16)>,
-    /// All others, and never this one.
-    peers: BTreeMap<NodeId, Ipv4Addr>,
+    here: Option<(IpAddr, u16)>,
+    /// All others with an address of the same version, and never this one.
+    peers: BTreeMap<NodeId, IpAddr>,
     /// Why some of them, or all, are out of reach.
     pub problems: Vec<String>,
 }
@@ -88,15 +90,7 @@ impl Nodes {
         let port = assignments.data_path_port;
         let local = match data_addr {
             _ if port == 0 => return nodes,
-            Some(IpAddr::V4(local)) => local,
-            Some(IpAddr::V6(addr)) => {
-                nodes.problems.push(format!(
-                    "the node's data path address {addr} is an IPv6 address, which networks cannot \
-                     use yet: containers on other nodes are out of reach; give the node an IPv4 \
-                     address with --data-path-addr"
-                ));
-                return nodes;
-            }
+            Some(local) => local,
             None if assignments.peers.is_empty() => return nodes,
             None => {
                 nodes.problems.push(
@@ -109,16 +103,16 @@ impl Nodes {
         };
         nodes.here = Some((local, port));
         for peer in &assignments.peers {
-            match peer.addr {
-                IpAddr::V4(addr) => {
-                    nodes.peers.insert(peer.node, addr);
-                }
-                IpAddr::V6(addr) => nodes.problems.push(format!(
-                    "node {} has the IPv6 address {addr} for its data path, which networks cannot \
-                     use yet: its containers are out of reach",
-                    peer.node
-                )),
+            let addr = peer.addr;
+            if addr.is_ipv4() == local.is_ipv4() {
+                nodes.peers.insert(peer.node, addr);
+                continue;
             }
+            nodes.problems.push(format!(
+                "node {} has the data path address {addr}, and this node {local}: its containers \
+                 are out of reach; give all nodes addresses of one version with --data-path-addr",
+                peer.node
+            ));
         }
         nodes
     }
@@ -324,11 +318,11 @@ mod tests {
         };
         set.peers = vec![peer(5, "192.0.2.5"), peer(7, "2001:db8::7")];
         let nodes = Nodes::of(&set, Some("192.0.2.3".parse().unwrap()));
-        let there = Ipv4Addr::new(192, 0, 2, 5);
+        let there = IpAddr::from([192, 0, 2, 5]);
         let overlay = Overlay {
             vni: 4097,
             port: 4789,
-            local: Ipv4Addr::new(192, 0, 2, 3),
+            local: [192, 0, 2, 3].into(),
             peers: [there].into(),
             remote: [(B, there)].into(),
         };
@@ -351,11 +345,28 @@ mod tests {
             node: node(5),
             addr: [192, 0, 2, 5].into(),
         }];
-        for addr in [None, Some("2001:db8::3".parse().unwrap())] {
-            let nodes = Nodes::of(&set, addr);
-            assert!(nodes.problems[0].contains("--data-path-addr"));
-            assert_eq!(desired(&set, &BTreeSet::new(), &nodes)[0].overlay, None);
-        }
+        let nodes = Nodes::of(&set, None);
+        assert!(nodes.problems[0].contains("--data-path-addr"));
+        assert_eq!(desired(&set, &BTreeSet::new(), &nodes)[0].overlay, None);
+    }
+
+    #[test]
+    fn nodes_at_ipv6_addresses_reach_each_other_and_no_others() {
+        let mut set = assignments(false);
+        set.data_path_port = 4789;
+        let peer = |n, addr: &str| DataPeer {
+            node: node(n),
+            addr: addr.parse().unwrap(),
+        };
+        set.peers = vec![peer(5, "192.0.2.5"), peer(7, "2001:db8::7")];
+        let local: IpAddr = "2001:db8::3".parse().unwrap();
+        let nodes = Nodes::of(&set, Some(local));
+        let overlay = desired(&set, &BTreeSet::new(), &nodes)[0].overlay.clone();
+        let overlay = overlay.unwrap();
+        assert_eq!(overlay.local, local);
+        assert_eq!(overlay.peers, [set.peers[1].addr].into());
+        assert_eq!(nodes.problems.len(), 1, "{:?}", nodes.problems);
+        assert!(nodes.problems[0].contains("192.0.2.5"));
     }
 
     #[test]

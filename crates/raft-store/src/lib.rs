@@ -41,7 +41,7 @@ pub use command::{Applied, Change, Command, Kind, Rejection};
 pub use config::{RaftTuning, StoreConfig, TuningError};
 pub use feed::{Commit, Commits, RecvError, TooOld};
 pub use key::{DataKey, KeyError};
-pub use peers::{Lane, NoPeers, Peer, PeerError, Peers, Router, SnapshotBody};
+pub use peers::{Lane, Line, NoPeers, Peer, PeerError, Peers, Router, SnapshotBody};
 pub use snapshot::SnapshotError;
 pub use state::{AddressOwner, ObjectChange, State};
 pub use store::{

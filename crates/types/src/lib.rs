@@ -11,6 +11,7 @@
 
 mod id;
 pub mod object;
+mod shared;
 pub mod spec;
 mod task_state;
 mod time;
@@ -20,5 +21,6 @@ pub use id::{
     ClusterId, ConfigId, ContainerId, Generation, NetworkId, NodeId, ParseIdError, RaftId,
     SecretId, ServiceId, Slot, TaskId, Version, VolumeId,
 };
+pub use shared::Shared;
 pub use task_state::{ContainerStatus, Desired, TaskState, TaskStatus};
 pub use time::Timestamp;

@@ -9,8 +9,8 @@ use std::{
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    ClusterId, ConfigId, Desired, NetworkId, NodeId, RaftId, SecretId, ServiceId, Slot, TaskId,
-    TaskStatus, Timestamp, Version,
+    ClusterId, ConfigId, Desired, NetworkId, NodeId, RaftId, SecretId, ServiceId, Shared, Slot,
+    TaskId, TaskStatus, Timestamp, Version,
     spec::{
         EndpointMode, GenericResource, Ipv4Net, NetworkSpec, NodeSpec, Platform, PortConfig,
         Resources, Role, ServiceSpec, TaskSpec,
@@ -231,7 +231,8 @@ pub struct Task {
     /// The service's name when the task was made; tasks outlive their service.
     pub service_name: String,
     pub place: TaskPlace,
-    pub spec: TaskSpec,
+    /// The same that the service and its other tasks have.
+    pub spec: Shared<TaskSpec>,
     /// The service's labels, for templates.
     pub service_labels: BTreeMap<String, String>,
     pub spec_version: Version,

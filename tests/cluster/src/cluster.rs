@@ -1,13 +1,17 @@
 //! Several machines on one switch, in one swarm.
 
-use std::{net::Ipv4Addr, sync::Arc, thread};
+use std::{
+    net::{Ipv4Addr, Ipv6Addr},
+    sync::Arc,
+    thread,
+};
 
 use anyhow::Result;
 use serde_json::Value;
 
 use crate::{
     Host, Inventory, Network, Output,
-    network::{Switch, host_address},
+    network::{Switch, host_address, with_v6},
     wait_for,
 };
 
@@ -158,6 +162,11 @@ impl Cluster {
         host_address(i)
     }
 
+    /// The host's address in IPv6.
+    pub fn addr6(&self, i: usize) -> Ipv6Addr {
+        with_v6(self.addr(i))
+    }
+
     /// `http://ADDRESS:PORT/` of a host.
     pub fn url(&self, i: usize, port: u16) -> String {
         format!("http://{}:{port}/", self.addr(i))
@@ -170,6 +179,10 @@ impl Cluster {
     /// A network outside of the cluster, behind a router that reaches every host.
     pub fn client(&self) -> &Network {
         &self.client
+    }
+
+    pub fn client_addr6(&self) -> Ipv6Addr {
+        with_v6(self.client_addr())
     }
 
     pub fn client_addr(&self) -> Ipv4Addr {

@@ -3,7 +3,7 @@
 use std::{
     fmt::Write as _,
     io::Write as _,
-    net::Ipv4Addr,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
     process::{Command, Stdio},
     sync::{
         Mutex, PoisonError,
@@ -22,8 +22,11 @@ static COUNT: AtomicU32 = AtomicU32::new(0);
 /// namespace of its own, so all of them use the same.
 const SUBNET: [u8; 3] = [10, 200, 7];
 /// Where the client is: another network, so that hosts answer it by way of the router.
-const CLIENT_ROUTER: &str = "192.0.2.1/24";
+const CLIENT_ROUTER: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
 const CLIENT: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 10);
+/// The same in IPv6: the first half of the hosts' addresses, and of the client's.
+const SUBNET6: [u16; 4] = [0x2001, 0xdb8, 7, 0];
+const CLIENT_SUBNET6: [u16; 4] = [0x2001, 0xdb8, 12, 0];
 /// Smaller than a veth's, as most clouds' networks are.
 const MTU: &str = "1450";
 
@@ -37,6 +40,13 @@ pub(crate) fn host_address(number: usize) -> Ipv4Addr {
 fn router() -> Ipv4Addr {
     let [a, b, c] = SUBNET;
     Ipv4Addr::new(a, b, c, 254)
+}
+
+/// The IPv6 address that a machine with this address has as well.
+pub(crate) fn with_v6(addr: Ipv4Addr) -> Ipv6Addr {
+    let of_hosts = addr.octets()[..3] == SUBNET;
+    let [a, b, c, d] = if of_hosts { SUBNET6 } else { CLIENT_SUBNET6 };
+    Ipv6Addr::new(a, b, c, d, 0, 0, 0, addr.octets()[3].into())
 }
 
 /// A network namespace with a name; it goes when this is dropped.
@@ -141,10 +151,14 @@ impl Switch {
         // No spanning tree and no delay: a port forwards as soon as it is up.
         ip("link add hosts type bridge stp_state 0 forward_delay 0 mcast_snooping 0")?;
         ip(&format!("address add {}/24 dev hosts", router()))?;
+        let router6 = with_v6(router());
+        ip(&format!("address add {router6}/64 dev hosts nodad"))?;
         ip(&format!("link set hosts up mtu {MTU}"))?;
-        ok(network
-            .command("sysctl")
-            .args(["-qw", "net.ipv4.ip_forward=1"]))?;
+        ok(network.command("sysctl").args([
+            "-qw",
+            "net.ipv4.ip_forward=1",
+            "net.ipv6.conf.all.forwarding=1",
+        ]))?;
         let switch = Self {
             network,
             faults: Mutex::default(),
@@ -164,8 +178,7 @@ impl Switch {
             .network
             .command("ip")
             .args(["link", "set", &port, "master", "hosts", "up"]))?;
-        let address = format!("{}/24", host_address(number));
-        connect(host, &address, router())
+        connect(host, host_address(number), router())
     }
 
     /// Takes a host's port away, with its end in the host: nothing more comes from there, not even
@@ -196,14 +209,12 @@ impl Switch {
             "netns",
             &client.name,
         ]))?;
-        let address = ["address", "add", CLIENT_ROUTER, "dev", "clients"];
-        ok(self.network.command("ip").args(address))?;
-        ok(self
-            .network
-            .command("ip")
-            .args(["link", "set", "clients", "up"]))?;
-        let (router, _) = CLIENT_ROUTER.split_once('/').context("a prefix")?;
-        connect(&client, &format!("{CLIENT}/24"), router.parse()?)?;
+        let link = |words: &str| ok(self.network.command("ip").args(words.split(' ')));
+        let router6 = with_v6(CLIENT_ROUTER);
+        link(&format!("address add {CLIENT_ROUTER}/24 dev clients"))?;
+        link(&format!("address add {router6}/64 dev clients nodad"))?;
+        link("link set clients up")?;
+        connect(&client, CLIENT, CLIENT_ROUTER)?;
         Ok(client)
     }
 
@@ -266,13 +277,17 @@ fn port(number: usize) -> String {
     format!("port{number}")
 }
 
-fn connect(network: &Network, address: &str, router: Ipv4Addr) -> Result<()> {
-    ok(network
-        .command("ip")
-        .args(["address", "add", address, "dev", "eth0"]))?;
-    ok(network.command("ip").args(["link", "set", "eth0", "up"]))?;
-    let router = router.to_string();
-    ok(network
-        .command("ip")
-        .args(["route", "add", "default", "via", &router]))
+/// Gives a machine its addresses and the ways to everywhere else.
+fn connect(network: &Network, address: Ipv4Addr, router: Ipv4Addr) -> Result<()> {
+    let ip = |words: &str| ok(network.command("ip").args(words.split(' ')));
+    ip(&format!("address add {address}/24 dev eth0"))?;
+    ip(&format!(
+        "address add {}/64 dev eth0 nodad",
+        with_v6(address)
+    ))?;
+    ip("link set eth0 up")?;
+    for router in [IpAddr::from(router), with_v6(router).into()] {
+        ip(&format!("route add default via {router}"))?;
+    }
+    Ok(())
 }

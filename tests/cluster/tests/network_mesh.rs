@@ -2,65 +2,13 @@
 
 #![expect(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
-use std::{
-    collections::BTreeSet,
-    fs,
-    process::{Command, Stdio},
-};
+use std::collections::BTreeSet;
 
-use cluster_tests::{Cluster, TaskLine, busybox_tar, wait_for};
+use cluster_tests::{Cluster, TaskLine, addresses, busybox_tar, fetch, field, inside, wait_for};
 
 const REPLICAS: usize = 6;
 const NODES: usize = 5;
 const PORT: u16 = 8080;
-
-/// The value of `key: ` in what shoal/hello answers.
-fn field<'a>(answer: &'a str, key: &str) -> Option<&'a str> {
-    let lines = answer.lines();
-    lines
-        .filter_map(|line| line.split_once(": "))
-        .find_map(|(k, v)| (k == key).then_some(v.trim()))
-}
-
-/// A command in the container of a task, with its network, its files and its resolver.
-fn inside(task: &TaskLine, words: &[&str]) -> String {
-    let output = Command::new("nsenter")
-        .args([
-            "--target",
-            &task.pid.to_string(),
-            "--mount",
-            "--net",
-            "--root",
-            "--wd=/",
-            "--",
-        ])
-        .args(words)
-        .stdin(Stdio::null())
-        .output()
-        .unwrap();
-    // What went wrong is part of what was seen.
-    let [stdout, stderr] =
-        [output.stdout, output.stderr].map(|text| String::from_utf8_lossy(&text).into_owned());
-    stdout + &stderr
-}
-
-/// GETs a URL with the network and the resolver of a task's container; `arguments` go to curl.
-fn fetch(task: &TaskLine, url: &str, arguments: &str) -> String {
-    let resolver = tempfile::NamedTempFile::new().unwrap();
-    let theirs = format!("/proc/{}/root/etc/resolv.conf", task.pid);
-    fs::copy(theirs, resolver.path()).unwrap();
-    let script = format!(
-        "mount --bind {} /etc/resolv.conf && exec curl -sS --max-time 5 {arguments} '{url}' 2>&1",
-        resolver.path().display()
-    );
-    let output = Command::new("nsenter")
-        .args(["--target", &task.pid.to_string(), "--net", "--"])
-        .args(["unshare", "--mount", "--", "sh", "-c", &script])
-        .stdin(Stdio::null())
-        .output()
-        .unwrap();
-    String::from_utf8_lossy(&output.stdout).into_owned()
-}
 
 fn ps(cluster: &Cluster, service: &str) -> Vec<TaskLine> {
     cluster.running(0, service)
@@ -246,16 +194,4 @@ fn tasks_of_a_node_that_is_gone_are_neither_tried_nor_named(cluster: &mut Cluste
         || answering(cluster, 4, 6).len(),
         |count| *count > 0,
     );
-}
-
-/// What a name resolves to in a task's container.
-fn addresses(task: &TaskLine, name: &str) -> BTreeSet<String> {
-    let text = inside(task, &["/bin/nslookup", "-type=a", name]);
-    // After the line of the name come its addresses; before it, the server's.
-    text.lines()
-        .skip_while(|line| !line.starts_with("Name:"))
-        .filter_map(|line| line.strip_prefix("Address"))
-        .filter_map(|line| line.split_whitespace().last())
-        .map(str::to_owned)
-        .collect()
 }

@@ -128,7 +128,8 @@ pub(crate) fn service(name: &str, image: &str, mode: ServiceMode) -> ServiceSpec
             placement: Placement::default(),
             networks: Vec::new(),
             force_update: 0,
-        },
+        }
+        .into(),
         mode,
         update: UpdateConfig::default(),
         rollback: UpdateConfig::default(),

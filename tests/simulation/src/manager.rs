@@ -1,6 +1,9 @@
 //! A manager: the shell around the real decisions, as `reconcile`, `hub`, `dispatch::reports` and
 //! `dispatch::session` are around them in a daemon. It decides nothing.
 
+mod lead;
+mod sessions;
+
 use std::{
     collections::{BTreeMap, VecDeque},
     sync::Arc,
@@ -10,19 +13,16 @@ use std::{
 use rand::RngExt;
 use shoal_manager::{
     LivenessConfig,
-    cores::{Brain, GATHER, Liveness, Pace, RESYNC, RETRY, assignments, news, observe},
+    cores::{Brain, Liveness, Pace, RESYNC},
 };
 use shoal_raft_store::{Applied, Change, Command, Commit, Rejection, State};
 use shoal_types::{
-    Desired, NodeId, TaskId, TaskState, TaskStatus, Timestamp, Version,
-    object::NodeState,
-    wire::{AgentMessage, Assignments, ManagerMessage, ManagerPeer},
+    Desired, NodeId, TaskId, TaskState, TaskStatus, Timestamp, Version, wire::Assignments,
 };
 
 use crate::{
-    log::{Effect, Message, Proposal, Replica},
+    log::{Effect, Message, Replica},
     mutants::Mutant,
-    network::Payload,
     users::Answer,
     world::{Event, What, World},
 };
@@ -235,6 +235,14 @@ impl World {
     }
 
     fn carry_out(&mut self, host: usize, out: Vec<Effect>) {
+        self.set_off(host, out);
+        self.apply_committed(host);
+        self.follow_leadership(host);
+        self.finish_reads(host);
+    }
+
+    /// Sends, flushes and installs; what follows from it is for the next moment.
+    fn set_off(&mut self, host: usize, out: Vec<Effect>) {
         for effect in out {
             match effect {
                 Effect::Send(to, message) => {
@@ -260,9 +268,14 @@ impl World {
                 }
             }
         }
-        self.apply_committed(host);
-        self.follow_leadership(host);
-        self.finish_reads(host);
+    }
+
+    fn flush_takes(&mut self, host: usize) -> Duration {
+        if self.is(Mutant::CountUnflushed) {
+            return self.between(1_000_000, 3_000_000);
+        }
+        let slow = self.hosts[host].slow;
+        self.between(300, 4_000) * slow
     }
 
     fn apply_committed(&mut self, host: usize) {
@@ -452,496 +465,6 @@ impl World {
         }
     }
 
-    // Proposals.
-
-    fn propose(&mut self, host: usize, command: Command, what: Waiting) -> Result<u64, Outcome> {
-        let id = self.next_proposal;
-        self.next_proposal += 1;
-        let command = Arc::new(command);
-        let manager = self.manager(host);
-        if manager.replica.disk_full {
-            return Err(Outcome::NoRoom);
-        }
-        if manager.lead.is_none() {
-            return Err(Outcome::NotLeader);
-        }
-        let mut out = Vec::new();
-        if !manager.replica.propose(Proposal { id, command }, &mut out) {
-            return Err(Outcome::NotLeader);
-        }
-        let life = self.hosts[host].life;
-        self.waiters.insert(id, Waiter { host, life, what });
-        self.later(host, PROPOSE_TIMEOUT, What::GiveUp { proposal: id });
-        // What follows is for the next moment: whoever proposes is in the middle of something.
-        self.carry_out_later(host, out);
-        Ok(id)
-    }
-
-    /// Sends and flushes; a single manager's commit waits for its flush anyway.
-    fn carry_out_later(&mut self, host: usize, out: Vec<Effect>) {
-        for effect in out {
-            match effect {
-                Effect::Send(to, message) => {
-                    self.datagram(
-                        host,
-                        to,
-                        What::Raft {
-                            from: host,
-                            message,
-                        },
-                    );
-                }
-                Effect::Flush { index, term } => {
-                    let pause = self.flush_takes(host);
-                    self.later(host, pause, What::Flushed { index, term });
-                }
-                Effect::Installed(_) => unreachable!("a leader takes no snapshot"),
-            }
-        }
-    }
-
-    fn flush_takes(&mut self, host: usize) -> Duration {
-        if self.is(Mutant::CountUnflushed) {
-            return self.between(1_000_000, 3_000_000);
-        }
-        let slow = self.hosts[host].slow;
-        self.between(300, 4_000) * slow
-    }
-
-    pub(crate) fn proposal_timed_out(&mut self, id: u64) {
-        if let Some(waiter) = self.waiters.get(&id) {
-            let host = waiter.host;
-            self.resolve(host, id, Outcome::Timeout);
-        }
-    }
-
-    fn resolve(&mut self, host: usize, id: u64, outcome: Outcome) {
-        let life = self.hosts[host].life;
-        let ours = |waiter: &Waiter| waiter.host == host && waiter.life == life;
-        if !self.waiters.get(&id).is_some_and(ours) {
-            return;
-        }
-        let Some(waiter) = self.waiters.remove(&id) else {
-            return;
-        };
-        match waiter.what {
-            Waiting::Plan => {
-                // A term that ended and began again waits for nothing of the one before.
-                if self
-                    .lead(host)
-                    .is_some_and(|lead| lead.awaiting == Some(id))
-                {
-                    self.plan_resolved(host, outcome);
-                }
-            }
-            Waiting::Reports => {
-                let waits = |lead: &mut Lead| lead.batch.as_ref().is_some_and(|b| b.0 == id);
-                if self.lead(host).is_some_and(waits) {
-                    self.reports_resolved(host, outcome);
-                }
-            }
-            Waiting::User { op } => {
-                let answer = match outcome {
-                    Outcome::Done(applied) => Answer::Done(applied.version),
-                    Outcome::Rejected(_) => Answer::Refused,
-                    _unknown => Answer::Unknown,
-                };
-                self.answer_user(host, op, answer);
-            }
-        }
-    }
-
-    // The leader's loop.
-
-    fn wake(&mut self, host: usize, pause: Duration) {
-        if let Some(lead) = self.lead(host) {
-            lead.wake += 1;
-            let wake = lead.wake;
-            self.later(
-                host,
-                pause.max(Duration::from_micros(20)),
-                What::Pass { wake },
-            );
-        }
-    }
-
-    pub(crate) fn leader_pass(&mut self, host: usize, wake: u64) {
-        let now = self.now;
-        let wall = self.wall(host);
-        let blind = self.is(Mutant::BlindToNodes);
-        let twice = self.is(Mutant::PlanTwice);
-        let config = LivenessConfig::default();
-        let Some(manager) = self.hosts[host].manager.as_mut() else {
-            return;
-        };
-        let Some(lead) = manager.lead.as_mut() else {
-            return;
-        };
-        if lead.wake != wake || lead.awaiting.is_some() {
-            return;
-        }
-        while let Some(mut commit) = lead.feed.pop_front() {
-            if blind {
-                let is_node = |change: &shoal_raft_store::ObjectChange| {
-                    matches!(change, shoal_raft_store::ObjectChange::Node { .. })
-                };
-                commit.changes.retain(|change| !is_node(change));
-            }
-            observe(&mut lead.brain, &commit, &mut lead.hurry);
-        }
-        if !std::mem::take(&mut lead.hurry) && now < lead.gathered {
-            let pause = lead.gathered.since(now);
-            self.wake(host, pause);
-            return;
-        }
-        if now >= lead.resync_at {
-            lead.brain.resync(&manager.state);
-            lead.resync_at = now.after(RESYNC);
-        }
-        lead.liveness.pulse(now);
-        let (first, alive_at) = lead.liveness.decide(&manager.state, now, wall);
-        let mut wrong = None;
-        for change in &first {
-            if let Change::SetNodeStatus { id, status } = change
-                && status.state == NodeState::Down
-            {
-                let (heard, earliest) = match lead.heard.get(id) {
-                    Some((heard, None)) => (*heard, heard.after(config.silence)),
-                    Some((heard, Some(closed))) => {
-                        let silent = heard.after(config.silence);
-                        (*heard, silent.min(closed.after(config.reconnect)))
-                    }
-                    None => (lead.since, lead.since.after(config.silence * 3 / 2)),
-                };
-                if now < earliest {
-                    wrong = Some(format!(
-                        "{id} is given up {:?} after it spoke",
-                        now.since(heard)
-                    ));
-                }
-            }
-        }
-        let time = lead.pace.advance(now, wall.max(manager.state.clock()));
-        if lead.pace.take_jump() {
-            lead.brain.forget_time();
-        }
-        let plan = lead
-            .brain
-            .decide(&manager.state, first, time, &mut self.rng);
-        lead.was_idle = plan.commands.is_empty();
-        lead.plan_wake = plan.wake_at;
-        lead.plan_at = time;
-        lead.plan = plan.commands.into();
-        if twice {
-            let again: Vec<Command> = lead.plan.iter().filter_map(made_again).collect();
-            lead.plan.extend(again);
-        }
-        let until = [
-            plan.wake_at.map(|at| at.since(time)),
-            alive_at.map(|at| at.since(now)),
-            Some(lead.resync_at.since(now)),
-        ];
-        let idle = lead.was_idle;
-        if let Some(detail) = wrong {
-            self.violate("liveness", detail);
-        }
-        if idle {
-            let pause = until.into_iter().flatten().min().unwrap_or(RESYNC);
-            self.wake(host, pause.max(Duration::from_millis(1)));
-        } else {
-            self.next_command(host);
-        }
-    }
-
-    fn next_command(&mut self, host: usize) {
-        let now = self.now;
-        let Some(lead) = self.lead(host) else { return };
-        let Some(command) = lead.plan.pop_front() else {
-            lead.gathered = now.after(GATHER);
-            lead.hurry = lead.plan_wake.is_some_and(|at| at <= lead.plan_at);
-            self.wake(host, Duration::ZERO);
-            return;
-        };
-        let changes = command.changes.len();
-        match self.propose(host, command, Waiting::Plan) {
-            Ok(id) => {
-                self.note(|| format!("leader {host} proposes {changes} changes as {id}"));
-                if let Some(lead) = self.lead(host) {
-                    lead.awaiting = Some(id);
-                }
-            }
-            Err(Outcome::NotLeader) => {}
-            Err(outcome) => self.plan_resolved(host, outcome),
-        }
-    }
-
-    fn plan_resolved(&mut self, host: usize, outcome: Outcome) {
-        let manager = self.hosts[host]
-            .manager
-            .as_mut()
-            .expect("a manager proposed");
-        let Some(lead) = manager.lead.as_mut() else {
-            return;
-        };
-        lead.awaiting = None;
-        match outcome {
-            Outcome::Done(_) => self.next_command(host),
-            Outcome::Rejected(rejection) => {
-                lead.brain.revert(&manager.state);
-                lead.plan.clear();
-                self.note(|| format!("leader {host}: the plan is refused: {rejection}"));
-                self.next_command(host);
-            }
-            Outcome::NotLeader => {}
-            Outcome::NoRoom | Outcome::Timeout => {
-                lead.brain.revert(&manager.state);
-                lead.plan.clear();
-                lead.hurry = true;
-                self.note(|| format!("leader {host}: the plan has no result"));
-                self.wake(host, RETRY);
-            }
-        }
-    }
-
-    // Sessions.
-
-    pub(crate) fn manager_receives(&mut self, host: usize, stream: u64, message: AgentMessage) {
-        if let AgentMessage::Hello { node, .. } = message {
-            let until = self.now.after(LEADER_TIMEOUT);
-            self.greet(host, stream, node, until);
-            return;
-        }
-        let now = self.now;
-        let Some(lead) = self.lead(host) else { return };
-        let session = lead
-            .sessions
-            .iter()
-            .find(|(_, session)| session.stream == stream);
-        let Some(node) = session.map(|(node, _)| *node) else {
-            return;
-        };
-        lead.heard.insert(node, (now, None));
-        if lead.liveness.heard(node, now) && lead.awaiting.is_none() {
-            self.wake(host, Duration::ZERO);
-        }
-        if let AgentMessage::Status(statuses) = message
-            && let Some(lead) = self.lead(host)
-        {
-            for (task, status) in statuses {
-                let report = Report {
-                    stream,
-                    node,
-                    status,
-                };
-                lead.reports.insert(task, report);
-            }
-            self.schedule_reports(host, Duration::from_micros(100));
-        }
-    }
-
-    /// Opens the session, or says who can, or waits for a leader to be known.
-    pub(crate) fn greet(&mut self, host: usize, stream: u64, node: NodeId, until: Timestamp) {
-        let now = self.now;
-        if !self.streams.contains_key(&stream) {
-            return;
-        }
-        let manager = self.manager(host);
-        if manager.lead.is_none() {
-            // Now and then one that was deposed has a last word. It is too old to count.
-            if self.rng.random_ratio(1, 6) {
-                let manager = self.manager(host);
-                if manager.state.node(&node).is_some() {
-                    let set = assignments(&manager.state, node);
-                    self.send(stream, Payload::Manager(ManagerMessage::Assignments(set)));
-                }
-            }
-            let manager = self.manager(host);
-            let leader = manager.replica.leader().filter(|leader| *leader != host);
-            if leader.is_none() && now < until {
-                let greet = What::Greet {
-                    stream,
-                    node,
-                    until,
-                };
-                self.later(host, Duration::from_millis(50), greet);
-                return;
-            }
-            let leader = leader.map(|leader| ManagerPeer {
-                node: self.hosts[leader].node,
-                addr: format!("host-{leader}:2377"),
-            });
-            self.send(
-                stream,
-                Payload::Manager(ManagerMessage::Elsewhere { leader }),
-            );
-            return;
-        }
-        if manager.state.node(&node).is_none() {
-            let reason = format!("node {node} is not a member of this swarm");
-            self.send(stream, Payload::Manager(ManagerMessage::Refused { reason }));
-            return;
-        }
-        let session = Session {
-            stream,
-            sent: None,
-            accepted: Vec::new(),
-        };
-        let Some(lead) = self.lead(host) else { return };
-        let before = lead.sessions.insert(node, session);
-        lead.liveness.opened(node, stream, None, now);
-        lead.heard.insert(node, (now, None));
-        let idle = lead.awaiting.is_none();
-        if let Some(before) = before {
-            self.hang_up(before.stream, host);
-        }
-        let heartbeat = LivenessConfig::default().heartbeat;
-        let heartbeat = heartbeat.mul_f64(self.rng.random_range(0.9..=1.0));
-        self.send(
-            stream,
-            Payload::Manager(ManagerMessage::Welcome { heartbeat }),
-        );
-        self.tell(host, node);
-        if idle {
-            self.wake(host, Duration::ZERO);
-        }
-    }
-
-    pub(crate) fn manager_closed(&mut self, host: usize, stream: u64) {
-        let now = self.now;
-        let Some(lead) = self.lead(host) else { return };
-        let session = lead
-            .sessions
-            .iter()
-            .find(|(_, session)| session.stream == stream);
-        let Some(node) = session.map(|(node, _)| *node) else {
-            return;
-        };
-        lead.sessions.remove(&node);
-        lead.liveness.closed(node, stream, now);
-        let heard = lead.heard.get(&node).map_or(now, |(heard, _)| *heard);
-        lead.heard.insert(node, (heard, Some(now)));
-        if lead.awaiting.is_none() {
-            self.wake(host, Duration::ZERO);
-        }
-    }
-
-    pub(crate) fn tell_all(&mut self, host: usize) {
-        let Some(lead) = self.lead(host) else { return };
-        lead.telling = false;
-        let nodes: Vec<NodeId> = lead.sessions.keys().copied().collect();
-        for node in nodes {
-            self.tell(host, node);
-        }
-    }
-
-    fn tell(&mut self, host: usize, node: NodeId) {
-        let manager = self.hosts[host].manager.as_mut().expect("a manager tells");
-        let Some(session) = manager
-            .lead
-            .as_mut()
-            .and_then(|lead| lead.sessions.get_mut(&node))
-        else {
-            return;
-        };
-        let stream = session.stream;
-        let accepted = std::mem::take(&mut session.accepted);
-        let mut messages = Vec::new();
-        if !accepted.is_empty() {
-            messages.push(ManagerMessage::StatusAccepted(accepted));
-        }
-        if manager.state.node(&node).is_none() {
-            let reason = format!("node {node} is not a member of this swarm any more");
-            messages.push(ManagerMessage::Refused { reason });
-            if let Some(lead) = &mut manager.lead {
-                lead.sessions.remove(&node);
-            }
-        } else {
-            let next = assignments(&manager.state, node);
-            if let Some(message) = news(session.sent.as_ref(), &next) {
-                session.sent = Some(next);
-                messages.push(message);
-            }
-        }
-        for message in messages {
-            self.send(stream, Payload::Manager(message));
-        }
-    }
-
-    // Reports.
-
-    fn schedule_reports(&mut self, host: usize, pause: Duration) {
-        if let Some(lead) = self.lead(host)
-            && lead.batch.is_none()
-            && !std::mem::replace(&mut lead.reports_scheduled, true)
-        {
-            self.later(host, pause, What::Reports);
-        }
-    }
-
-    pub(crate) fn commit_reports(&mut self, host: usize) {
-        let at = self.wall(host);
-        let forgets = self.is(Mutant::ForgetReports);
-        let Some(lead) = self.lead(host) else { return };
-        lead.reports_scheduled = false;
-        if lead.batch.is_some() || lead.reports.is_empty() {
-            return;
-        }
-        let reports = std::mem::take(&mut lead.reports);
-        let change = |(task, report): (&TaskId, &Report)| Change::SetTaskStatus {
-            id: *task,
-            reporter: Some(report.node),
-            status: report.status.clone(),
-        };
-        let changes = reports.iter().map(change).collect();
-        let proposed = self.propose(host, Command { at, changes }, Waiting::Reports);
-        let Some(lead) = self.lead(host) else { return };
-        match proposed {
-            Ok(id) => lead.batch = Some((id, reports)),
-            Err(_no_room) if forgets => {
-                for (task, report) in reports {
-                    let sessions = lead.sessions.values_mut();
-                    let mut ours = sessions.filter(|session| session.stream == report.stream);
-                    if let Some(session) = ours.next() {
-                        session.accepted.push((task, report.status.state));
-                    }
-                }
-            }
-            Err(_no_room) => {
-                give_back(&mut lead.reports, reports);
-                self.schedule_reports(host, REPORTS_RETRY);
-            }
-        }
-    }
-
-    fn reports_resolved(&mut self, host: usize, outcome: Outcome) {
-        let early = self.is(Mutant::ForgetReports);
-        let Some(lead) = self.lead(host) else { return };
-        let Some((_, batch)) = lead.batch.take() else {
-            return;
-        };
-        let committed = matches!(outcome, Outcome::Done(_));
-        if committed || early {
-            for (task, report) in &batch {
-                let session = lead.sessions.values_mut();
-                let session = session.into_iter().find(|s| s.stream == report.stream);
-                if let Some(session) = session {
-                    session.accepted.push((*task, report.status.state));
-                }
-            }
-        } else {
-            give_back(&mut lead.reports, batch);
-        }
-        if !std::mem::replace(&mut lead.telling, true) {
-            self.later(host, COALESCE, What::Tell);
-        }
-        let pause = if committed {
-            Duration::from_micros(50)
-        } else {
-            REPORTS_RETRY
-        };
-        self.schedule_reports(host, pause);
-    }
-
     // Users.
 
     /// What a user asks this manager for, if it leads.
@@ -1007,31 +530,6 @@ impl World {
         let pause = self.between(200, 5_000);
         self.after(pause, Event::UserAnswer { op, answer });
     }
-}
-
-fn give_back(current: &mut BTreeMap<TaskId, Report>, reports: BTreeMap<TaskId, Report>) {
-    for (task, report) in reports {
-        current.entry(task).or_insert(report);
-    }
-}
-
-/// The tasks that a command makes, once more: under other ids, and without addresses, of which each
-/// has one owner.
-fn made_again(command: &Command) -> Option<Command> {
-    let again = |change: &Change| {
-        let Change::CreateTask(task) = change else {
-            return None;
-        };
-        let mut task = task.clone();
-        let mut bytes = [7; 17];
-        bytes[..16].copy_from_slice(&task.id.as_str().as_bytes()[..16]);
-        task.id = TaskId::from_random(bytes);
-        task.attachments.clear();
-        Some(Change::CreateTask(task))
-    };
-    let changes: Vec<Change> = command.changes.iter().filter_map(again).collect();
-    let at = command.at;
-    (!changes.is_empty()).then_some(Command { at, changes })
 }
 
 /// A change in few words.

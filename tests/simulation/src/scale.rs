@@ -1,11 +1,9 @@
 //! A large cluster, placed by the real brain and held by the real state: how fast, in how much memory,
 //! and how soon a dead node's tasks are elsewhere.
 
-use std::{
-    fs,
-    time::{Duration, Instant},
-};
+use std::{fs, time::Duration};
 
+use nix::time::{ClockId, clock_gettime};
 use rand::{RngExt, SeedableRng, rngs::StdRng};
 use shoal_manager::cores::{Brain, create_service};
 use shoal_raft_store::{Change, Command, ObjectChange, State};
@@ -17,14 +15,13 @@ use shoal_types::{
 
 use crate::{cluster, world::START};
 
-/// What was measured.
-#[derive(Debug, Clone, Copy)]
+/// What was measured. Times are the processor's, which other programs on the machine do not stretch.
+#[derive(Debug, Clone)]
 pub struct Scale {
     pub tasks: usize,
-    /// Placements a second, over the first and the last tenth: deciding and applying.
-    pub first: f64,
-    pub last: f64,
-    /// From a node's end to the command that has its tasks elsewhere, applied.
+    /// Placements a second, over each tenth of the tasks: deciding and applying.
+    pub tenths: Vec<f64>,
+    /// From a node's end until its tasks are elsewhere: deciding and applying.
     pub reschedule: Duration,
     /// Its tasks.
     pub moved: usize,
@@ -59,8 +56,8 @@ impl Leader {
         }
     }
 
-    /// Passes until nothing is left to do; calls `after` with the number of tasks made so far.
-    fn settle(&mut self, mut after: impl FnMut(usize)) {
+    /// Passes until nothing is left to do.
+    fn settle(&mut self) {
         loop {
             let plan = self
                 .brain
@@ -71,7 +68,6 @@ impl Leader {
             for command in &plan.commands {
                 self.commit(command);
             }
-            after(self.state.task_count());
         }
     }
 }
@@ -107,10 +103,10 @@ pub fn measure(nodes: usize, tasks: usize) -> Scale {
         now: START,
         rng,
     };
-    leader.settle(|_| {});
+    leader.settle();
     let tenth = tasks / 10;
-    let mut spent = Duration::ZERO;
-    let mut marks = Vec::new();
+    let mut tenths = Vec::new();
+    let (mut placed, mut spent) = (0, Duration::ZERO);
     for n in 0..tasks / REPLICAS {
         let mode = ServiceMode::Replicated {
             replicas: REPLICAS as u64,
@@ -119,27 +115,22 @@ pub fn measure(nodes: usize, tasks: usize) -> Scale {
         spec.endpoint.mode = EndpointMode::DnsRoundRobin;
         let id = ServiceId::from_random(leader.rng.random());
         let create = create_service(&leader.state, id, spec).expect("the spec is good");
-        let begun = Instant::now();
+        let begun = processor_time();
         leader.apply(vec![create]);
-        leader.settle(|_| {});
-        spent += begun.elapsed();
-        if leader.state.task_count() % tenth < REPLICAS {
-            marks.push((leader.state.task_count(), spent));
+        leader.settle();
+        spent += processor_time().saturating_sub(begun);
+        let tasks = leader.state.task_count() - placed;
+        if tasks >= tenth {
+            #[expect(clippy::cast_precision_loss, reason = "a million is exact")]
+            tenths.push(tasks as f64 / spent.as_secs_f64());
+            (placed, spent) = (leader.state.task_count(), Duration::ZERO);
         }
     }
     run_all_tasks(&mut leader);
     let (reschedule, moved) = lose_a_node(&mut leader, ids[nodes / 2]);
-    let rate = |from: (usize, Duration), to: (usize, Duration)| {
-        #[expect(clippy::cast_precision_loss, reason = "a million is exact")]
-        let count = (to.0 - from.0) as f64;
-        count / to.1.saturating_sub(from.1).as_secs_f64()
-    };
-    let begin = (0, Duration::ZERO);
-    let (second_last, last) = (marks[marks.len() - 2], marks[marks.len() - 1]);
     Scale {
         tasks: leader.state.task_count(),
-        first: rate(begin, marks[0]),
-        last: rate(second_last, last),
+        tenths,
         reschedule,
         moved,
         memory_bytes: peak_memory(),
@@ -162,7 +153,7 @@ fn run_all_tasks(leader: &mut Leader) {
         let running = running.collect();
         leader.apply(running);
     }
-    leader.settle(|_| {});
+    leader.settle();
 }
 
 fn lose_a_node(leader: &mut Leader, node: NodeId) -> (Duration, usize) {
@@ -177,7 +168,7 @@ fn lose_a_node(leader: &mut Leader, node: NodeId) -> (Duration, usize) {
             since: leader.now,
         },
     };
-    let begun = Instant::now();
+    let begun = processor_time();
     let plan = leader
         .brain
         .decide(&leader.state, vec![down], leader.now, &mut leader.rng);
@@ -199,9 +190,16 @@ fn lose_a_node(leader: &mut Leader, node: NodeId) -> (Duration, usize) {
             }
         }
     }
-    let took = begun.elapsed();
+    let took = processor_time().saturating_sub(begun);
     assert_eq!(elsewhere, lost, "every task of the node has a successor");
     (took, elsewhere)
+}
+
+/// What this thread has had of a processor.
+fn processor_time() -> Duration {
+    clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID)
+        .expect("every Linux has this clock")
+        .into()
 }
 
 /// `VmHWM` of proc(5).

@@ -7,8 +7,8 @@ use nix::{ifaddrs::getifaddrs, net::if_::InterfaceFlags};
 /// Docker's.
 pub(crate) const CLUSTER_PORT: u16 = 2377;
 
-/// An address on the way to everywhere (RFC 5737): asked of the routing table, never sent to.
-const ELSEWHERE: &str = "192.0.2.1:9";
+/// Addresses on the way to everywhere (RFC 5737 and 3849): asked of the routing table, never sent to.
+const ELSEWHERE: [&str; 2] = ["192.0.2.1:9", "[2001:db8::1]:9"];
 
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum AddressError {
@@ -92,7 +92,7 @@ fn chosen<'a>(toward: impl IntoIterator<Item = &'a str>) -> Result<IpAddr, Addre
         let ip = socket.local_addr().ok()?.ip();
         (!ip.is_unspecified() && !ip.is_loopback()).then_some(ip)
     };
-    let mut targets = toward.into_iter().chain([ELSEWHERE]);
+    let mut targets = toward.into_iter().chain(ELSEWHERE);
     if let Some(ip) = targets.find_map(source) {
         return Ok(ip);
     }
@@ -108,9 +108,19 @@ fn chosen<'a>(toward: impl IntoIterator<Item = &'a str>) -> Result<IpAddr, Addre
     }
 }
 
-/// Whether an address is of the range that ways from networks to the host are numbered from (RFC 6598).
+/// Whether an address is of the range that ways from networks to the host are numbered from (RFC 6598),
+/// or one of IPv6 that follows from such an address (`shoal_network`).
 fn is_uplink(ip: IpAddr) -> bool {
-    matches!(ip, IpAddr::V4(ip) if ip.octets()[0] == 100 && ip.octets()[1] & 0xc0 == 64)
+    let v4 = match ip {
+        IpAddr::V4(ip) => ip,
+        IpAddr::V6(ip) => match ip.segments() {
+            [first, _, _, _, 0, 0, high, low] if first >> 8 == 0xfd => {
+                Ipv4Addr::from(u32::from(high) << 16 | u32::from(low))
+            }
+            _ => return false,
+        },
+    };
+    v4.octets()[0] == 100 && v4.octets()[1] & 0xc0 == 64
 }
 
 /// Interfaces that are up, with their addresses, those of version 4 first; none of containers, none
@@ -128,6 +138,7 @@ fn interfaces() -> Vec<(String, IpAddr)> {
         let v4 = address.as_sockaddr_in().map(|v4| IpAddr::V4(v4.ip()));
         let v4 = v4.filter(|ip| !is_uplink(*ip));
         let v6 = address.as_sockaddr_in6().map(|v6| IpAddr::V6(v6.ip()));
+        let v6 = v6.filter(|ip| !is_uplink(*ip));
         let ip = v4.or_else(|| {
             v6.filter(|ip| matches!(ip, IpAddr::V6(ip) if !ip.is_unicast_link_local()))
         });
@@ -155,6 +166,14 @@ mod tests {
             at("[2001:db8::1]:9").unwrap().to_string(),
             "[2001:db8::1]:9"
         );
+    }
+
+    #[test]
+    fn ways_to_networks_are_no_addresses_of_the_node() {
+        let is = |text: &str| is_uplink(text.parse().unwrap());
+        assert!(is("100.64.3.2") && is("100.127.0.1") && is("fd12:3456:789a:bcde::100.64.3.2"));
+        assert!(!is("100.128.0.1") && !is("10.64.0.1") && !is("fd12:3456:789a:bcde::10.64.3.2"));
+        assert!(!is("2001:db8::100.64.3.2") && !is("fd12::1:0:100.64.3.2"));
     }
 
     #[test]

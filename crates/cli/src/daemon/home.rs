@@ -3,7 +3,7 @@
 use std::{
     fs::{self, File},
     io::{self, Read, Seek, Write},
-    net::{IpAddr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     os::unix::fs::DirBuilderExt,
     path::{Path, PathBuf},
 };
@@ -88,6 +88,16 @@ pub(crate) struct Membership {
 }
 
 impl Membership {
+    /// What the cluster port listens on. Where the node is known by an address of IPv6, all addresses of
+    /// IPv4, which Docker's command line asks for by default, are those of IPv6 too.
+    pub(crate) fn listening(&self) -> Option<SocketAddr> {
+        let listen = self.listen?;
+        let is_any = listen.ip() == IpAddr::V4(Ipv4Addr::UNSPECIFIED);
+        let is_v6 = is_any && self.advertised().is_ok_and(|addr| addr.is_ipv6());
+        let any_v6 = SocketAddr::from((Ipv6Addr::UNSPECIFIED, listen.port()));
+        Some(if is_v6 { any_v6 } else { listen })
+    }
+
     /// The address that other nodes see this one at.
     pub(crate) fn advertised(&self) -> Result<SocketAddr, AddressError> {
         let port = self.listen.map_or(CLUSTER_PORT, |addr| addr.port());

@@ -255,11 +255,16 @@ impl Member {
             Leader::Here => Ok(None),
             Leader::At(leader) => {
                 let links = self.links.as_ref().ok_or(MemberError::NoLeader)?;
-                let stream = links
+                let connect = links
                     .tls
-                    .connect(&leader.addr, Some(leader.node), Purpose::Api)
-                    .await?;
-                Ok(Some(stream))
+                    .connect(&leader.addr, Some(leader.node), Purpose::Api);
+                let still = Leader::At(leader.clone());
+                // Whichever ends first, nothing was asked yet.
+                tokio::select! {
+                    stream = connect => Ok(Some(stream?)),
+                    // A host that is gone does not even refuse.
+                    () = manager.no_longer(&still) => Err(MemberError::NoLeader),
+                }
             }
             Leader::Unknown => Err(MemberError::NoLeader),
         }
@@ -287,7 +292,7 @@ impl Member {
             cluster: self.links.as_ref().map(|links| links.tls.clone()),
             alone,
         };
-        let listener = match (&self.links, membership.listen) {
+        let listener = match (&self.links, membership.listening()) {
             (Some(links), Some(addr)) => {
                 let listener = links.tls.bind(addr).await;
                 Some(listener.map_err(|source| MemberError::Listen { addr, source })?)

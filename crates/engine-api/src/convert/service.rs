@@ -52,7 +52,7 @@ pub(crate) fn service_spec(
     Ok(ServiceSpec {
         name: spec.name,
         labels: spec.labels,
-        task: task_spec(template, registry_auth, job, resolve)?,
+        task: task_spec(template, registry_auth, job, resolve)?.into(),
         mode,
         update: update_config(spec.update_config, "UpdateConfig")?,
         rollback: update_config(spec.rollback_config, "RollbackConfig")?,

@@ -438,7 +438,7 @@ prop_compose! {
                     aliases: vec![format!("a{n}")],
                 }).collect(),
                 force_update,
-            },
+            }.into(),
         }
     }
 }

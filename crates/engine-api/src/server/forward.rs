@@ -50,11 +50,12 @@ use crate::engine::{BoxDuplex, ControlError, EngineError, Forward, SwarmState};
 /// On an answer: this manager does not lead, and the request has had no effect.
 pub(crate) const NOT_LEADER: HeaderName = HeaderName::from_static("x-shoal-not-leader");
 
-/// A request is tried again for this long. An election takes one to two seconds.
+/// A request is tried again for this long. An election takes a second, unless votes are shared.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// Before a request is tried again; doubled each time up to the second.
+/// Before a request is tried again; doubled each time up to the second, which is what an election may be
+/// over for before it is noticed.
 const FIRST_PAUSE: Duration = Duration::from_millis(25);
-const LONGEST_PAUSE: Duration = Duration::from_millis(500);
+const LONGEST_PAUSE: Duration = Duration::from_millis(150);
 /// A leader that has not begun to answer by then does not: it waits for its own followers for 10
 /// seconds at most.
 const ANSWER_WITHIN: Duration = Duration::from_secs(30);

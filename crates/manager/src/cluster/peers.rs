@@ -1,9 +1,10 @@
 //! The Raft group's messages over the cluster port.
 //!
-//! A connection carries one message at a time, and goes back to a pool when its answer is there. What
-//! was asked on it is forgotten with the connection when an answer does not come in time. A message is
-//! its length in four bytes (network order), and itself; an answer begins with a byte that is 0, or 1
-//! when what follows is the reason why there is none.
+//! A message is its length in four bytes (network order), and itself; an answer begins with a byte that
+//! is 0, or 1 when what follows is the reason why there is none. Messages on one connection are taken
+//! up, and answered, in their order, and more may be sent before there is an answer: a [`Line`] does.
+//! A single question takes a connection from a pool, and gives it back when its answer is there; what
+//! was asked is forgotten with the connection when that does not come in time.
 
 use std::{
     collections::HashMap,
@@ -12,8 +13,12 @@ use std::{
     time::Duration,
 };
 
-use futures_util::future::{BoxFuture, FutureExt};
-use shoal_raft_store::{Lane, Peer, PeerError, Peers, SnapshotBody, Store};
+use bytes::{Buf, BufMut, BytesMut};
+use futures_util::{
+    future::{BoxFuture, FutureExt},
+    stream::{FuturesOrdered, StreamExt},
+};
+use shoal_raft_store::{AnswerError, Lane, Line, Peer, PeerError, Peers, SnapshotBody, Store};
 use shoal_transport::{
     cluster::{ClusterTls, ConnectError},
     stream::Stream,
@@ -24,6 +29,7 @@ use shoal_types::{
 };
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
     time::timeout,
 };
 
@@ -34,6 +40,12 @@ const MAX_MESSAGE_BYTES: u32 = 256 << 20;
 /// Connections kept for one member and lane.
 const KEPT: usize = 4;
 const CHUNK_BYTES: usize = 256 << 10;
+/// A host that is there refuses a connection at once.
+const LOOK_LIMIT: Duration = Duration::from_secs(1);
+/// Messages of one connection that are being answered at once. Who sends more waits.
+const AT_ONCE: usize = 16;
+/// Read from a connection at a time, if it has as much.
+const READ_BYTES: usize = 16 << 10;
 
 /// How a member is reached, as the group's membership carries it: `NODE@HOST:PORT`. The node is checked
 /// against the certificate of whoever answers.
@@ -164,6 +176,36 @@ impl Peers for TlsPeers {
         .boxed()
     }
 
+    fn open<'a>(
+        &'a self,
+        to: &'a Peer,
+        limit: Duration,
+    ) -> BoxFuture<'a, Result<Box<dyn Line>, PeerError>> {
+        async move {
+            let connected = timeout(limit, self.connect(to)).await;
+            let stream = connected.unwrap_or(Err(PeerError::Timeout { id: to.id }))?;
+            let line = TlsLine {
+                to: to.clone(),
+                stream,
+                read: BytesMut::new(),
+            };
+            Ok(Box::new(line) as Box<dyn Line>)
+        }
+        .boxed()
+    }
+
+    fn is_gone<'a>(&'a self, peer: &'a Peer) -> BoxFuture<'a, bool> {
+        async move {
+            let Some(reach) = Reach::parse(&peer.addr) else {
+                return false;
+            };
+            let connected = timeout(LOOK_LIMIT, TcpStream::connect(&reach.addr)).await;
+            let is_refusal = |error: io::Error| error.kind() == io::ErrorKind::ConnectionRefused;
+            connected.is_ok_and(|connected| connected.is_err_and(is_refusal))
+        }
+        .boxed()
+    }
+
     fn send_snapshot<'a>(
         &'a self,
         to: &'a Peer,
@@ -197,10 +239,64 @@ enum Answer {
     Refused(String),
 }
 
+/// A connection of one's own.
+struct TlsLine {
+    to: Peer,
+    stream: Stream,
+    /// What was read and is not taken yet.
+    read: BytesMut,
+}
+
+impl TlsLine {
+    fn lost(&self, source: io::Error) -> PeerError {
+        PeerError::Unreachable {
+            id: self.to.id,
+            addr: self.to.addr.clone(),
+            source,
+        }
+    }
+}
+
+impl Line for TlsLine {
+    fn say(&mut self, request: Vec<u8>) -> BoxFuture<'_, Result<(), PeerError>> {
+        async move {
+            let said = send(&mut self.stream, &request).await;
+            said.map_err(|error| self.lost(error))
+        }
+        .boxed()
+    }
+
+    fn hear(&mut self) -> BoxFuture<'_, Result<Vec<u8>, PeerError>> {
+        async move {
+            match next_answer(&mut self.stream, &mut self.read).await {
+                Ok(Answer::Done(bytes)) => Ok(bytes),
+                Ok(Answer::Refused(reason)) => Err(PeerError::Refused {
+                    id: self.to.id,
+                    reason,
+                }),
+                Err(error) => Err(self.lost(error)),
+            }
+        }
+        .boxed()
+    }
+}
+
 async fn exchange(stream: &mut Stream, request: &[u8]) -> io::Result<Answer> {
-    write_message(stream, request).await?;
-    stream.flush().await?;
-    read_answer(stream).await
+    send(stream, request).await?;
+    // One answer comes, so nothing is left over.
+    next_answer(stream, &mut BytesMut::new()).await
+}
+
+async fn send(stream: &mut Stream, message: &[u8]) -> io::Result<()> {
+    let mut framed = BytesMut::with_capacity(message.len() + 4);
+    put_message(&mut framed, message)?;
+    write_whole(stream, &mut framed).await
+}
+
+/// In one piece, for one TLS record where it fits.
+async fn write_whole(stream: &mut Stream, framed: &mut BytesMut) -> io::Result<()> {
+    stream.write_all_buf(framed).await?;
+    stream.flush().await
 }
 
 async fn send_body(
@@ -213,8 +309,10 @@ async fn send_body(
         let late = |_elapsed| io::Error::from(io::ErrorKind::TimedOut);
         timeout(idle, step).await.map_err(late)?
     }
-    within(idle, write_message(stream, request)).await?;
-    within(idle, stream.write_u64(body.len())).await?;
+    let mut head = BytesMut::new();
+    put_message(&mut head, request)?;
+    head.put_u64(body.len());
+    within(idle, stream.write_all_buf(&mut head)).await?;
     let mut chunk = vec![0; CHUNK_BYTES];
     loop {
         let read = body.read(&mut chunk).await?;
@@ -225,40 +323,84 @@ async fn send_body(
     }
     within(idle, stream.flush()).await?;
     // The other side puts it on its disk, and takes it over.
-    within(idle * 3, read_answer(stream)).await
+    within(idle * 3, next_answer(stream, &mut BytesMut::new())).await
 }
 
-async fn write_message(stream: &mut Stream, message: &[u8]) -> io::Result<()> {
+fn put_message(framed: &mut BytesMut, message: &[u8]) -> io::Result<()> {
     let length = u32::try_from(message.len()).map_err(|_| too_long(message.len() as u64))?;
-    // In one piece, for one TLS record where it fits.
-    let mut framed = Vec::with_capacity(message.len() + 4);
-    framed.extend_from_slice(&length.to_be_bytes());
-    framed.extend_from_slice(message);
-    stream.write_all(&framed).await
+    framed.put_u32(length);
+    framed.put_slice(message);
+    Ok(())
 }
 
-async fn read_message(stream: &mut Stream) -> io::Result<Vec<u8>> {
-    let length = stream.read_u32().await?;
+fn put_answer(framed: &mut BytesMut, answer: &Result<Vec<u8>, AnswerError>) -> io::Result<()> {
+    match answer {
+        Ok(bytes) => {
+            framed.put_u8(0);
+            put_message(framed, bytes)
+        }
+        Err(error) => {
+            framed.put_u8(1);
+            put_message(framed, crate::error_chain(error).as_bytes())
+        }
+    }
+}
+
+/// The next message; `None` when the other side has hung up after the last one. What was read of it
+/// stays in `read`, so that it may be dropped at any await.
+async fn next_message(stream: &mut Stream, read: &mut BytesMut) -> io::Result<Option<Vec<u8>>> {
+    if !fill(stream, read, 4).await? {
+        return Ok(None);
+    }
+    let length = (&read[..4]).get_u32();
     if length > MAX_MESSAGE_BYTES {
         return Err(too_long(length.into()));
     }
-    let mut message = Vec::new();
-    // Grows with what arrives, not with what is announced.
-    let read = stream.take(length.into()).read_to_end(&mut message).await?;
-    if read as u64 != u64::from(length) {
+    let end = 4 + length as usize;
+    if !fill(stream, read, end).await? {
         return Err(io::ErrorKind::UnexpectedEof.into());
     }
-    Ok(message)
+    let message = read[4..end].to_vec();
+    read.advance(end);
+    Ok(Some(message))
 }
 
-async fn read_answer(stream: &mut Stream) -> io::Result<Answer> {
-    let refused = stream.read_u8().await? != 0;
-    let message = read_message(stream).await?;
+async fn next_answer(stream: &mut Stream, read: &mut BytesMut) -> io::Result<Answer> {
+    let cut = || io::Error::from(io::ErrorKind::UnexpectedEof);
+    if !fill(stream, read, 5).await? {
+        return Err(cut());
+    }
+    let length = (&read[1..5]).get_u32();
+    if length > MAX_MESSAGE_BYTES {
+        return Err(too_long(length.into()));
+    }
+    let end = 5 + length as usize;
+    if !fill(stream, read, end).await? {
+        return Err(cut());
+    }
+    let message = read[5..end].to_vec();
+    let refused = read[0] != 0;
+    read.advance(end);
     Ok(if refused {
         Answer::Refused(String::from_utf8_lossy(&message).into_owned())
     } else {
         Answer::Done(message)
     })
+}
+
+/// Reads until `read` holds `length` bytes, growing it with what arrives; false when the stream ends
+/// before the first.
+async fn fill(stream: &mut Stream, read: &mut BytesMut, length: usize) -> io::Result<bool> {
+    while read.len() < length {
+        read.reserve(READ_BYTES);
+        if stream.read_buf(read).await? == 0 {
+            return match read.len() {
+                0 => Ok(false),
+                _ => Err(io::ErrorKind::UnexpectedEof.into()),
+            };
+        }
+    }
+    Ok(true)
 }
 
 fn too_long(bytes: u64) -> io::Error {
@@ -276,35 +418,63 @@ pub(super) async fn answer(
     if to != store.id() {
         return Err(CallError::OtherMember { to, me: store.id() });
     }
+    if lane == RaftLane::Snapshot {
+        return take_snapshot(store, stream).await;
+    }
+    let ended = converse(store, &mut stream).await;
+    store.hung_up();
+    ended
+}
+
+async fn converse(store: &Store, stream: &mut Stream) -> Result<(), CallError> {
+    let mut read = BytesMut::new();
+    let mut framed = BytesMut::new();
+    let mut answers = FuturesOrdered::new();
     loop {
-        let request = match read_message(&mut stream).await {
-            Ok(request) => request,
-            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(()),
-            Err(error) => return Err(error.into()),
-        };
-        let answer = if lane == RaftLane::Snapshot {
-            let length = stream.read_u64().await?;
-            let body = (&mut stream).take(length);
-            store.receive_snapshot(&request, body).await
-        } else {
-            store.answer(&request).await
-        };
-        match &answer {
-            Ok(bytes) => {
-                stream.write_u8(0).await?;
-                write_message(&mut stream, bytes).await?;
+        // What was read of a message is kept, and so are the answers that are being made.
+        tokio::select! {
+            Some(answer) = answers.next() => {
+                put_answer(&mut framed, &answer)?;
+                while let Some(Some(answer)) = answers.next().now_or_never() {
+                    put_answer(&mut framed, &answer)?;
+                }
+                write_whole(stream, &mut framed).await?;
             }
-            Err(error) => {
-                stream.write_u8(1).await?;
-                write_message(&mut stream, crate::error_chain(error).as_bytes()).await?;
+            message = next_message(stream, &mut read), if answers.len() < AT_ONCE => {
+                let message = match message {
+                    Ok(Some(message)) => message,
+                    Ok(None) => return Ok(()),
+                    // A process that is killed says no last word.
+                    Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(()),
+                    Err(error) => return Err(error.into()),
+                };
+                // They begin in the order in which they are pushed.
+                answers.push_back(async move { store.answer(&message).await });
             }
-        }
-        stream.flush().await?;
-        if lane == RaftLane::Snapshot {
-            // What was not taken in of a body would be read as the next message.
-            return answer.map(drop).map_err(Into::into);
         }
     }
+}
+
+async fn take_snapshot(store: &Store, mut stream: Stream) -> Result<(), CallError> {
+    // Not a byte more than that: what follows is the body's.
+    let length = stream.read_u32().await?;
+    if length > MAX_MESSAGE_BYTES {
+        return Err(too_long(length.into()).into());
+    }
+    let mut request = Vec::new();
+    let read = (&mut stream).take(length.into());
+    let read = { read }.read_to_end(&mut request).await?;
+    if read as u64 != u64::from(length) {
+        return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into());
+    }
+    let length = stream.read_u64().await?;
+    let body = (&mut stream).take(length);
+    let answer = store.receive_snapshot(&request, body).await;
+    let mut framed = BytesMut::new();
+    put_answer(&mut framed, &answer)?;
+    write_whole(&mut stream, &mut framed).await?;
+    // What was not taken in of a body would be read as the next message.
+    answer.map(drop).map_err(Into::into)
 }
 
 fn lane(lane: Lane) -> RaftLane {
@@ -317,7 +487,156 @@ fn lane(lane: Lane) -> RaftLane {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
+    use shoal_raft_store::{Change, Command, DataKey, RaftTuning, StoreConfig};
+    use shoal_transport::session::local_stream;
+    use shoal_types::Timestamp;
+
     use super::*;
+    use crate::testing;
+
+    /// Reaches the other stores of this process by pipes.
+    #[derive(Clone, Default)]
+    struct Pipes(Arc<Mutex<HashMap<RaftId, Store>>>);
+
+    impl Pipes {
+        fn connect(&self, to: &Peer) -> Result<TlsLine, PeerError> {
+            let store = self.0.lock().unwrap().get(&to.id).cloned();
+            let store = store.ok_or(PeerError::Timeout { id: to.id })?;
+            let (near, far) = local_stream();
+            let mut far: Stream = Box::new(far);
+            tokio::spawn(async move { converse(&store, &mut far).await });
+            Ok(TlsLine {
+                to: to.clone(),
+                stream: Box::new(near),
+                read: BytesMut::new(),
+            })
+        }
+    }
+
+    impl Peers for Pipes {
+        fn call<'a>(
+            &'a self,
+            to: &'a Peer,
+            request: Vec<u8>,
+            _limit: Duration,
+        ) -> BoxFuture<'a, Result<Vec<u8>, PeerError>> {
+            async move {
+                let mut line = self.connect(to)?;
+                line.say(request).await?;
+                line.hear().await
+            }
+            .boxed()
+        }
+
+        fn open<'a>(
+            &'a self,
+            to: &'a Peer,
+            _limit: Duration,
+        ) -> BoxFuture<'a, Result<Box<dyn Line>, PeerError>> {
+            let line = self.connect(to);
+            let line = line.map(|line| Box::new(line) as Box<dyn Line>);
+            std::future::ready(line).boxed()
+        }
+
+        fn is_gone<'a>(&'a self, _peer: &'a Peer) -> BoxFuture<'a, bool> {
+            std::future::ready(false).boxed()
+        }
+
+        fn send_snapshot<'a>(
+            &'a self,
+            to: &'a Peer,
+            _request: Vec<u8>,
+            _body: SnapshotBody,
+            _idle: Duration,
+        ) -> BoxFuture<'a, Result<Vec<u8>, PeerError>> {
+            std::future::ready(Err(PeerError::Timeout { id: to.id })).boxed()
+        }
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn members_that_speak_through_streams_agree_on_what_many_propose_at_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let pipes = Pipes::default();
+        let mut stores = Vec::new();
+        for id in (1..=3).map(RaftId) {
+            let config = StoreConfig {
+                dir: dir.path().join(id.to_string()),
+                raft: id,
+                tuning: RaftTuning::default(),
+                key: DataKey::generate(),
+                older_keys: Vec::new(),
+            };
+            let peers = Arc::new(pipes.clone());
+            let store = Store::open_with_peers(config, peers).await.unwrap();
+            pipes.0.lock().unwrap().insert(id, store.clone());
+            stores.push(store);
+        }
+        stores[0].bootstrap().await.unwrap();
+        for id in [2, 3].map(RaftId) {
+            stores[0].add_member(id, id.to_string()).await.unwrap();
+        }
+        let proposals = (1..=50).map(|number| {
+            let leader = stores[0].clone();
+            tokio::spawn(async move {
+                let node = Change::CreateNode(Box::new(testing::node(number)));
+                let command = Command {
+                    at: Timestamp(0),
+                    changes: vec![node],
+                };
+                leader.propose(command).await.unwrap()
+            })
+        });
+        let mut last = None;
+        for proposal in proposals.collect::<Vec<_>>() {
+            last = last.max(Some(proposal.await.unwrap().version));
+        }
+        for store in &stores {
+            let mut states = store.watch();
+            let whole = states.wait_for(|state| Some(state.version()) >= last);
+            assert_eq!(whole.await.unwrap().nodes().count(), 50);
+        }
+        for store in &stores {
+            store.shutdown().await;
+        }
+    }
+
+    #[tokio::test]
+    async fn messages_and_answers_come_whole_and_in_order_however_they_arrive() {
+        let mut bytes = BytesMut::new();
+        put_message(&mut bytes, b"first").unwrap();
+        put_message(&mut bytes, b"").unwrap();
+        put_message(&mut bytes, &[7; 100_000]).unwrap();
+        let whole = bytes.clone();
+        let (near, mut far) = local_stream();
+        let mut near: Stream = Box::new(near);
+        tokio::spawn(async move {
+            for piece in whole.chunks(999) {
+                far.write_all(piece).await.unwrap();
+            }
+        });
+        let mut read = BytesMut::new();
+        let mut next = async || next_message(&mut near, &mut read).await.unwrap();
+        assert_eq!(next().await, Some(b"first".to_vec()));
+        assert_eq!(next().await, Some(Vec::new()));
+        assert_eq!(next().await, Some(vec![7; 100_000]));
+        assert_eq!(next().await, None, "it hung up between two messages");
+
+        let (near, mut far) = local_stream();
+        let mut near: Stream = Box::new(near);
+        let mut answers = BytesMut::new();
+        put_answer(&mut answers, &Ok(b"yes".to_vec())).unwrap();
+        put_answer(&mut answers, &Err(AnswerError::Unexpected)).unwrap();
+        answers.put_u8(0);
+        far.write_all(&answers).await.unwrap();
+        drop(far);
+        let mut read = BytesMut::new();
+        let mut next = async || next_answer(&mut near, &mut read).await;
+        assert!(matches!(next().await, Ok(Answer::Done(bytes)) if bytes == b"yes"));
+        assert!(matches!(next().await, Ok(Answer::Refused(_))));
+        assert!(next().await.is_err(), "it hung up in the middle of one");
+    }
 
     #[test]
     fn a_members_address_names_its_node() {

@@ -13,6 +13,8 @@ use super::{Port, Reach, member};
 
 /// Before trying again what could not be done.
 const RETRY: Duration = Duration::from_secs(1);
+/// After a change of the state, so that all the changes of a busy cluster are not looked at one by one.
+const GATHER: Duration = Duration::from_millis(100);
 
 /// Works while this manager leads, until `stop`.
 pub(crate) async fn run(port: Arc<Port>, stop: CancellationToken) {
@@ -35,7 +37,12 @@ pub(crate) async fn run(port: Arc<Port>, stop: CancellationToken) {
         }
         // All of them only observe.
         tokio::select! {
-            changed = states.changed() => if changed.is_err() { return },
+            changed = states.changed() => {
+                let gathered = stop.run_until_cancelled(tokio::time::sleep(GATHER)).await;
+                if changed.is_err() || gathered.is_none() {
+                    return;
+                }
+            }
             changed = leading.changed() => if changed.is_err() { return },
             () = tokio::time::sleep(RETRY), if again => {}
             () = stop.cancelled() => return,

@@ -42,8 +42,7 @@ pub(crate) struct ServiceView<'a> {
     pub(crate) now: Timestamp,
     /// Since then time has passed evenly; before, clocks may have been set.
     pub(crate) even_since: Timestamp,
-    /// How long a task that has ended since had been running, as far as this leader saw it. A task
-    /// that is missing here counts as one that ended early.
+    /// How long the tasks that this leader saw end had been running.
     pub(crate) ran: &'a BTreeMap<TaskId, Duration>,
     /// Places are filled up to this number at a time.
     pub(crate) room: usize,

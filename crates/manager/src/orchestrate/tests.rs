@@ -507,6 +507,48 @@ fn a_task_that_ran_long_enough_before_it_failed_does_not_fail_the_update() {
 }
 
 #[test]
+fn a_new_leader_takes_no_long_run_that_it_did_not_see_for_an_early_failure() {
+    let mut scene = failing_update(FailureAction::Continue);
+    scene.step(30);
+    scene.status(2, TaskState::Shutdown);
+    scene.edit(|s| s.update.failure_action = FailureAction::Pause);
+    scene.edit(|s| s.task.force_update = 2);
+    scene.step(40);
+    let paused = |scene: &Scene| {
+        let actions = scene.decide().actions;
+        let mut states = actions.iter().filter_map(updating);
+        states.any(|(state, _)| state == UpdateState::Paused)
+    };
+    let made = |scene: &Scene| {
+        let current = scene.service().spec_version;
+        let mut tasks = scene.state.tasks_of(service_id());
+        tasks
+            .find(|t| t.spec_version == current)
+            .expect("a step")
+            .id
+    };
+    let new = made(&scene);
+    let mut early = Scene {
+        state: scene.state.clone(),
+        now: scene.now,
+        ran: BTreeMap::new(),
+    };
+    for (scene, lived) in [(&mut early, 1), (&mut scene, 60)] {
+        scene.pass_time(Duration::from_secs(lived));
+        let mut status = scene.state.task(&new).expect("made").status.clone();
+        status.state = TaskState::Failed;
+        let (id, reporter) = (new, None);
+        scene.apply(vec![Change::SetTaskStatus {
+            id,
+            reporter,
+            status,
+        }]);
+    }
+    assert!(paused(&early));
+    assert!(!paused(&scene));
+}
+
+#[test]
 fn a_new_leader_goes_on_with_an_update_where_the_old_one_was() {
     // Nothing but the state goes in, so deciding twice on the same state is what a new leader does.
     let mut scene = failing_update(FailureAction::Continue);

@@ -4,7 +4,7 @@
 //! restart, and no older than the update; from these the view shows how many slots are being replaced
 //! at the moment, which have failed, and when the next step is due.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, time::Duration};
 
 use shoal_types::{
     Desired, TaskState, Timestamp,
@@ -105,9 +105,7 @@ impl<'a> Progress<'a> {
                 .collect();
             let Some(newest) = made.last() else { continue };
             progress.places += 1;
-            let early = |task: &&Task| {
-                ended_by_itself(task) && view.ran.get(&task.id).is_none_or(|ran| *ran <= monitor)
-            };
+            let early = |task: &&Task| ended_by_itself(task) && ran(view, task) <= monitor;
             progress.failed.extend(made.iter().copied().rfind(early));
             let since = newest.meta.updated_at;
             let running = newest.status.state == TaskState::Running;
@@ -135,6 +133,15 @@ impl<'a> Progress<'a> {
     }
 }
 
+/// How long the ended task ran, at the most: no longer than it lived, if this leader did not see it.
+fn ran(view: &ServiceView<'_>, task: &Task) -> Duration {
+    if task.status.state == TaskState::Rejected {
+        return Duration::ZERO;
+    }
+    let lived = task.meta.updated_at.since(task.meta.created_at);
+    view.ran.get(&task.id).copied().unwrap_or(lived)
+}
+
 fn config<'a>(view: &ServiceView<'a>) -> &'a UpdateConfig {
     let rolling_back = view
         .service
@@ -150,9 +157,9 @@ fn config<'a>(view: &ServiceView<'a>) -> &'a UpdateConfig {
 
 /// How long a task must run to have been updated well; never shorter than the delay, or nobody would
 /// look at the last task before the next is replaced.
-fn monitor(config: &UpdateConfig) -> std::time::Duration {
+fn monitor(config: &UpdateConfig) -> Duration {
     if config.delay >= config.monitor {
-        config.delay + std::time::Duration::from_secs(1)
+        config.delay + Duration::from_secs(1)
     } else {
         config.monitor
     }

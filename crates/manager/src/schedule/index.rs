@@ -44,7 +44,7 @@ pub(crate) struct NodeInfo {
     total: u64,
 }
 
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 struct Claim {
     node: NodeId,
     service: ServiceId,
@@ -52,6 +52,12 @@ struct Claim {
     wanted: bool,
     nano_cpus: u64,
     memory: u64,
+    /// Most tasks take none.
+    special: Option<Box<Special>>,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+struct Special {
     generic: Vec<GenericResource>,
     ports: Vec<(Protocol, u16)>,
 }
@@ -113,26 +119,19 @@ impl NodeIndex {
 
     /// Notes what `task` takes of its node now; nothing, once it has ended.
     pub(crate) fn set_task(&mut self, task: &Task) {
-        self.remove_task(task.id);
-        let Some(node) = task.node else { return };
-        if matches!(task.status.state, TaskState::Failed | TaskState::Rejected) {
-            self.note_failure(task, node);
-        }
-        if task.status.state.is_terminal() {
+        let claim = Claim::of(task);
+        if claim.is_some() && self.claims.get(&task.id) == claim.as_ref() {
             return;
         }
-        self.claim(
-            task.id,
-            Claim {
-                node,
-                service: task.service,
-                wanted: task.desired.wants_run(),
-                nano_cpus: task.spec.reservations.nano_cpus,
-                memory: task.spec.reservations.memory_bytes,
-                generic: task.generic.clone(),
-                ports: host_ports(&task.endpoint.ports),
-            },
-        );
+        self.remove_task(task.id);
+        if let Some(node) = task.node
+            && matches!(task.status.state, TaskState::Failed | TaskState::Rejected)
+        {
+            self.note_failure(task, node);
+        }
+        if let Some(claim) = claim {
+            self.claim(task.id, claim);
+        }
     }
 
     pub(crate) fn remove_task(&mut self, id: TaskId) {
@@ -156,18 +155,8 @@ impl NodeIndex {
         };
         info.nano_cpus_used = info.nano_cpus_used.saturating_sub(claim.nano_cpus);
         info.memory_used = info.memory_used.saturating_sub(claim.memory);
-        for generic in &claim.generic {
-            if let Some(at) = info.generic_used.iter().position(|used| used == generic) {
-                info.generic_used.swap_remove(at);
-            }
-        }
-        for port in claim.ports {
-            if let Some(count) = info.ports.get_mut(&port) {
-                *count -= 1;
-                if *count == 0 {
-                    info.ports.remove(&port);
-                }
-            }
+        if let Some(special) = claim.special {
+            info.give_back(&special);
         }
         if claim.wanted {
             let ready = self.ready.remove(&(info.total, claim.node));
@@ -185,9 +174,11 @@ impl NodeIndex {
         };
         info.nano_cpus_used += claim.nano_cpus;
         info.memory_used += claim.memory;
-        info.generic_used.extend(claim.generic.iter().cloned());
-        for port in &claim.ports {
-            *info.ports.entry(*port).or_default() += 1;
+        if let Some(special) = &claim.special {
+            info.generic_used.extend(special.generic.iter().cloned());
+            for port in &special.ports {
+                *info.ports.entry(*port).or_default() += 1;
+            }
         }
         if claim.wanted {
             let ready = self.ready.remove(&(info.total, claim.node));
@@ -282,7 +273,43 @@ impl NodeIndex {
     }
 }
 
+impl Claim {
+    /// What `task` takes of its node; `None` when it has none, or has ended.
+    fn of(task: &Task) -> Option<Self> {
+        let node = task.node.filter(|_| !task.status.state.is_terminal())?;
+        let special = Special {
+            generic: task.generic.clone(),
+            ports: host_ports(&task.endpoint.ports),
+        };
+        let none = special.generic.is_empty() && special.ports.is_empty();
+        Some(Self {
+            node,
+            service: task.service,
+            wanted: task.desired.wants_run(),
+            nano_cpus: task.spec.reservations.nano_cpus,
+            memory: task.spec.reservations.memory_bytes,
+            special: (!none).then(|| Box::new(special)),
+        })
+    }
+}
+
 impl NodeInfo {
+    fn give_back(&mut self, special: &Special) {
+        for generic in &special.generic {
+            if let Some(at) = self.generic_used.iter().position(|used| used == generic) {
+                self.generic_used.swap_remove(at);
+            }
+        }
+        for port in &special.ports {
+            if let Some(count) = self.ports.get_mut(port) {
+                *count -= 1;
+                if *count == 0 {
+                    self.ports.remove(port);
+                }
+            }
+        }
+    }
+
     pub(crate) fn uses_port(&self, port: (Protocol, u16)) -> bool {
         self.ports.contains_key(&port)
     }

@@ -1,10 +1,15 @@
 //! Forgetting connections (`linux/netfilter/nfnetlink_conntrack.h`).
 
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 
 use nix::errno::Errno;
 
-use super::{Batch, KernelError, Socket, message::NLM_F_ACK, nft};
+use super::{
+    Batch, KernelError, Socket,
+    ip::{family, octets},
+    message::NLM_F_ACK,
+    nft,
+};
 
 /// `NFNL_SUBSYS_CTNETLINK` and `IPCTNL_MSG_CT_DELETE`.
 const DELETE: u16 = 1 << 8 | 2;
@@ -19,18 +24,20 @@ impl Socket {
     /// client is reset instead of waiting for its retransmissions to end.
     ///
     /// Kernels before 6.11 cannot choose by address; there connections end by their timeouts.
-    pub(crate) fn forget_connections_to(&mut self, addr: Ipv4Addr) -> Result<(), KernelError> {
+    pub(crate) fn forget_connections_to(&mut self, addr: IpAddr) -> Result<(), KernelError> {
         let mut batch = Batch::default();
+        // CTA_IP_V4_SRC and CTA_IP_V6_SRC.
+        let source = if addr.is_ipv4() { 1 } else { 3 };
         batch
             .message(
                 format!("connections to {addr}"),
                 DELETE,
                 NLM_F_ACK,
-                &nft::family(nft::NFPROTO_IPV4, 0),
+                &nft::family(family(addr), 0),
             )
             .nest(CTA_TUPLE_REPLY, |b| {
                 b.nest(1, |b| {
-                    b.attr(1, &addr.octets());
+                    b.attr(source, &octets(addr));
                 });
             })
             .nest(CTA_FILTER, |b| {

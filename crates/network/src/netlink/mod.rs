@@ -5,9 +5,11 @@
 //! the receive queue: nothing here ever waits.
 
 mod conntrack;
+mod ip;
 mod message;
 pub(crate) mod nft;
 pub(crate) mod route;
+pub(crate) mod rule;
 
 use std::{
     fmt, io,
@@ -22,6 +24,7 @@ use nix::{
     },
 };
 
+pub(crate) use ip::{Net, octets};
 use message::HEADER;
 pub(crate) use message::{Attrs, Batch, Received};
 

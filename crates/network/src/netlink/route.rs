@@ -1,16 +1,16 @@
-//! rtnetlink: links, addresses, routes, neighbours and rules, as rtnetlink(7) and the headers
-//! `linux/{if_link,if_addr,rtnetlink,neighbour,fib_rules}.h` describe them.
+//! rtnetlink: links, addresses, routes and neighbours, as rtnetlink(7) and the headers
+//! `linux/{if_link,if_addr,rtnetlink,neighbour}.h` describe them.
 
 use std::{
-    net::Ipv4Addr,
+    net::{IpAddr, Ipv4Addr},
     os::fd::{AsRawFd, BorrowedFd},
 };
 
 use nix::errno::Errno;
-use shoal_types::spec::Ipv4Net;
 
 use super::{
-    Attrs, Batch, KernelError, Received, Socket,
+    Attrs, Batch, KernelError, Net, Received, Socket,
+    ip::{AF_INET, AF_INET6, family, octets, parse, parse_or_zero},
     message::{NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, NLM_F_REPLACE},
 };
 
@@ -26,28 +26,31 @@ const RTM_GETROUTE: u16 = 26;
 const RTM_NEWNEIGH: u16 = 28;
 const RTM_DELNEIGH: u16 = 29;
 const RTM_GETNEIGH: u16 = 30;
-const RTM_NEWRULE: u16 = 32;
-const RTM_DELRULE: u16 = 33;
-const RTM_GETRULE: u16 = 34;
 const RTM_GETNSID: u16 = 90;
 
-const AF_INET: u8 = 2;
+/// Of either version.
+const AF_UNSPEC: u8 = 0;
 const AF_BRIDGE: u8 = 7;
 const IFF_UP: u32 = 1;
+/// No duplicate address detection: packets pass at once.
+const IFA_F_NODAD: u32 = 2;
 const IFA_F_NOPREFIXROUTE: u32 = 0x200;
 const NUD_NOARP: u16 = 0x40;
 const NUD_PERMANENT: u16 = 0x80;
 /// The entry is the interface's own, not that of a bridge above it.
 const NTF_SELF: u8 = 2;
 const RTNH_F_ONLINK: u32 = 4;
-const FR_ACT_TO_TBL: u8 = 1;
 /// Who made a route, as `ip route` shows it; numbers from 20 up are free for programs, and this
 /// one makes ours recognisable.
-const RTPROT_SHOAL: u8 = 83;
+pub(super) const RTPROT_SHOAL: u8 = 83;
 /// In a deletion: whatever scope the route has.
 const RT_SCOPE_NOWHERE: u8 = 255;
 const IPV4_DEVCONF_RP_FILTER: u16 = 8;
 const IPV4_DEVCONF_ROUTE_LOCALNET: u16 = 26;
+const IFLA_INET6_ADDR_GEN_MODE: u16 = 8;
+const IN6_ADDR_GEN_MODE_NONE: u8 = 1;
+/// What an IPv6 route gets that asks for none; the kernel knows no 0 there.
+const IPV6_METRIC: u32 = 1024;
 
 pub(crate) const TABLE_MAIN: u32 = 254;
 pub(crate) const TABLE_LOCAL: u32 = 255;
@@ -76,7 +79,7 @@ pub(crate) struct Vxlan {
     pub(crate) vni: u32,
     /// UDP port.
     pub(crate) port: u16,
-    pub(crate) local: Ipv4Addr,
+    pub(crate) local: IpAddr,
     /// It neither learns nor floods.
     pub(crate) is_static: bool,
     /// Where its packets travel: the id of that namespace, `None` for the interface's own.
@@ -87,17 +90,8 @@ pub(crate) struct Vxlan {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Forwarding {
     pub(crate) mac: Mac,
-    /// `None` in what the kernel has when it is not simply an IPv4 address.
-    pub(crate) to: Option<Ipv4Addr>,
-}
-
-/// A rule of policy routing: packets of this kind use `table`. Priorities go from 0, first.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) struct Rule {
-    pub(crate) priority: u32,
-    pub(crate) from: Option<String>,
-    pub(crate) mark: Option<u32>,
-    pub(crate) table: u32,
+    /// `None` in what the kernel has when it is not simply an address.
+    pub(crate) to: Option<IpAddr>,
 }
 
 /// One end of a veth pair to be made.
@@ -110,6 +104,8 @@ pub(crate) struct End<'a> {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum RouteKind {
     Unicast = 1,
+    /// To this namespace itself.
+    Local = 2,
     Unreachable = 7,
 }
 
@@ -117,16 +113,16 @@ pub(crate) enum RouteKind {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Route {
     pub(crate) kind: RouteKind,
-    pub(crate) to: Ipv4Net,
-    pub(crate) via: Option<Ipv4Addr>,
+    pub(crate) to: Net,
+    pub(crate) via: Option<IpAddr>,
     pub(crate) interface: Option<u32>,
-    pub(crate) source: Option<Ipv4Addr>,
+    pub(crate) source: Option<IpAddr>,
     pub(crate) table: u32,
     pub(crate) metric: u32,
 }
 
 impl Route {
-    pub(crate) fn new(to: Ipv4Net, interface: u32) -> Self {
+    pub(crate) fn new(to: Net, interface: u32) -> Self {
         Self {
             kind: RouteKind::Unicast,
             to,
@@ -136,9 +132,10 @@ impl Route {
             table: TABLE_MAIN,
             metric: 0,
         }
+        .metric(0)
     }
 
-    pub(crate) fn unreachable(to: Ipv4Net) -> Self {
+    pub(crate) fn unreachable(to: Net) -> Self {
         Self {
             kind: RouteKind::Unreachable,
             interface: None,
@@ -146,16 +143,25 @@ impl Route {
         }
     }
 
-    pub(crate) fn via(self, gateway: Ipv4Addr) -> Self {
+    /// What arrives by `interface` for `addr` is for this namespace.
+    pub(crate) fn local(addr: IpAddr, interface: u32) -> Self {
         Self {
-            via: Some(gateway),
+            kind: RouteKind::Local,
+            table: TABLE_LOCAL,
+            ..Self::new(Net::host(addr), interface)
+        }
+    }
+
+    pub(crate) fn via(self, gateway: impl Into<IpAddr>) -> Self {
+        Self {
+            via: Some(gateway.into()),
             ..self
         }
     }
 
-    pub(crate) fn source(self, addr: Ipv4Addr) -> Self {
+    pub(crate) fn source(self, addr: impl Into<IpAddr>) -> Self {
         Self {
-            source: Some(addr),
+            source: Some(addr.into()),
             ..self
         }
     }
@@ -164,17 +170,18 @@ impl Route {
         Self { table, ..self }
     }
 
-    pub(crate) fn metric(self, metric: u32) -> Self {
-        Self { metric, ..self }
+    /// How it ranks behind others of the same kind.
+    pub(crate) fn metric(self, rank: u32) -> Self {
+        let least = if self.to.addr.is_ipv6() {
+            IPV6_METRIC
+        } else {
+            0
+        };
+        Self {
+            metric: least + rank,
+            ..self
+        }
     }
-}
-
-pub(crate) fn host_net(addr: Ipv4Addr) -> Ipv4Net {
-    Ipv4Net::containing(addr, 32).expect("32 is a prefix length")
-}
-
-pub(crate) fn everything() -> Ipv4Net {
-    Ipv4Net::containing(Ipv4Addr::UNSPECIFIED, 0).expect("0 is a prefix length")
 }
 
 impl Batch {
@@ -251,7 +258,7 @@ impl Batch {
         self.nest(18, |b| {
             b.attr_str(1, "vxlan").nest(2, |b| {
                 b.attr_u32(1, vxlan.vni)
-                    .attr(4, &vxlan.local.octets())
+                    .attr(vxlan_local(vxlan.local), &octets(vxlan.local))
                     .attr(7, &[0])
                     .attr(15, &vxlan.port.to_be_bytes());
             });
@@ -259,12 +266,12 @@ impl Batch {
     }
 
     /// Gives a VXLAN interface another address to send from.
-    pub(crate) fn set_vxlan_local(&mut self, index: u32, local: Ipv4Addr) {
+    pub(crate) fn set_vxlan_local(&mut self, index: u32, local: IpAddr) {
         let label = format!("address {local} of interface {index}");
         self.message(label, RTM_NEWLINK, NLM_F_ACK, &link(index, 0, 0))
             .nest(18, |b| {
                 b.attr_str(1, "vxlan").nest(2, |b| {
-                    b.attr(4, &local.octets());
+                    b.attr(vxlan_local(local), &octets(local));
                 });
             });
     }
@@ -279,6 +286,17 @@ impl Batch {
         let label = format!("mtu {mtu} of interface {index}");
         self.message(label, RTM_NEWLINK, NLM_F_ACK, &link(index, 0, 0))
             .attr_u32(4, mtu);
+    }
+
+    /// Gives the interface no IPv6 address but those it is told.
+    pub(crate) fn no_generated_addresses(&mut self, index: u32) {
+        let label = format!("addresses of interface {index}");
+        self.message(label, RTM_NEWLINK, NLM_F_ACK, &link(index, 0, 0))
+            .nest(26, |b| {
+                b.nest(u16::from(AF_INET6), |b| {
+                    b.attr(IFLA_INET6_ADDR_GEN_MODE, &[IN6_ADDR_GEN_MODE_NONE]);
+                });
+            });
     }
 
     /// Lets 127.0.0.0/8 be routed over the interface (sysctl `route_localnet`).
@@ -312,20 +330,23 @@ impl Batch {
         );
     }
 
-    /// Adds an address; `net`'s prefix is what programs see, no route comes with it.
-    pub(crate) fn add_address(&mut self, index: u32, addr: Ipv4Addr, prefix: u8) {
+    /// Adds an address; the prefix is what programs see, no route comes with it.
+    pub(crate) fn add_address(&mut self, index: u32, addr: impl Into<IpAddr>, prefix: u8) {
+        let addr = addr.into();
         let label = format!("address {addr}/{prefix}");
         let flags = NLM_F_ACK | NLM_F_CREATE | NLM_F_REPLACE;
-        self.message(label, RTM_NEWADDR, flags, &address(index, prefix))
-            .attr(2, &addr.octets())
-            .attr(1, &addr.octets())
-            .attr_u32(8, IFA_F_NOPREFIXROUTE);
+        let bytes = octets(addr);
+        let no_detection = if addr.is_ipv6() { IFA_F_NODAD } else { 0 };
+        self.message(label, RTM_NEWADDR, flags, &address(addr, index, prefix))
+            .attr(2, &bytes)
+            .attr(1, &bytes)
+            .attr_u32(8, IFA_F_NOPREFIXROUTE | no_detection);
     }
 
-    pub(crate) fn delete_address(&mut self, index: u32, addr: Ipv4Addr, prefix: u8) {
+    pub(crate) fn delete_address(&mut self, index: u32, addr: IpAddr, prefix: u8) {
         let label = format!("delete address {addr}/{prefix}");
-        self.message(label, RTM_DELADDR, NLM_F_ACK, &address(index, prefix))
-            .attr(2, &addr.octets());
+        self.message(label, RTM_DELADDR, NLM_F_ACK, &address(addr, index, prefix))
+            .attr(2, &octets(addr));
     }
 
     pub(crate) fn add_route(&mut self, wanted: Route) {
@@ -352,6 +373,7 @@ impl Batch {
         let (scope, protocol) = match (kind, route.kind, route.via) {
             (RTM_DELROUTE, ..) => (RT_SCOPE_NOWHERE, 0),
             (_, RouteKind::Unicast, None) => (253, RTPROT_SHOAL),
+            (_, RouteKind::Local, _) => (254, RTPROT_SHOAL),
             _ => (0, RTPROT_SHOAL),
         };
         let onlink = if route.via.is_some() {
@@ -362,8 +384,8 @@ impl Batch {
         // Tables over 255 do not fit the header; the attribute holds the number in any case.
         let table = u8::try_from(route.table).unwrap_or(0);
         let mut fixed = [
-            AF_INET,
-            route.to.prefix(),
+            family(route.to.addr),
+            route.to.prefix,
             0,
             0,
             table,
@@ -377,43 +399,44 @@ impl Batch {
         ];
         fixed[8..].copy_from_slice(&onlink.to_ne_bytes());
         self.message(label, kind, flags, &fixed)
-            .attr(1, &route.to.addr().octets())
+            .attr(1, &octets(route.to.addr))
             .attr_u32(15, route.table)
             .attr_u32(6, route.metric);
         if let Some(via) = route.via {
-            self.attr(5, &via.octets());
+            self.attr(5, &octets(via));
         }
         if let Some(interface) = route.interface {
             self.attr_u32(4, interface);
         }
         if let Some(source) = route.source {
-            self.attr(7, &source.octets());
+            self.attr(7, &octets(source));
         }
     }
 
     /// A neighbour that is never asked for: no ARP before the first packet.
-    pub(crate) fn add_neighbour(&mut self, index: u32, addr: Ipv4Addr, mac: Mac) {
+    pub(crate) fn add_neighbour(&mut self, index: u32, addr: impl Into<IpAddr>, mac: Mac) {
+        let addr = addr.into();
         let flags = NLM_F_ACK | NLM_F_CREATE | NLM_F_REPLACE;
-        let fixed = neighbour(AF_INET, index, NUD_PERMANENT, 0);
+        let fixed = neighbour(family(addr), index, NUD_PERMANENT, 0);
         self.message(format!("neighbour {addr}"), RTM_NEWNEIGH, flags, &fixed)
-            .attr(1, &addr.octets())
+            .attr(1, &octets(addr))
             .attr(2, &mac);
     }
 
-    pub(crate) fn delete_neighbour(&mut self, index: u32, addr: Ipv4Addr) {
+    pub(crate) fn delete_neighbour(&mut self, index: u32, addr: IpAddr) {
         let label = format!("delete neighbour {addr}");
-        let fixed = neighbour(AF_INET, index, 0, 0);
+        let fixed = neighbour(family(addr), index, 0, 0);
         self.message(label, RTM_DELNEIGH, NLM_F_ACK, &fixed)
-            .attr(1, &addr.octets());
+            .attr(1, &octets(addr));
     }
 
     /// Frames of a VXLAN interface for `mac` go to the node at `to`.
-    pub(crate) fn add_forwarding(&mut self, index: u32, mac: Mac, to: Ipv4Addr) {
+    pub(crate) fn add_forwarding(&mut self, index: u32, mac: Mac, to: IpAddr) {
         let flags = NLM_F_ACK | NLM_F_CREATE | NLM_F_REPLACE;
         let fixed = neighbour(AF_BRIDGE, index, NUD_PERMANENT | NUD_NOARP, NTF_SELF);
         let label = format!("forwarding entry for {to}");
         self.message(label, RTM_NEWNEIGH, flags, &fixed)
-            .attr(1, &to.octets())
+            .attr(1, &octets(to))
             .attr(2, &mac);
     }
 
@@ -423,46 +446,6 @@ impl Batch {
         let fixed = neighbour(AF_BRIDGE, index, 0, NTF_SELF);
         self.message(label, RTM_DELNEIGH, NLM_F_ACK, &fixed)
             .attr(2, &mac);
-    }
-
-    pub(crate) fn add_rule(&mut self, rule: &Rule) {
-        let flags = NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL;
-        self.rule(format!("rule {rule:?}"), RTM_NEWRULE, flags, rule);
-    }
-
-    pub(crate) fn delete_rule(&mut self, rule: &Rule) {
-        self.rule(format!("delete {rule:?}"), RTM_DELRULE, NLM_F_ACK, rule);
-    }
-
-    fn rule(&mut self, label: String, kind: u16, flags: u16, rule: &Rule) {
-        let fixed = [AF_INET, 0, 0, 0, 0, 0, 0, FR_ACT_TO_TBL, 0, 0, 0, 0];
-        self.message(label, kind, flags, &fixed)
-            .attr_u32(6, rule.priority)
-            .attr_u32(15, rule.table);
-        if kind == RTM_NEWRULE {
-            self.attr(21, &[RTPROT_SHOAL]);
-        }
-        if let Some(from) = &rule.from {
-            self.attr_str(3, from);
-        }
-        if let Some(mark) = rule.mark {
-            self.attr_u32(10, mark).attr_u32(16, u32::MAX);
-        }
-    }
-
-    /// Packets from `addr` use `table`.
-    pub(crate) fn add_source_rule(&mut self, addr: Ipv4Addr, table: u32) {
-        let flags = NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL;
-        let fixed = [AF_INET, 0, 32, 0, 0, 0, 0, FR_ACT_TO_TBL, 0, 0, 0, 0];
-        self.message(
-            format!("rule for packets from {addr}"),
-            RTM_NEWRULE,
-            flags,
-            &fixed,
-        )
-        .attr(2, &addr.octets())
-        .attr_u32(6, table)
-        .attr_u32(15, table);
     }
 }
 
@@ -517,25 +500,31 @@ impl Socket {
         Ok(id.map(i32::from_ne_bytes).filter(|id| *id >= 0))
     }
 
-    /// IPv4 addresses: interface, address, prefix length.
-    pub(crate) fn addresses(&mut self) -> Result<Vec<(u32, Ipv4Addr, u8)>, KernelError> {
+    /// Interface, address, prefix length. What the kernel gives an interface by itself is left out.
+    pub(crate) fn addresses(&mut self) -> Result<Vec<(u32, IpAddr, u8)>, KernelError> {
         let answers = self.query(|batch| {
-            batch.message("list of addresses", RTM_GETADDR, NLM_F_DUMP, &address(0, 0));
+            batch.message("list of addresses", RTM_GETADDR, NLM_F_DUMP, &[0; 8]);
         })?;
+        let given = |addr: &IpAddr| match addr {
+            IpAddr::V4(_) => true,
+            IpAddr::V6(addr) => !addr.is_unicast_link_local(),
+        };
         Ok(answers
             .iter()
             .filter_map(|answer| {
                 let index = u32::from_ne_bytes(answer.payload.get(4..8)?.try_into().ok()?);
-                let addr: [u8; 4] = answer.attrs(8).array(2)?;
-                Some((index, addr.into(), answer.payload[1]))
+                let attrs = answer.attrs(8);
+                let addr = attrs.get(2).or_else(|| attrs.get(1)).and_then(parse)?;
+                Some((index, addr, answer.payload[1]))
             })
+            .filter(|(_, addr, _)| given(addr))
             .collect())
     }
 
-    /// IPv4 routes of all tables, without those the kernel keeps itself; with who made them.
+    /// Routes of all tables, without those the kernel keeps itself; with who made them.
     pub(crate) fn routes(&mut self) -> Result<Vec<(Route, bool)>, KernelError> {
         let answers = self.query(|batch| {
-            let fixed = [AF_INET, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+            let fixed = [AF_UNSPEC, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
             batch.message("list of routes", RTM_GETROUTE, NLM_F_DUMP, &fixed);
         })?;
         Ok(answers.iter().filter_map(parse_route).collect())
@@ -562,28 +551,18 @@ impl Socket {
                 // Another port, vni or way out than the interface's own.
                 let is_plain = [6, 7, 8].iter().all(|kind| attrs.get(*kind).is_none());
                 let to = attrs.get(1).filter(|_| is_plain);
-                let to = to.and_then(|to| <[u8; 4]>::try_from(to).ok());
                 Some(Forwarding {
                     mac: attrs.array(2)?,
-                    to: to.map(Ipv4Addr::from),
+                    to: to.and_then(parse),
                 })
             })
             .collect())
     }
 
-    /// The rules of IPv4 that we made.
-    pub(crate) fn rules(&mut self) -> Result<Vec<Rule>, KernelError> {
+    /// Permanent neighbours: interface, address, hardware address.
+    pub(crate) fn neighbours(&mut self) -> Result<Vec<(u32, IpAddr, Mac)>, KernelError> {
         let answers = self.query(|batch| {
-            let fixed = [AF_INET, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
-            batch.message("list of rules", RTM_GETRULE, NLM_F_DUMP, &fixed);
-        })?;
-        Ok(answers.iter().filter_map(parse_rule).collect())
-    }
-
-    /// Permanent IPv4 neighbours: interface, address, hardware address.
-    pub(crate) fn neighbours(&mut self) -> Result<Vec<(u32, Ipv4Addr, Mac)>, KernelError> {
-        let answers = self.query(|batch| {
-            let fixed = [AF_INET, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+            let fixed = [AF_UNSPEC, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
             batch.message("list of neighbours", RTM_GETNEIGH, NLM_F_DUMP, &fixed);
         })?;
         Ok(answers
@@ -593,8 +572,8 @@ impl Socket {
                 let index = u32::from_ne_bytes(payload.get(4..8)?.try_into().ok()?);
                 let state = u16::from_ne_bytes(payload.get(8..10)?.try_into().ok()?);
                 let attrs = answer.attrs(12);
-                let addr: [u8; 4] = attrs.array(1)?;
-                (state & NUD_PERMANENT != 0).then_some((index, addr.into(), attrs.array(2)?))
+                let addr = parse(attrs.get(1)?)?;
+                (state & NUD_PERMANENT != 0).then_some((index, addr, attrs.array(2)?))
             })
             .collect())
     }
@@ -608,8 +587,8 @@ fn link(index: u32, flags: u32, change: u32) -> [u8; 16] {
     fixed
 }
 
-fn address(index: u32, prefix: u8) -> [u8; 8] {
-    let mut fixed = [AF_INET, prefix, 0, 0, 0, 0, 0, 0];
+fn address(addr: IpAddr, index: u32, prefix: u8) -> [u8; 8] {
+    let mut fixed = [family(addr), prefix, 0, 0, 0, 0, 0, 0];
     fixed[4..].copy_from_slice(&index.to_ne_bytes());
     fixed
 }
@@ -659,51 +638,47 @@ fn parse_vxlan(attrs: Attrs<'_>) -> Option<Vxlan> {
         data.get(kind)
             .is_some_and(|value| value.iter().any(|b| *b != 0))
     };
-    // A group or default peer, an interface to send by, learning, a proxy, IPv6, metadata.
-    let is_static = ![2, 3, 7, 11, 12, 16, 17, 25].into_iter().any(is_set);
+    // A group or default peer, an interface to send by, learning, a proxy, metadata.
+    let is_static = ![2, 3, 7, 11, 12, 16, 25].into_iter().any(is_set);
     Some(Vxlan {
         vni: data.u32(1)?,
         port: u16::from_be_bytes(data.array(15)?),
-        local: data
-            .array::<4>(4)
-            .map_or(Ipv4Addr::UNSPECIFIED, Ipv4Addr::from),
+        local: [4, 17]
+            .into_iter()
+            .find_map(|local| parse(data.get(local)?))
+            .unwrap_or_else(|| Ipv4Addr::UNSPECIFIED.into()),
         is_static,
         underlay: attrs.array(37).map(i32::from_ne_bytes),
     })
 }
 
-fn parse_rule(answer: &Received) -> Option<Rule> {
-    let fixed = answer.payload.get(..12)?;
-    let attrs = answer.attrs(12);
-    (attrs.array(21) == Some([RTPROT_SHOAL])).then(|| Rule {
-        priority: attrs.u32(6).unwrap_or(0),
-        from: attrs.text(3).map(str::to_owned),
-        // A mark of 0 is not shown, only its mask is.
-        mark: attrs.u32(16).map(|_| attrs.u32(10).unwrap_or(0)),
-        table: attrs.u32(15).unwrap_or_else(|| u32::from(fixed[4])),
-    })
+/// The attribute of the address that a VXLAN interface sends from.
+fn vxlan_local(local: IpAddr) -> u16 {
+    if local.is_ipv4() { 4 } else { 17 }
 }
 
 fn parse_route(answer: &Received) -> Option<(Route, bool)> {
     let fixed: &[u8] = answer.payload.get(..12)?;
     let attrs = answer.attrs(12);
+    let ours = fixed[5] == RTPROT_SHOAL;
     let kind = match fixed[7] {
         1 => RouteKind::Unicast,
+        2 if ours => RouteKind::Local,
         7 => RouteKind::Unreachable,
         _ => return None,
     };
-    let addr = attrs
-        .array::<4>(1)
-        .map_or(Ipv4Addr::UNSPECIFIED, Ipv4Addr::from);
     let route = Route {
         kind,
-        to: Ipv4Net::containing(addr, fixed[1])?,
-        via: attrs.array::<4>(5).map(Ipv4Addr::from),
+        to: Net {
+            addr: parse_or_zero(fixed[0], attrs.get(1))?,
+            prefix: fixed[1],
+        },
+        via: attrs.get(5).and_then(parse),
         // An unreachable route may show the loopback device.
-        interface: attrs.u32(4).filter(|_| kind == RouteKind::Unicast),
-        source: attrs.array::<4>(7).map(Ipv4Addr::from),
+        interface: attrs.u32(4).filter(|_| kind != RouteKind::Unreachable),
+        source: attrs.get(7).and_then(parse),
         table: attrs.u32(15).unwrap_or_else(|| u32::from(fixed[4])),
         metric: attrs.u32(6).unwrap_or(0),
     };
-    Some((route, fixed[5] == RTPROT_SHOAL))
+    Some((route, ours))
 }

@@ -5,12 +5,16 @@
 //! container sees the client. The filters of others decide as for any forwarded connection: this
 //! table holds no verdict that accepts, and its forward chain only drops what nobody published.
 
-use std::{collections::BTreeSet, net::Ipv4Addr};
+use std::{
+    collections::BTreeSet,
+    net::{Ipv4Addr, Ipv6Addr},
+};
 
-use super::{Content, address, join, port, protocol};
+use super::{Content, address, address6, join, port, protocol};
 use crate::{
     config::NetworkConfig,
     model::Protocol,
+    netlink::Net,
     netlink::nft::{Base, Chain, Data, Elements, Expr, Field, Hook, Set, Table, reg},
 };
 
@@ -27,14 +31,26 @@ pub(crate) struct Entry {
     pub(crate) host_ip: Option<Ipv4Addr>,
     pub(crate) port: u16,
     pub(crate) uplink: Ipv4Addr,
+    /// The same uplink's other address, if clients of IPv6 are let in.
+    pub(crate) uplink6: Option<Ipv6Addr>,
     pub(crate) uplink_port: u16,
 }
 
 pub(crate) fn table(config: &NetworkConfig) -> Table {
-    use Field::{Address, Port, Protocol};
+    use Field::{Address, Address6, Port, Protocol};
     let uplinks = config.uplink_prefix();
-    let (addr, prefix) = (config.uplink_pool.addr(), config.uplink_pool.prefix());
-    let (loopback, loopback_prefix) = (Ipv4Addr::new(127, 0, 0, 0), 8);
+    let pool = config.uplink_pool;
+    let loopback = Net {
+        addr: Ipv4Addr::new(127, 0, 0, 0).into(),
+        prefix: 8,
+    };
+    let from = |version: &Expr, to_uplinks: bool, net| {
+        let to_uplinks = to_uplinks.then(|| Expr::ToPrefix(uplinks.clone()));
+        let mut rule = vec![version.clone()];
+        rule.extend(to_uplinks);
+        rule.extend([Expr::SourceIn(net), Expr::Masquerade]);
+        rule
+    };
     let data = Data::Fields(&[Address, Port]);
     let chain = |name: &str, kind, hook, priority, rules| Chain {
         name: name.to_owned(),
@@ -58,6 +74,11 @@ pub(crate) fn table(config: &NetworkConfig) -> Table {
                 key: &[Address, Protocol, Port],
                 data,
             },
+            Set {
+                name: "pub6",
+                key: &[Protocol, Port],
+                data: Data::Fields(&[Address6, Port]),
+            },
         ],
         chains: vec![
             // Uplinks route 127.0.0.0/8 for the answers to the host itself; a container must not
@@ -68,11 +89,9 @@ pub(crate) fn table(config: &NetworkConfig) -> Table {
                 Hook::Prerouting,
                 RAW,
                 vec![vec![
+                    Expr::IsV4,
                     Expr::FromPrefix(uplinks.clone()),
-                    Expr::DestinationIn {
-                        addr: loopback,
-                        prefix: loopback_prefix,
-                    },
+                    Expr::DestinationIn(loopback),
                     Expr::Drop,
                 ]],
             ),
@@ -96,15 +115,10 @@ pub(crate) fn table(config: &NetworkConfig) -> Table {
                 Hook::Postrouting,
                 SRCNAT,
                 vec![
-                    vec![Expr::SourceIn { addr, prefix }, Expr::Masquerade],
-                    vec![
-                        Expr::ToPrefix(uplinks),
-                        Expr::SourceIn {
-                            addr: loopback,
-                            prefix: loopback_prefix,
-                        },
-                        Expr::Masquerade,
-                    ],
+                    from(&Expr::IsV4, false, pool.into()),
+                    from(&Expr::IsV6, false, config.uplink_prefix6().net(pool)),
+                    from(&Expr::IsV4, true, loopback),
+                    from(&Expr::IsV6, true, Net::host(Ipv6Addr::LOCALHOST)),
                 ],
             ),
         ],
@@ -113,6 +127,7 @@ pub(crate) fn table(config: &NetworkConfig) -> Table {
 
 pub(crate) fn ports(entries: &[Entry]) -> Content {
     let (mut any, mut by_address) = (Elements::new(), Elements::new());
+    let mut any6 = Elements::new();
     for entry in entries {
         let data = join([address(entry.uplink), port(entry.uplink_port)]);
         let (protocol, port) = (protocol(entry.protocol), port(entry.port));
@@ -120,14 +135,20 @@ pub(crate) fn ports(entries: &[Entry]) -> Content {
             None => any.insert(join([protocol, port]), data),
             Some(ip) => by_address.insert(join([address(ip), protocol, port]), data),
         };
+        if let Some(uplink) = entry.uplink6.filter(|_| entry.host_ip.is_none()) {
+            let data = address6(uplink, entry.uplink_port);
+            any6.insert(join([protocol, port]), data);
+        }
     }
-    Content::from([("pub", any), ("pubip", by_address)])
+    Content::from([("pub", any), ("pubip", by_address), ("pub6", any6)])
 }
 
 /// The elements that send to none of these uplinks.
 pub(crate) fn leading_elsewhere(content: &Content, uplinks: &BTreeSet<Ipv4Addr>) -> Content {
+    // The IPv4 address, or the end of the IPv6 address, which is the same.
     let is_elsewhere = |data: &[u8]| {
-        let uplink = data.get(..4).and_then(|b| <[u8; 4]>::try_from(b).ok());
+        let end = data.len().checked_sub(8);
+        let uplink = end.and_then(|at| <[u8; 4]>::try_from(&data[at..at + 4]).ok());
         uplink.is_some_and(|octets| !uplinks.contains(&octets.into()))
     };
     let of = |elements: &Elements| {
@@ -150,6 +171,7 @@ pub(crate) fn uplink_port(content: &Content, entry: (Protocol, Ipv4Addr, u16)) -
 fn published() -> Vec<Vec<Expr>> {
     vec![
         vec![
+            Expr::IsV4,
             Expr::DestinationIsLocal,
             Expr::DestinationAddress(reg::R0),
             Expr::Protocol(reg::R1),
@@ -165,6 +187,7 @@ fn published() -> Vec<Vec<Expr>> {
             },
         ],
         vec![
+            Expr::IsV4,
             Expr::DestinationIsLocal,
             Expr::Protocol(reg::R0),
             Expr::DestinationPort(reg::R1),
@@ -176,6 +199,21 @@ fn published() -> Vec<Vec<Expr>> {
             Expr::Dnat {
                 addr: reg::R0,
                 port: Some(reg::R1),
+            },
+        ],
+        vec![
+            Expr::IsV6,
+            Expr::DestinationIsLocal,
+            Expr::Protocol(reg::R0),
+            Expr::DestinationPort(reg::R1),
+            Expr::Map {
+                set: "pub6",
+                from: reg::R0,
+                to: reg::R0,
+            },
+            Expr::Dnat6 {
+                addr: reg::R0,
+                port: Some(reg::R4),
             },
         ],
     ]

@@ -4,7 +4,10 @@ pub(crate) mod host;
 pub(crate) mod network;
 pub(crate) mod slots;
 
-use std::{collections::BTreeMap, net::Ipv4Addr};
+use std::{
+    collections::BTreeMap,
+    net::{Ipv4Addr, Ipv6Addr},
+};
 
 use crate::{
     model::Protocol,
@@ -67,9 +70,14 @@ pub(crate) fn differences(old: &Content, new: &Content) -> Vec<String> {
     found
 }
 
-/// Fields of keys and data. Each takes four bytes, as in the kernel's registers.
+/// Fields of keys and data. Each takes four bytes or a multiple, as in the kernel's registers.
 pub(crate) fn address(addr: Ipv4Addr) -> [u8; 4] {
     addr.octets()
+}
+
+/// An address of four fields, and a port.
+pub(crate) fn address6(addr: Ipv6Addr, number: u16) -> Vec<u8> {
+    [&addr.octets()[..], &port(number)].concat()
 }
 
 pub(crate) fn port(port: u16) -> [u8; 4] {

@@ -8,6 +8,8 @@
 //! bep     protocol . port . index → backend . port  the uplink's address
 //! pickp   count → chain pCOUNT
 //! direct  protocol . port → container . port        a published port of one container
+//! bep6    protocol . port . index → backend . port  the same as `bep` and `direct` for clients of
+//! direct6 protocol . port → container . port        IPv6; vips are of IPv4 alone
 //! self    backend . backend                         a backend that reached itself by a vip
 //! ```
 //! In the ingress network of several nodes three chains more see to it that a connection is
@@ -17,11 +19,17 @@
 //! they change when a number of backends is seen for the first time, and stay small. Counts and
 //! indices travel in the packet's mark, which is how `nft list` can print the rules.
 
-use std::{collections::BTreeSet, net::Ipv4Addr};
+use std::{
+    collections::BTreeSet,
+    net::{IpAddr, Ipv4Addr},
+};
 
-use super::{Content, address, join, number, port, protocol, slots::Slots};
+use super::{Content, address, address6, join, number, port, protocol, slots::Slots};
 use crate::{
+    attach::INTERFACE_PREFIX,
+    ipv6::Prefix,
     model::{NetworkState, Protocol, PublishedTarget},
+    netlink::Net,
     netlink::nft::{Base, Chain, Data, Elements, Expr, Field, Hook, Set, Table, reg},
     overlay::DEVICE,
 };
@@ -78,17 +86,21 @@ pub(crate) fn counts(backends: impl IntoIterator<Item = usize>) -> BTreeSet<u32>
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Layout {
     gateway: Ipv4Addr,
-    /// The address of its uplink.
-    uplink: Option<Ipv4Addr>,
+    /// The addresses of its uplink, of which the second is of IPv6.
+    uplink: Option<(Ipv4Addr, Option<IpAddr>)>,
+    has_v6: bool,
     /// Connections may enter by one node and be answered on another.
     is_mesh: bool,
 }
 
 impl Layout {
-    pub(crate) fn of(state: &NetworkState, uplink: Option<Ipv4Addr>) -> Self {
+    /// The uplink's address of IPv6 has the prefix `of_uplinks`.
+    pub(crate) fn of(state: &NetworkState, uplink: Option<Ipv4Addr>, of_uplinks: Prefix) -> Self {
+        let v6 = |addr| state.ipv6.then(|| of_uplinks.addr(addr).into());
         Self {
             gateway: state.gateway,
-            uplink,
+            uplink: uplink.map(|addr| (addr, v6(addr))),
+            has_v6: state.ipv6,
             is_mesh: state.is_mesh(),
         }
     }
@@ -96,10 +108,11 @@ impl Layout {
 
 /// The table for a network, with chains for these numbers of backends.
 pub(crate) fn table(layout: &Layout, counts: &BTreeSet<u32>) -> Table {
-    use Field::{Address, Mark, Port, Protocol};
+    use Field::{Address, Address6, Mark, Port, Protocol};
     let Layout {
         gateway,
         uplink,
+        has_v6,
         is_mesh,
     } = *layout;
     let map = |name, key, data| Set {
@@ -123,6 +136,8 @@ pub(crate) fn table(layout: &Layout, counts: &BTreeSet<u32>) -> Table {
             data: Data::Chain,
         },
         map("direct", &[Protocol, Port], &[Address, Port]),
+        map("bep6", &[Protocol, Port, Mark], &[Address6, Port]),
+        map("direct6", &[Protocol, Port], &[Address6, Port]),
         Set {
             name: "self",
             key: &[Address, Address],
@@ -162,6 +177,9 @@ pub(crate) fn table(layout: &Layout, counts: &BTreeSet<u32>) -> Table {
     if is_mesh {
         chains.extend(mesh());
     }
+    if has_v6 {
+        chains.push(own_address());
+    }
     Table {
         name: TABLE.to_owned(),
         sets,
@@ -197,22 +215,33 @@ pub(crate) fn chains_for(count: u32) -> [Chain; 2] {
         ];
         [&draw(modulus)[..], &find].concat()
     };
-    let to_port = |modulus| {
+    let to_port = |modulus, version, set, to| {
         let find = [
             Expr::Protocol(reg::R0),
             Expr::DestinationPort(reg::R1),
             Expr::Mark(reg::R2),
             Expr::Map {
-                set: "bep",
+                set,
                 from: reg::R0,
                 to: reg::R0,
             },
-            Expr::Dnat {
-                addr: reg::R0,
-                port: Some(reg::R1),
-            },
+            to,
         ];
-        [&draw(modulus)[..], &find].concat()
+        [&[version], &draw(modulus)[..], &find].concat()
+    };
+    let to_port4 = |modulus| {
+        let to = Expr::Dnat {
+            addr: reg::R0,
+            port: Some(reg::R1),
+        };
+        to_port(modulus, Expr::IsV4, "bep", to)
+    };
+    let to_port6 = |modulus| {
+        let to = Expr::Dnat6 {
+            addr: reg::R0,
+            port: Some(reg::R4),
+        };
+        to_port(modulus, Expr::IsV6, "bep6", to)
     };
     // A transaction may fall between reading the count and the backend; the drawn number may then
     // be one too high, but number 0 is there as long as there is any backend.
@@ -225,7 +254,7 @@ pub(crate) fn chains_for(count: u32) -> [Chain; 2] {
         Chain {
             name: format!("p{count}"),
             base: None,
-            rules: vec![to_port(count), to_port(1)],
+            rules: vec![to_port4(count), to_port4(1), to_port6(count), to_port6(1)],
         },
     ]
 }
@@ -244,28 +273,42 @@ pub(crate) fn picks(counts: &BTreeSet<u32>) -> Content {
     ])
 }
 
-/// The elements for published ports, given which backend has which number.
-pub(crate) fn ports(entries: &[Entry], slots: &Slots) -> Content {
+/// The elements for published ports, given which backend has which number; with `v6`, the prefix of
+/// the network's addresses, those for clients of IPv6 as well.
+pub(crate) fn ports(entries: &[Entry], slots: &Slots, v6: Option<Prefix>) -> Content {
     let (mut counts, mut backends) = (Elements::new(), Elements::new());
-    let mut direct = Elements::new();
+    let (mut direct, mut direct6) = (Elements::new(), Elements::new());
+    let mut backends6 = Elements::new();
     for entry in entries {
         let key = [protocol(entry.protocol), port(entry.port)];
         match entry.to {
             PublishedTarget::Vip { addr, port: target } => {
                 let slots = slots.get(&addr).map(Vec::as_slice).unwrap_or_default();
                 for (index, backend) in (0..).zip(slots) {
-                    let data = join([address(*backend), port(target)]);
-                    backends.insert(join([key[0], key[1], number(index)]), data);
+                    let key = join([key[0], key[1], number(index)]);
+                    if let Some(v6) = v6 {
+                        backends6.insert(key.clone(), address6(v6.addr(*backend), target));
+                    }
+                    backends.insert(key, join([address(*backend), port(target)]));
                 }
                 let count = u32::try_from(slots.len()).expect("fewer than 2^32 addresses");
                 counts.insert(join(key), number(count).to_vec());
             }
             PublishedTarget::Container { addr, port: target } => {
+                if let Some(v6) = v6 {
+                    direct6.insert(join(key), address6(v6.addr(addr), target));
+                }
                 direct.insert(join(key), join([address(addr), port(target)]));
             }
         }
     }
-    Content::from([("svcp", counts), ("bep", backends), ("direct", direct)])
+    Content::from([
+        ("svcp", counts),
+        ("bep", backends),
+        ("direct", direct),
+        ("bep6", backends6),
+        ("direct6", direct6),
+    ])
 }
 
 /// The elements for backends that may reach themselves.
@@ -281,7 +324,7 @@ pub(crate) fn backends(state: &NetworkState) -> impl Iterator<Item = &Ipv4Addr> 
     state.vips.iter().flat_map(|vip| &vip.backends)
 }
 
-fn prerouting(uplink: Option<Ipv4Addr>) -> Vec<Vec<Expr>> {
+fn prerouting(uplink: Option<(Ipv4Addr, Option<IpAddr>)>) -> Vec<Vec<Expr>> {
     // The count goes through the mark: a map's result cannot be printed as the key of another.
     let pick = |set, chains| {
         [
@@ -301,33 +344,63 @@ fn prerouting(uplink: Option<Ipv4Addr>) -> Vec<Vec<Expr>> {
     };
     let mut rules = vec![
         [
-            &[Expr::DestinationAddress(reg::R0)][..],
+            &[Expr::IsV4, Expr::DestinationAddress(reg::R0)][..],
             &pick("svc", "pick"),
         ]
         .concat(),
     ];
-    if let Some(addr) = uplink {
+    let mut from_host = |version, addr, direct, to| {
         let from_host = [
+            version,
             Expr::From(UPLINK),
-            Expr::DestinationIn { addr, prefix: 32 },
+            Expr::DestinationIn(Net::host(addr)),
             Expr::Protocol(reg::R0),
             Expr::DestinationPort(reg::R1),
         ];
         let to_container = [
             Expr::Map {
-                set: "direct",
+                set: direct,
                 from: reg::R0,
                 to: reg::R0,
             },
-            Expr::Dnat {
-                addr: reg::R0,
-                port: Some(reg::R1),
-            },
+            to,
         ];
         rules.push([&from_host[..], &pick("svcp", "pickp")].concat());
         rules.push([&from_host[..], &to_container].concat());
+    };
+    if let Some((addr, v6)) = uplink {
+        let to = Expr::Dnat {
+            addr: reg::R0,
+            port: Some(reg::R1),
+        };
+        from_host(Expr::IsV4, addr.into(), "direct", to);
+        if let Some(addr) = v6 {
+            let to = Expr::Dnat6 {
+                addr: reg::R0,
+                port: Some(reg::R4),
+            };
+            from_host(Expr::IsV6, addr, "direct6", to);
+        }
     }
     rules
+}
+
+/// A container sends from its own address or not at all; IPv6 has no `rp_filter`.
+fn own_address() -> Chain {
+    Chain {
+        name: "own".to_owned(),
+        base: Some(Base {
+            kind: "filter",
+            hook: Hook::Prerouting,
+            priority: RAW,
+        }),
+        rules: vec![vec![
+            Expr::IsV6,
+            Expr::FromPrefix(INTERFACE_PREFIX.to_owned()),
+            Expr::SourceIsElsewhere,
+            Expr::Drop,
+        ]],
+    }
 }
 
 /// Sees to it that a connection from another node is answered through that node, which is known by
@@ -381,21 +454,26 @@ fn mesh() -> [Chain; 3] {
     [zone, node, leave]
 }
 
-fn postrouting(gateway: Ipv4Addr, uplink: Option<Ipv4Addr>) -> Vec<Vec<Expr>> {
+fn postrouting(gateway: Ipv4Addr, uplink: Option<(Ipv4Addr, Option<IpAddr>)>) -> Vec<Vec<Expr>> {
     // A backend that drew itself would answer itself without passing the translation back; with
     // the gateway as source it answers the gateway.
     let mut rules = vec![vec![
+        Expr::IsV4,
         Expr::SourceAddress(reg::R0),
         Expr::DestinationAddress(reg::R1),
         Expr::In {
             set: "self",
             from: reg::R0,
         },
-        Expr::Snat(gateway),
+        Expr::Snat(gateway.into()),
     ]];
-    if let Some(addr) = uplink {
-        // The host never sees addresses of the network, so networks may overlap.
-        rules.push(vec![Expr::To(UPLINK), Expr::Snat(addr)]);
+    // The host never sees addresses of the network, so networks may overlap.
+    let mut leaving = |version, addr| rules.push(vec![version, Expr::To(UPLINK), Expr::Snat(addr)]);
+    if let Some((addr, v6)) = uplink {
+        leaving(Expr::IsV4, addr.into());
+        if let Some(addr) = v6 {
+            leaving(Expr::IsV6, addr);
+        }
     }
     rules
 }

@@ -1,6 +1,12 @@
 //! Several hosts on one wire, each with a datapath of its own, and a client outside.
 
-use std::{collections::BTreeSet, fs, net::Ipv4Addr, os::fd::AsRawFd, path::Path};
+use std::{
+    collections::BTreeSet,
+    fs,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    os::fd::AsRawFd,
+    path::Path,
+};
 
 use shoal_network::{Datapath, NetworkConfig, NetworkState, Overlay};
 use tokio::runtime::Runtime;
@@ -12,6 +18,11 @@ pub(crate) const WIRE_MTU: u32 = 1400;
 pub(crate) const PORT: u16 = 4789;
 /// The machine outside.
 pub(crate) const OUTSIDE: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 250);
+
+/// Each machine has an address of IPv6, too.
+pub(crate) fn v6(addr: Ipv4Addr) -> Ipv6Addr {
+    Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, addr.octets()[3].into())
+}
 
 pub(crate) struct Cluster {
     pub(crate) hosts: Vec<Host>,
@@ -60,12 +71,14 @@ impl Cluster {
         Overlay {
             vni,
             port: PORT,
-            local: addr(here),
+            local: addr(here).into(),
             peers: (0..self.hosts.len())
                 .filter(|host| *host != here)
-                .map(addr)
+                .map(|host| addr(host).into())
                 .collect(),
-            remote: elsewhere.map(|(a, host)| (ip(a), addr(*host))).collect(),
+            remote: elsewhere
+                .map(|(a, host)| (ip(a), addr(*host).into()))
+                .collect(),
         }
     }
 
@@ -173,12 +186,15 @@ fn plug(into: &Container, port: &str, addr: Ipv4Addr) {
     ));
     into.run(|| {
         sh(&format!(
-            "ip link set lo up; ip addr add {addr}/24 dev eth0; ip link set eth0 up"
+            "ip link set lo up; ip addr add {addr}/24 dev eth0; ip link set eth0 up; \
+             ip addr add {}/64 dev eth0 nodad",
+            v6(addr)
         ));
     });
 }
 
 /// All addresses that are not this.
-pub(crate) fn without(peers: &BTreeSet<Ipv4Addr>, addr: Ipv4Addr) -> BTreeSet<Ipv4Addr> {
-    peers.iter().copied().filter(|peer| *peer != addr).collect()
+pub(crate) fn without(peers: &BTreeSet<IpAddr>, addr: Ipv4Addr) -> BTreeSet<IpAddr> {
+    let others = peers.iter().copied();
+    others.filter(|peer| *peer != IpAddr::from(addr)).collect()
 }

@@ -11,7 +11,7 @@ use std::{
     collections::BTreeMap,
     fs::File,
     io::{BufRead, BufReader, ErrorKind, Read, Write},
-    net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpListener, TcpStream, UdpSocket},
+    net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, TcpListener, TcpStream, UdpSocket},
     os::fd::{AsFd, AsRawFd, OwnedFd},
     path::Path,
     process::Command,
@@ -187,11 +187,11 @@ impl Container {
         })
     }
 
-    /// A server on `port` of TCP and UDP that says its name and whom it sees.
+    /// A server on `port` of TCP and UDP, for both versions, that says its name and whom it sees.
     pub(crate) fn serve(&self, name: &str, port: u16) -> Server {
         let stop = Arc::new(AtomicBool::new(false));
         let (tcp, udp) = self.run(|| {
-            let any = SocketAddr::from((Ipv4Addr::UNSPECIFIED, port));
+            let any = SocketAddr::from((Ipv6Addr::UNSPECIFIED, port));
             (
                 TcpListener::bind(any).unwrap(),
                 UdpSocket::bind(any).unwrap(),
@@ -208,7 +208,7 @@ impl Container {
                 if let Ok((stream, peer)) = tcp.accept() {
                     let (flag, me) = (flag.clone(), me.clone());
                     children.push(thread::spawn(move || {
-                        echo(stream, &format!("{me} {}", peer.ip()), &flag);
+                        echo(stream, &format!("{me} {}", peer.ip().to_canonical()), &flag);
                     }));
                 }
             }
@@ -221,7 +221,10 @@ impl Container {
             let mut buffer = [0; 2048];
             while !flag.load(Ordering::Relaxed) {
                 if let Ok((_, peer)) = udp.recv_from(&mut buffer) {
-                    drop(udp.send_to(format!("{me} {}", peer.ip()).as_bytes(), peer));
+                    drop(udp.send_to(
+                        format!("{me} {}", peer.ip().to_canonical()).as_bytes(),
+                        peer,
+                    ));
                 }
             }
         }));
@@ -502,6 +505,7 @@ pub(crate) fn network(id: &str, subnet: &str) -> NetworkState {
         gateway: subnet.nth(1).unwrap(),
         internal: false,
         ingress: false,
+        ipv6: true,
         vips: Vec::new(),
         published: Vec::new(),
         names: BTreeMap::new(),

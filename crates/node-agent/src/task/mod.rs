@@ -56,7 +56,8 @@ pub(crate) mod tests {
                 placement: Placement::default(),
                 networks: Vec::new(),
                 force_update: 0,
-            },
+            }
+            .into(),
             service_labels: [("tier".to_owned(), "front".to_owned())].into(),
             spec_version: Version(1),
             node: Some(NodeId::from_random([9; 17])),

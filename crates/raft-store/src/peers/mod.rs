@@ -5,26 +5,28 @@
 //! `Store::receive_snapshot` answer.
 
 mod message;
+mod pipeline;
 mod router;
 
 use std::{
     future::Future,
     io,
     pin::Pin,
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError},
     task::{Context, Poll},
     time::Duration,
 };
 
-use futures_util::future::BoxFuture;
+use futures_util::{Stream, future::BoxFuture};
 use openraft::{
     OptionalSend,
+    base::BoxStream,
     errors::{NetworkError, RPCError, ReplicationClosed, StreamingError, Unreachable},
     impls::BasicNode,
-    network::{RPCOption, RaftNetworkFactory, v2::RaftNetworkV2},
+    network::{RPCOption, RaftNetworkFactory, stream_append_sequential, v2::RaftNetworkV2},
     raft::{
-        AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, TransferLeaderRequest,
-        TransferLeaderResponse, VoteRequest, VoteResponse,
+        AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, StreamAppendResult,
+        TransferLeaderRequest, TransferLeaderResponse, VoteRequest, VoteResponse,
     },
 };
 use shoal_transport::codec;
@@ -35,7 +37,7 @@ pub(crate) use self::message::{Envelope, Request, Response};
 pub use self::router::Router;
 use crate::{
     config::RaftTuning,
-    raft::{Snapshot, TypeConfig, Vote},
+    raft::{LogId, Snapshot, TypeConfig, Vote},
     snapshot::SnapshotFile,
     stored::{Ballot, SnapshotHead},
     wal::Wal,
@@ -90,6 +92,17 @@ pub trait Peers: Send + Sync + 'static {
         limit: Duration,
     ) -> BoxFuture<'a, Result<Vec<u8>, PeerError>>;
 
+    /// Opens a line to the peer, within `limit`.
+    fn open<'a>(
+        &'a self,
+        to: &'a Peer,
+        limit: Duration,
+    ) -> BoxFuture<'a, Result<Box<dyn Line>, PeerError>>;
+
+    /// Whether the peer's process has ended for certain: its host answers that nobody listens at its
+    /// address.
+    fn is_gone<'a>(&'a self, peer: &'a Peer) -> BoxFuture<'a, bool>;
+
     /// Brings `request` and the whole of `body` to the peer's `Store::receive_snapshot`. There is no
     /// limit for all of it; give up when the peer has taken nothing for `idle`.
     fn send_snapshot<'a>(
@@ -101,12 +114,24 @@ pub trait Peers: Send + Sync + 'static {
     ) -> BoxFuture<'a, Result<Vec<u8>, PeerError>>;
 }
 
+/// A connection on which more may be said before there is an answer. All that is said reaches the peer's
+/// `Store::answer` in order, and is answered in order. After an error it is of no use any more.
+pub trait Line: Send {
+    /// Takes as long as the peer does not read; nothing more can be said when it was dropped before its
+    /// end.
+    fn say(&mut self, request: Vec<u8>) -> BoxFuture<'_, Result<(), PeerError>>;
+
+    /// The answer to the oldest request that has none yet; there must be one. May be dropped at any
+    /// await without losing anything.
+    fn hear(&mut self) -> BoxFuture<'_, Result<Vec<u8>, PeerError>>;
+}
+
 /// For a member that is alone in its group.
 #[derive(Debug, Clone, Copy)]
 pub struct NoPeers;
 
 impl NoPeers {
-    fn refuse<'a>(to: &Peer) -> BoxFuture<'a, Result<Vec<u8>, PeerError>> {
+    fn refuse<'a, T: Send + 'a>(to: &Peer) -> BoxFuture<'a, Result<T, PeerError>> {
         let error = PeerError::NoTransport {
             id: to.id,
             addr: to.addr.clone(),
@@ -123,6 +148,18 @@ impl Peers for NoPeers {
         _limit: Duration,
     ) -> BoxFuture<'a, Result<Vec<u8>, PeerError>> {
         Self::refuse(to)
+    }
+
+    fn open<'a>(
+        &'a self,
+        to: &'a Peer,
+        _limit: Duration,
+    ) -> BoxFuture<'a, Result<Box<dyn Line>, PeerError>> {
+        Self::refuse(to)
+    }
+
+    fn is_gone<'a>(&'a self, _peer: &'a Peer) -> BoxFuture<'a, bool> {
+        Box::pin(std::future::ready(false))
     }
 
     fn send_snapshot<'a>(
@@ -195,12 +232,32 @@ impl Network {
     fn client(&self, target: u64, node: &BasicNode, lane: Lane) -> Client {
         Client {
             network: self.clone(),
-            peer: Peer {
-                id: RaftId(target),
-                addr: node.addr.clone(),
-                lane,
-            },
+            peer: peer(target, node, lane),
+            line: Mutex::default(),
         }
+    }
+
+    /// For questions before an election.
+    pub(crate) fn voting_client(&self, target: u64, node: &BasicNode) -> Client {
+        self.client(target, node, Lane::Heartbeat)
+    }
+
+    /// The end of this member's log.
+    pub(crate) fn last(&self) -> Option<LogId> {
+        self.wal.last().map(Into::into)
+    }
+
+    pub(crate) async fn is_gone(&self, target: u64, node: &BasicNode) -> bool {
+        let peer = peer(target, node, Lane::Heartbeat);
+        self.peers.is_gone(&peer).await
+    }
+}
+
+fn peer(target: u64, node: &BasicNode, lane: Lane) -> Peer {
+    Peer {
+        id: RaftId(target),
+        addr: node.addr.clone(),
+        lane,
     }
 }
 
@@ -224,6 +281,8 @@ impl RaftNetworkFactory<TypeConfig> for Network {
 pub(crate) struct Client {
     network: Network,
     peer: Peer,
+    /// From the last stream of entries, with nothing unanswered on it.
+    line: Mutex<Option<Box<dyn Line>>>,
 }
 
 /// An answer that makes no sense, or none at all.
@@ -281,6 +340,20 @@ impl Client {
         self.response(&answer)
     }
 
+    async fn line(&mut self) -> Result<Box<dyn Line>, CallError> {
+        let line = self.line.get_mut().unwrap_or_else(PoisonError::into_inner);
+        if let Some(line) = line.take() {
+            return Ok(line);
+        }
+        let limit = self.network.append_limit;
+        Ok(self.network.peers.open(&self.peer, limit).await?)
+    }
+
+    fn keep(&mut self, line: Box<dyn Line>) {
+        let kept = self.line.get_mut().unwrap_or_else(PoisonError::into_inner);
+        *kept = Some(line);
+    }
+
     fn mismatch(&self) -> RPCError<TypeConfig> {
         CallError::Mismatch { id: self.peer.id }.into()
     }
@@ -296,6 +369,15 @@ impl From<CallError> for RPCError<TypeConfig> {
     }
 }
 
+/// What openraft wants for a stream of requests: answers in their order, once there is a way to the peer.
+type Answers<'s> = BoxFuture<
+    's,
+    Result<
+        BoxStream<'s, Result<StreamAppendResult<TypeConfig>, RPCError<TypeConfig>>>,
+        RPCError<TypeConfig>,
+    >,
+>;
+
 impl RaftNetworkV2<TypeConfig> for Client {
     type SnapshotData = SnapshotFile;
 
@@ -308,6 +390,19 @@ impl RaftNetworkV2<TypeConfig> for Client {
             Response::Append(answer) => Ok(answer.into()),
             _ => Err(self.mismatch()),
         }
+    }
+
+    fn stream_append<S>(&mut self, input: S, option: RPCOption) -> Answers<'_>
+    where
+        S: Stream<Item = AppendEntriesRequest<TypeConfig>> + OptionalSend + Unpin + 'static,
+    {
+        if self.peer.lane != Lane::Log {
+            return stream_append_sequential(self, input, option);
+        }
+        Box::pin(async move {
+            let line = self.line().await?;
+            Ok(pipeline::run(self, line, input))
+        })
     }
 
     async fn vote(

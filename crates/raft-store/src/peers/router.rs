@@ -10,10 +10,10 @@ use std::{
     time::Duration,
 };
 
-use futures_util::future::BoxFuture;
+use futures_util::{StreamExt, future::BoxFuture, stream::FuturesOrdered};
 use shoal_types::RaftId;
 
-use super::{Peer, PeerError, Peers, SnapshotBody};
+use super::{Line, Peer, PeerError, Peers, SnapshotBody};
 use crate::store::Store;
 
 /// The links between some stores. Copies share them.
@@ -87,6 +87,7 @@ impl Router {
     }
 }
 
+#[derive(Clone)]
 struct Port {
     router: Router,
     from: RaftId,
@@ -139,6 +140,32 @@ impl Peers for Port {
         })
     }
 
+    fn open<'a>(
+        &'a self,
+        to: &'a Peer,
+        limit: Duration,
+    ) -> BoxFuture<'a, Result<Box<dyn Line>, PeerError>> {
+        let line = self.router.member(to).map(|_member| {
+            let (port, to) = (self.clone(), to.clone());
+            let under_way = FuturesOrdered::new();
+            Box::new(Calls {
+                port,
+                to,
+                limit,
+                under_way,
+            }) as Box<dyn Line>
+        });
+        Box::pin(std::future::ready(line))
+    }
+
+    fn is_gone<'a>(&'a self, peer: &'a Peer) -> BoxFuture<'a, bool> {
+        let refused = self.router.member(peer).is_err();
+        // On a cut link not even that is heard.
+        let cut = |from, to| self.router.is_cut(from, to);
+        let heard = !cut(self.from, peer.id) && !cut(peer.id, self.from);
+        Box::pin(std::future::ready(refused && heard))
+    }
+
     fn send_snapshot<'a>(
         &'a self,
         to: &'a Peer,
@@ -156,5 +183,29 @@ impl Peers for Port {
                     reason: error.to_string(),
                 })
         }))
+    }
+}
+
+/// Calls that begin in the order in which they are made, as they do on a connection.
+struct Calls {
+    port: Port,
+    to: Peer,
+    limit: Duration,
+    under_way: FuturesOrdered<BoxFuture<'static, Result<Vec<u8>, PeerError>>>,
+}
+
+impl Line for Calls {
+    fn say(&mut self, request: Vec<u8>) -> BoxFuture<'_, Result<(), PeerError>> {
+        let (port, to, limit) = (self.port.clone(), self.to.clone(), self.limit);
+        let call = async move { port.call(&to, request, limit).await };
+        self.under_way.push_back(Box::pin(call));
+        Box::pin(std::future::ready(Ok(())))
+    }
+
+    fn hear(&mut self) -> BoxFuture<'_, Result<Vec<u8>, PeerError>> {
+        Box::pin(async {
+            let answer = self.under_way.next().await;
+            answer.unwrap_or(Err(PeerError::Timeout { id: self.to.id }))
+        })
     }
 }

@@ -1,6 +1,8 @@
 //! Commands against the state: preconditions, effects, and all-or-nothing.
 
-use std::{net::Ipv4Addr, sync::Arc};
+mod preconditions;
+
+use std::sync::Arc;
 
 use shoal_types::{
     Desired, NetworkId, NodeId, ServiceId, TaskId, TaskState, TaskStatus, Timestamp, Version,
@@ -8,10 +10,10 @@ use shoal_types::{
         Endpoint, Meta, Network, NetworkAttachment, PreviousSpec, Revocation, Service, Task,
         UpdateStatus,
     },
-    spec::{PortConfig, PublishMode, Role, ServiceSpec},
+    spec::{Role, ServiceSpec},
 };
 
-use super::{AddressOwner, ObjectChange, State, change::numbered};
+use super::{AddressOwner, ObjectChange, State};
 use crate::command::{Applied, Change, Command, Kind, Rejection};
 
 impl State {
@@ -399,6 +401,7 @@ impl Commit<'_> {
         self.addresses_are_free(task.id, &task.attachments)?;
         let mut task = task.clone();
         task.meta = self.born();
+        self.state.share_spec(&mut task);
         self.set(ObjectChange::task(None, Some(Arc::new(task))));
         Ok(())
     }
@@ -510,150 +513,6 @@ impl Commit<'_> {
         self.set(ObjectChange::network(Some(network), None));
         Ok(())
     }
-
-    // Preconditions.
-
-    fn node(&self, id: NodeId) -> Result<Arc<shoal_types::object::Node>, Rejection> {
-        self.state
-            .node(&id)
-            .cloned()
-            .ok_or_else(|| not_found(Kind::Node, id))
-    }
-
-    fn service(&self, id: ServiceId) -> Result<Arc<Service>, Rejection> {
-        self.state
-            .service(&id)
-            .cloned()
-            .ok_or_else(|| not_found(Kind::Service, id))
-    }
-
-    fn task(&self, id: TaskId) -> Result<Arc<Task>, Rejection> {
-        self.state
-            .task(&id)
-            .cloned()
-            .ok_or_else(|| not_found(Kind::Task, id))
-    }
-
-    /// The service, if a decision on its spec of `spec_version` still holds.
-    fn service_of_spec(
-        &self,
-        id: ServiceId,
-        spec_version: Version,
-    ) -> Result<Arc<Service>, Rejection> {
-        let service = self.service(id)?;
-        if service.spec_version == spec_version {
-            Ok(service)
-        } else {
-            Err(Rejection::OutOfSequence {
-                kind: Kind::Service,
-                id: id.to_string(),
-                current: service.spec_version,
-                named: spec_version,
-            })
-        }
-    }
-
-    /// Whether service `id` may be called `name`.
-    fn name_is_free(&self, id: ServiceId, name: &str) -> Result<(), Rejection> {
-        match self.state.service_named(name) {
-            Some(other) if other.id != id => Err(name_taken(Kind::Service, name)),
-            _ => Ok(()),
-        }
-    }
-
-    /// The networks, secrets and configs of `spec` exist.
-    fn refers_to_what_exists(&self, spec: &ServiceSpec) -> Result<(), Rejection> {
-        let (state, container) = (&self.state, &spec.task.container);
-        let mut networks = spec.task.networks.iter();
-        if let Some(missing) = networks.find(|n| state.network(&n.network).is_none()) {
-            return Err(not_found(Kind::Network, missing.network));
-        }
-        let mut secrets = container.secrets.iter();
-        if let Some(missing) = secrets.find(|file| state.secret(&file.id).is_none()) {
-            return Err(not_found(Kind::Secret, &missing.name));
-        }
-        let mut configs = container.configs.iter();
-        if let Some(missing) = configs.find(|file| state.config(&file.id).is_none()) {
-            return Err(not_found(Kind::Config, &missing.name));
-        }
-        Ok(())
-    }
-
-    fn unused_by_services(
-        &self,
-        kind: Kind,
-        name: &str,
-        uses: impl Fn(&ServiceSpec) -> bool,
-    ) -> Result<(), Rejection> {
-        match self.state.services().find(|service| uses(&service.spec)) {
-            None => Ok(()),
-            Some(service) => Err(Rejection::InUse {
-                kind,
-                id: name.to_owned(),
-                user_kind: Kind::Service,
-                user: service.spec.name.clone(),
-            }),
-        }
-    }
-
-    fn endpoint_is_free(&self, service: &Service, endpoint: &Endpoint) -> Result<(), Rejection> {
-        for vip in &endpoint.virtual_ips {
-            self.address_is_free(vip.network, vip.addr, AddressOwner::Service(service.id))?;
-        }
-        self.ports_are_free(service.id, &endpoint.ports)
-    }
-
-    /// No other service has any of the ingress ports among `ports`.
-    fn ports_are_free(&self, id: ServiceId, ports: &[PortConfig]) -> Result<(), Rejection> {
-        for port in numbered(ports).filter(|port| port.mode == PublishMode::Ingress) {
-            let owner = self.state.port_owner(port.protocol, port.published);
-            if let Some(owner) = owner.filter(|owner| *owner != id) {
-                let name = self.state.service(&owner).map(|s| s.spec.name.clone());
-                return Err(Rejection::PortTaken {
-                    protocol: port.protocol,
-                    port: port.published,
-                    service: owner,
-                    service_name: name.unwrap_or_default(),
-                });
-            }
-        }
-        Ok(())
-    }
-
-    fn addresses_are_free(
-        &self,
-        task: TaskId,
-        attachments: &[NetworkAttachment],
-    ) -> Result<(), Rejection> {
-        attachments
-            .iter()
-            .try_for_each(|a| self.address_is_free(a.network, a.addr, AddressOwner::Task(task)))
-    }
-
-    fn address_is_free(
-        &self,
-        network: NetworkId,
-        addr: Ipv4Addr,
-        wanted_by: AddressOwner,
-    ) -> Result<(), Rejection> {
-        if self.state.network(&network).is_none() {
-            return Err(not_found(Kind::Network, network));
-        }
-        match self
-            .state
-            .address_owner(network, addr)
-            .filter(|owner| *owner != wanted_by)
-        {
-            None => Ok(()),
-            Some(owner) => Err(Rejection::AddressTaken {
-                network,
-                addr,
-                owner: owner.to_string(),
-            }),
-        }
-    }
-
-    // Effects.
 
     fn update_node(
         &mut self,

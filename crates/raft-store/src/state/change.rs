@@ -133,12 +133,13 @@ impl State {
                 });
             }
             ObjectChange::Task { before, after } => {
-                replace(&mut self.tasks, before, after, |t| t.id);
-                reindex(&mut self.service_tasks, before, after, |t| {
-                    vec![((t.service, t.id), ())]
+                replace(&mut self.tasks, before, after, |t| (t.service, t.id));
+                reindex(&mut self.task_services, before, after, |t| {
+                    vec![(t.id, t.service)]
                 });
                 reindex(&mut self.node_tasks, before, after, |t| {
-                    t.node.iter().map(|node| ((*node, t.id), ())).collect()
+                    let on = t.node.iter().map(|node| ((*node, t.id), t.service));
+                    on.collect()
                 });
                 reindex(&mut self.addresses, before, after, |t| {
                     if t.status.state.is_terminal() {

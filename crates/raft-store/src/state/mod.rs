@@ -24,7 +24,9 @@ pub struct State {
     cluster: Option<Arc<Cluster>>,
     nodes: Table<NodeId, Arc<Node>>,
     services: Table<ServiceId, Arc<Service>>,
-    tasks: Table<TaskId, Arc<Task>>,
+    /// By service, since that is how they are made and decided about: what is written together shares
+    /// nodes of the table.
+    tasks: Table<(ServiceId, TaskId), Arc<Task>>,
     networks: Table<NetworkId, Arc<Network>>,
     secrets: Table<SecretId, Arc<Secret>>,
     configs: Table<ConfigId, Arc<Config>>,
@@ -34,8 +36,8 @@ pub struct State {
     network_names: Table<String, NetworkId>,
     secret_names: Table<String, SecretId>,
     config_names: Table<String, ConfigId>,
-    service_tasks: Table<(ServiceId, TaskId), ()>,
-    node_tasks: Table<(NodeId, TaskId), ()>,
+    task_services: Table<TaskId, ServiceId>,
+    node_tasks: Table<(NodeId, TaskId), ServiceId>,
     addresses: Table<(NetworkId, Ipv4Addr), AddressOwner>,
     ports: Table<(Protocol, u16), ServiceId>,
     host_ports: Table<(Protocol, u16, ServiceId), ()>,
@@ -97,6 +99,7 @@ impl State {
             .get(self.service_names.get(&name.to_lowercase())?)
     }
 
+    /// By service, then by id.
     pub fn tasks(&self) -> impl Iterator<Item = &Arc<Task>> {
         self.tasks.values()
     }
@@ -106,21 +109,21 @@ impl State {
     }
 
     pub fn task(&self, id: &TaskId) -> Option<&Arc<Task>> {
-        self.tasks.get(id)
+        self.tasks.get(&(*self.task_services.get(id)?, *id))
     }
 
     /// Tasks made for a service, which itself may be gone, by id.
     pub fn tasks_of(&self, service: ServiceId) -> impl Iterator<Item = &Arc<Task>> {
-        self.service_tasks
+        self.tasks
             .range((service, TaskId::MIN)..=(service, TaskId::MAX))
-            .filter_map(|((_, task), ())| self.tasks.get(task))
+            .map(|(_, task)| task)
     }
 
     /// Tasks assigned to a node, ended ones included, by id.
     pub fn tasks_on(&self, node: NodeId) -> impl Iterator<Item = &Arc<Task>> {
         self.node_tasks
             .range((node, TaskId::MIN)..=(node, TaskId::MAX))
-            .filter_map(|((_, task), ())| self.tasks.get(task))
+            .filter_map(|((_, task), service)| self.tasks.get(&(*service, *task)))
     }
 
     pub fn networks(&self) -> impl Iterator<Item = &Arc<Network>> {
@@ -233,10 +236,29 @@ impl State {
             version,
             ..Self::default()
         };
-        for object in objects {
+        for mut object in objects {
+            if let ObjectChange::Task {
+                after: Some(task), ..
+            } = &mut object
+            {
+                state.share_spec(Arc::make_mut(task));
+            }
             state.set(&object);
         }
         state
+    }
+
+    /// Lets `task` have its spec in common with its service, where both are the same: a service with
+    /// many tasks has one in memory, also where each came in a message of its own.
+    fn share_spec(&self, task: &mut Task) {
+        let Some(service) = self.service(&task.service) else {
+            return;
+        };
+        let previous = service.previous.iter().map(|previous| &previous.spec);
+        let mut specs = std::iter::once(&service.spec).chain(previous.map(AsRef::as_ref));
+        if let Some(same) = specs.find(|spec| spec.task == task.spec) {
+            task.spec = same.task.clone();
+        }
     }
 
     /// The same state with the clock that it was written down with.

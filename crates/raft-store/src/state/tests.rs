@@ -48,7 +48,8 @@ fn spec(name: u64, network: Option<u64>, secret: Option<u64>) -> ServiceSpec {
             placement: Placement::default(),
             networks: networks.into_iter().collect(),
             force_update: 0,
-        },
+        }
+        .into(),
         mode: if name == 3 {
             ServiceMode::Global
         } else {

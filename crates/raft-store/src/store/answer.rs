@@ -2,7 +2,7 @@
 
 use std::io;
 
-use openraft::errors::Fatal;
+use openraft::{errors::Fatal, raft::VoteRequest};
 use shoal_transport::codec::{self, DecodeError, EncodeError};
 use shoal_types::RaftId;
 use tokio::{
@@ -64,12 +64,21 @@ impl Store {
                 Response::Append(answer.map_err(|e| stopped(e.unwrap_fatal()))?.into())
             }
             Request::Vote(ask) => {
-                let answer = raft.vote(ask.into()).await;
+                let mut ask = VoteRequest::from(ask);
+                // The promise to a leader that is gone need not be kept.
+                ask.leadership_transfer |= self.leader_is_gone();
+                let answer = raft.vote(ask).await;
                 Response::Vote(answer.map_err(|e| stopped(e.unwrap_fatal()))?.into())
             }
             Request::PreVote(ask) => {
-                let answer = raft.pre_vote(ask.into()).await;
-                Response::Vote(answer.map_err(|e| stopped(e.unwrap_fatal()))?.into())
+                let ask = VoteRequest::from(ask);
+                let answer = if ask.leadership_transfer {
+                    self.would_follow(&ask)
+                } else {
+                    let answer = raft.pre_vote(ask).await;
+                    answer.map_err(|e| stopped(e.unwrap_fatal()))?
+                };
+                Response::Vote(answer.into())
             }
             Request::Transfer(transfer) => {
                 let answer = raft.handle_transfer_leader(transfer.into()).await;

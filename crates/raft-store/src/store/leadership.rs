@@ -71,6 +71,7 @@ fn decide(view: View, said: Leadership, patience: Duration) -> Step {
 /// Keeps `announced` up to date until the store is shut down.
 pub(super) async fn follow(
     raft: Raft,
+    mut gone: watch::Receiver<u64>,
     patience: Duration,
     announced: watch::Sender<Leadership>,
     stopped: CancellationToken,
@@ -82,13 +83,14 @@ pub(super) async fn follow(
             loop {
                 let said = *announced.borrow();
                 let mut pause = patience / 4;
-                let say = match decide(view(&raft), said, patience) {
+                let lost = *gone.borrow_and_update();
+                let say = match decide(view(&raft, lost), said, patience) {
                     Step::Say(say) => say,
                     Step::Confirm { term } => {
                         // A leadership that ended is never shown as if it went on.
                         show(&announced, NOBODY);
                         let confirmed = raft.ensure_linearizable(ReadPolicy::ReadIndex).await;
-                        if confirmed.is_ok() && view(&raft).term == term {
+                        if confirmed.is_ok() && view(&raft, lost).term == term {
                             if is_half_done(&raft) {
                                 let raft = raft.clone();
                                 tokio::spawn(async move {
@@ -108,8 +110,11 @@ pub(super) async fn follow(
                     }
                 };
                 show(&announced, say);
-                if let Ok(Err(_closed)) = tokio::time::timeout(pause, server.changed()).await {
-                    return;
+                // All only observe.
+                tokio::select! {
+                    changed = server.changed() => if changed.is_err() { return },
+                    _ = gone.changed() => {}
+                    () = tokio::time::sleep(pause) => {}
                 }
             }
         })
@@ -128,7 +133,8 @@ fn show(announced: &watch::Sender<Leadership>, say: Leadership) {
     });
 }
 
-fn view(raft: &Raft) -> View {
+/// As this member sees it, when the leader of term `lost` is known to be gone.
+fn view(raft: &Raft, lost: u64) -> View {
     let metrics = raft.metrics();
     let metrics = metrics.borrow_watched();
     let alone = metrics.membership_config.voter_ids().count() <= 1;
@@ -136,7 +142,9 @@ fn view(raft: &Raft) -> View {
     View {
         leads: metrics.running_state.is_ok() && metrics.state.is_leader(),
         term: metrics.current_term,
-        leader: metrics.current_leader,
+        leader: metrics
+            .current_leader
+            .filter(|_| metrics.current_term != lost),
         silence: silence.filter(|_| !alone),
     }
 }

@@ -7,6 +7,7 @@ mod leadership;
 mod lock;
 mod members;
 mod propose;
+mod succession;
 
 use std::{
     fs::DirBuilder, io, os::unix::fs::DirBuilderExt, path::PathBuf, sync::Arc, time::Duration,
@@ -17,13 +18,16 @@ use shoal_types::{RaftId, Version};
 use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 
-use self::lock::DirLock;
 pub use self::{
     answer::AnswerError,
     health::MemberHealth,
     leadership::Leadership,
     members::{BootstrapError, Member, MembershipError},
     propose::{ProposeError, ReadError, StorageError},
+};
+use self::{
+    lock::DirLock,
+    succession::{Seen, Succession},
 };
 use crate::{
     config::{RaftTuning, StoreConfig, TuningError},
@@ -105,6 +109,7 @@ struct Inner {
     shown: Arc<watch::Sender<Arc<State>>>,
     feed: Feed,
     leadership: watch::Receiver<Leadership>,
+    seen: Seen,
     in_flight: Semaphore,
     stopped: CancellationToken,
     lock: DirLock,
@@ -185,19 +190,29 @@ impl Store {
         );
         let network = Network::new(id.0, wal.clone(), peers, &tuning);
         let log = Log::new(wal.clone());
-        let raft = Raft::new(id.0, Arc::new(raft_config), network, log, machine);
+        let raft = Raft::new(id.0, Arc::new(raft_config), network.clone(), log, machine);
         let raft = raft.await.map_err(|fatal| OpenError::Raft {
             dir: dir.clone(),
             reason: fatal.to_string(),
         })?;
         let (announced, leadership) = leadership::channel();
         let patience = tuning.election_max;
+        let seen = Seen::nothing();
         tokio::spawn(leadership::follow(
             raft.clone(),
+            seen.watch(),
             patience,
             announced,
             stopped.clone(),
         ));
+        let succession = Succession {
+            me: id.0,
+            raft: raft.clone(),
+            network,
+            seen: seen.clone(),
+            tuning: tuning.clone(),
+        };
+        tokio::spawn(succession.run(stopped.clone()));
         let in_flight = Semaphore::new(tuning.in_flight_bytes.min(Semaphore::MAX_PERMITS));
         let store = Self(Arc::new(Inner {
             id,
@@ -208,6 +223,7 @@ impl Store {
             shown,
             feed,
             leadership,
+            seen,
             in_flight,
             stopped,
             lock,

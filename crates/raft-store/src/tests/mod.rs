@@ -8,5 +8,6 @@ mod members;
 mod sealed;
 mod single;
 mod stalls;
+mod succession;
 mod suite;
 pub(crate) mod world;

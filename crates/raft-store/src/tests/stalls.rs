@@ -21,7 +21,7 @@ use super::{
     group::{Group, PATIENCE},
     world::{create, create_sized, tuning},
 };
-use crate::{Leadership, Peer, PeerError, Peers, RaftTuning, ReadError, SnapshotBody, Store};
+use crate::{Leadership, Line, Peer, PeerError, Peers, RaftTuning, ReadError, SnapshotBody, Store};
 
 /// A member with a thread of its own, which can be made to stand still.
 struct Freezable {
@@ -208,6 +208,18 @@ impl Peers for BreaksOff {
         limit: Duration,
     ) -> BoxFuture<'a, Result<Vec<u8>, PeerError>> {
         self.through.call(to, request, limit)
+    }
+
+    fn open<'a>(
+        &'a self,
+        to: &'a Peer,
+        limit: Duration,
+    ) -> BoxFuture<'a, Result<Box<dyn Line>, PeerError>> {
+        self.through.open(to, limit)
+    }
+
+    fn is_gone<'a>(&'a self, peer: &'a Peer) -> BoxFuture<'a, bool> {
+        self.through.is_gone(peer)
     }
 
     fn send_snapshot<'a>(

@@ -41,7 +41,7 @@ use self::{
     segment::Segment,
     spare::SpareStatus,
     tail::{Found, Tail},
-    writer::{Op, Writer},
+    writer::{Op, Order, Writer},
 };
 use crate::{
     key::KeyRing,
@@ -143,7 +143,7 @@ pub(crate) struct Wal(Arc<Inner>);
 
 struct Inner {
     shared: Arc<Shared>,
-    queue: mpsc::Sender<Op>,
+    queue: mpsc::Sender<Order>,
     spare: SpareStatus,
     writer: Mutex<Option<std::thread::JoinHandle<()>>>,
 }
@@ -205,13 +205,13 @@ impl Wal {
             })
             .collect::<io::Result<Vec<_>>>()?;
         // Sent under the lock, so that the order in the queue is the order in the tail.
-        self.send(Op::Append { items, done })
+        self.send(&mut tail, Op::Append { items, done })
     }
 
     pub(crate) fn save_vote(&self, vote: Ballot, done: Done) -> io::Result<()> {
         let mut tail = self.usable()?;
         tail.marks.vote = Some(vote);
-        self.send(Op::Vote(vote, done))
+        self.send(&mut tail, Op::Vote(vote, done))
     }
 
     /// Notes which group this member belongs to. One that has anything of a group keeps to it: then the
@@ -219,7 +219,7 @@ impl Wal {
     pub(crate) fn join_group(&self, group: u64, done: Done) -> io::Result<bool> {
         let mut tail = self.usable()?;
         if tail.marks.group == Some(group) {
-            self.send(Op::Sync(done))?;
+            self.send(&mut tail, Op::Sync(done))?;
             return Ok(true);
         }
         let is_fresh =
@@ -228,7 +228,7 @@ impl Wal {
             return Ok(false);
         }
         tail.marks.group = Some(group);
-        self.send(Op::Group(group, done))?;
+        self.send(&mut tail, Op::Group(group, done))?;
         Ok(true)
     }
 
@@ -246,33 +246,37 @@ impl Wal {
         let ticket = tail.push(item.clone())?;
         tail.marks.vote = Some(vote);
         tail.marks.group = Some(group);
-        self.send(Op::Alone {
+        let item = (ticket, item);
+        let alone = Op::Alone {
             group,
             vote,
-            item: (ticket, item),
+            item,
             done,
-        })
+        };
+        self.send(&mut tail, alone)
     }
 
     /// Keeps the entries up to and with `last`.
     pub(crate) fn truncate_after(&self, last: Option<u64>) -> io::Result<()> {
         let mut tail = self.usable()?;
         tail.truncate_after(last);
-        self.send(Op::TruncateAfter(last))
+        self.send(&mut tail, Op::TruncateAfter(last))
     }
 
     /// Forgets the entries up to and with `upto`.
     pub(crate) fn purge(&self, upto: Point) -> io::Result<()> {
         let mut tail = self.usable()?;
         tail.purge(upto);
-        self.send(Op::Purge(upto))
+        self.send(&mut tail, Op::Purge(upto))
     }
 
-    /// Notes how far the log is known to be committed. Reaches the disk with the next record.
+    /// Notes how far the log is known to be committed. Reaches the disk with the next record, and does
+    /// not wake the writer before.
     pub(crate) fn save_committed(&self, committed: Point) -> io::Result<()> {
         let mut tail = self.usable()?;
         tail.marks.committed = Some(committed);
-        self.send(Op::Committed(committed))
+        tail.committed_news = Some(committed);
+        Ok(())
     }
 
     pub(crate) fn marks(&self) -> Marks {
@@ -334,18 +338,25 @@ impl Wal {
         }
     }
 
-    fn send(&self, op: Op) -> io::Result<()> {
-        self.0.queue.send(op).map_err(|_op| {
-            let text = "the log is closed";
-            io::Error::new(io::ErrorKind::BrokenPipe, text)
-        })
+    fn send(&self, tail: &mut Tail, op: Op) -> io::Result<()> {
+        self.0.send(tail, op)
     }
 }
 
 impl Inner {
+    /// Queues what is to be written, and before it the newest mark of what is committed: that stands in
+    /// the log behind all that was handed over before it, and so behind the entries it speaks of.
+    fn send(&self, tail: &mut Tail, op: Op) -> io::Result<()> {
+        let committed = tail.committed_news.take();
+        self.queue.send(Order { committed, op }).map_err(|_order| {
+            let text = "the log is closed";
+            io::Error::new(io::ErrorKind::BrokenPipe, text)
+        })
+    }
+
     fn close(&self) {
         // If the writer is gone already, so is the need to stop it.
-        let _ = self.queue.send(Op::Stop(Done::new(|_result| {})));
+        let _ = self.send(&mut self.shared.tail(), Op::Stop(Done::new(|_result| {})));
         let thread = self
             .writer
             .lock()

@@ -15,6 +15,8 @@ pub(super) struct Tail {
     first: u64,
     slots: VecDeque<Slot>,
     pub(super) marks: Marks,
+    /// The mark of what is committed, if the writer does not have it yet.
+    pub(super) committed_news: Option<Point>,
     pub(super) segments: BTreeMap<u64, Arc<Segment>>,
     /// Set by the first write that fails: from then on nothing is accepted.
     pub(super) poison: Option<io::Error>,
@@ -54,6 +56,7 @@ impl Tail {
             first: 0,
             slots: VecDeque::new(),
             marks: Marks::default(),
+            committed_news: None,
             segments: BTreeMap::new(),
             poison: None,
             next_ticket: 0,

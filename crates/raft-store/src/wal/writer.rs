@@ -51,6 +51,13 @@ impl Drop for Done {
     }
 }
 
+/// What is to be written next.
+pub(super) struct Order {
+    /// Written before it: how far the log is known to be committed, if that is news.
+    pub(super) committed: Option<Point>,
+    pub(super) op: Op,
+}
+
 pub(super) enum Op {
     Append {
         items: Vec<(u64, Arc<Item>)>,
@@ -68,8 +75,6 @@ pub(super) enum Op {
     Sync(Done),
     TruncateAfter(Option<u64>),
     Purge(Point),
-    /// Worth writing, not worth a flush.
-    Committed(Point),
     Stop(Done),
 }
 
@@ -98,7 +103,6 @@ pub(super) struct Writer {
     placed: Vec<(u64, u64, Position)>,
     done: Vec<Done>,
     purged: bool,
-    pending_committed: Option<Point>,
 }
 
 struct Active {
@@ -150,7 +154,6 @@ impl Writer {
             placed: Vec::new(),
             done: Vec::new(),
             purged: true,
-            pending_committed: None,
         };
         let segment = writer.active.segment.clone();
         writer
@@ -175,10 +178,10 @@ impl Writer {
         self.spare.status()
     }
 
-    pub(super) fn run(mut self, queue: &mpsc::Receiver<Op>) {
-        while let Ok(op) = queue.recv() {
+    pub(super) fn run(mut self, queue: &mpsc::Receiver<Order>) {
+        while let Ok(order) = queue.recv() {
             let mut stop = None;
-            let result = self.batch(op, queue, &mut stop);
+            let result = self.batch(order, queue, &mut stop);
             if let Err(error) = result {
                 self.fail(&error);
                 drop(stop);
@@ -193,18 +196,18 @@ impl Writer {
 
     fn batch(
         &mut self,
-        first: Op,
-        queue: &mpsc::Receiver<Op>,
+        first: Order,
+        queue: &mpsc::Receiver<Order>,
         stop: &mut Option<Done>,
     ) -> io::Result<()> {
         let mut next = Some(first);
-        while let Some(op) = next {
+        while let Some(Order { committed, op }) = next {
+            if let Some(point) = committed {
+                self.marks.committed = Some(point);
+                self.put(&Record::Committed(point))?;
+            }
             if let Op::Stop(done) = op {
                 *stop = Some(done);
-                if let Some(point) = self.pending_committed.take() {
-                    self.marks.committed = Some(point);
-                    self.put(&Record::Committed(point))?;
-                }
                 break;
             }
             self.take(op)?;
@@ -219,12 +222,6 @@ impl Writer {
     }
 
     fn take(&mut self, op: Op) -> io::Result<()> {
-        if !matches!(op, Op::Committed(_))
-            && let Some(point) = self.pending_committed.take()
-        {
-            self.marks.committed = Some(point);
-            self.put(&Record::Committed(point))?;
-        }
         match op {
             Op::Append { items, done } => {
                 self.append(&items, done)?;
@@ -264,7 +261,6 @@ impl Writer {
                 self.purged = true;
                 self.put(&Record::Purged(point))?;
             }
-            Op::Committed(point) => self.pending_committed = Some(point),
             Op::Stop(_) => unreachable!("the batch loop ends with it"),
         }
         Ok(())

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, fmt, time::Duration};
 use serde::{Deserialize, Serialize};
 
 use super::ContainerSpec;
-use crate::NetworkId;
+use crate::{NetworkId, Shared};
 
 /// What the user asked for under one name.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -13,7 +13,7 @@ pub struct ServiceSpec {
     /// Unique in the cluster without regard to case; at most 63 characters, no dots.
     pub name: String,
     pub labels: BTreeMap<String, String>,
-    pub task: TaskSpec,
+    pub task: Shared<TaskSpec>,
     pub mode: ServiceMode,
     pub update: UpdateConfig,
     pub rollback: UpdateConfig,
@@ -37,7 +37,7 @@ pub enum ServiceMode {
 }
 
 /// The part of a service that a task is made from: changing it replaces tasks.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TaskSpec {
     pub container: ContainerSpec,
     pub limits: Resources,

@@ -6,7 +6,7 @@ use nix::errno::Errno;
 
 use super::{
     Elements, GETCHAIN, GETGEN, GETRULE, GETSET, GETSETELEM, GETTABLE, Hook, NEWCHAIN, NEWRULE,
-    NEWSET, NEWSETELEM, NFPROTO_IPV4, Table, family, signature,
+    NEWSET, NEWSETELEM, NFPROTO_INET, NFPROTO_IPV4, NFPROTO_IPV6, Table, family, signature,
 };
 use crate::netlink::{
     Attrs, KernelError, Socket,
@@ -107,14 +107,14 @@ pub(crate) fn own_generation(
     Ok(Some(generation(socket)?).filter(|now| *now == ours))
 }
 
-/// Names of all IPv4 tables in the socket's namespace.
+/// Names of all tables of the family of ours in the socket's namespace.
 pub(crate) fn tables(socket: &mut Socket) -> Result<Vec<String>, KernelError> {
     let answers = socket.query(|batch| {
         batch.message(
             "list of tables",
             GETTABLE,
             NLM_F_DUMP,
-            &family(NFPROTO_IPV4, 0),
+            &family(NFPROTO_INET, 0),
         );
     })?;
     Ok(answers
@@ -123,12 +123,11 @@ pub(crate) fn tables(socket: &mut Socket) -> Result<Vec<String>, KernelError> {
         .collect())
 }
 
-/// Base chains of IPv4 forwarding whose policy is to drop, as `table chain`, whoever owns them.
+/// Base chains of forwarding whose policy is to drop, as `table chain`, whoever owns them.
 pub(crate) fn dropping_forward_chains(socket: &mut Socket) -> Result<Vec<String>, KernelError> {
-    const NFPROTO_INET: u8 = 1;
     const NF_DROP: u32 = 0;
     let mut found = Vec::new();
-    for protocol in [NFPROTO_IPV4, NFPROTO_INET] {
+    for protocol in [NFPROTO_IPV4, NFPROTO_IPV6, NFPROTO_INET] {
         let answers = socket.query(|batch| {
             batch.message("list of chains", GETCHAIN, NLM_F_DUMP, &family(protocol, 0));
         })?;
@@ -152,7 +151,7 @@ pub(crate) fn dump(socket: &mut Socket, name: &str) -> Result<Option<Found>, Ker
                 format!("table {name}"),
                 GETTABLE,
                 NLM_F_ACK,
-                &family(NFPROTO_IPV4, 0),
+                &family(NFPROTO_INET, 0),
             )
             .attr_str(1, name);
     });
@@ -202,7 +201,7 @@ fn list(
                 format!("{what} of {table}"),
                 get,
                 NLM_F_DUMP,
-                &family(NFPROTO_IPV4, 0),
+                &family(NFPROTO_INET, 0),
             )
             .attr_str(1, table);
     })?;
@@ -221,7 +220,7 @@ fn elements(socket: &mut Socket, table: &str, set: &str) -> Result<Elements, Ker
                 format!("elements of {set}"),
                 GETSETELEM,
                 NLM_F_DUMP,
-                &family(NFPROTO_IPV4, 0),
+                &family(NFPROTO_INET, 0),
             )
             .attr_str(1, table)
             .attr_str(2, set);

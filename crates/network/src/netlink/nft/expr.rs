@@ -1,8 +1,9 @@
 //! Expressions: the instructions that rules are made of.
 
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 
-use crate::netlink::Batch;
+use super::{NFPROTO_IPV4, NFPROTO_IPV6};
+use crate::netlink::{Batch, Net, octets};
 
 /// Registers of four bytes; consecutive ones make the fields of a concatenation (`NFT_REG32_00`).
 pub(crate) mod reg {
@@ -10,6 +11,8 @@ pub(crate) mod reg {
     pub(crate) const R0: u32 = 8;
     pub(crate) const R1: u32 = 9;
     pub(crate) const R2: u32 = 10;
+    /// Behind an IPv6 address in `R0`.
+    pub(crate) const R4: u32 = 12;
 }
 
 const NF_DROP: u32 = 0;
@@ -22,6 +25,7 @@ const TRANSPORT_HEADER: u32 = 2;
 const META_MARK: u32 = 3;
 const META_IIFNAME: u32 = 6;
 const META_OIFNAME: u32 = 7;
+const META_NFPROTO: u32 = 15;
 const META_L4PROTO: u32 = 16;
 /// `NFT_CT`_* keys.
 const CT_DIRECTION: u32 = 1;
@@ -32,13 +36,23 @@ const IP_CT_DIR_ORIGINAL: u8 = 0;
 const NTOH: u32 = 0;
 /// The connection's destination was translated (`IPS_DST_NAT`).
 const IPS_DST_NAT: u32 = 1 << 5;
+const FIB_RESULT_OIF: u32 = 1;
 const FIB_RESULT_ADDRTYPE: u32 = 3;
+const FIB_F_SADDR: u32 = 1;
 const FIB_F_DADDR: u32 = 2;
+const FIB_F_IIF: u32 = 8;
 const RTN_LOCAL: u32 = 2;
-const ICMP_PORT_UNREACHABLE: u8 = 3;
+const NFT_REJECT_TCP_RST: u32 = 1;
+/// Of either version, with a code of its own for each reason.
+const NFT_REJECT_ICMPX_UNREACH: u32 = 2;
+const ICMPX_PORT_UNREACHABLE: u8 = 1;
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Expr {
+    /// The packet is of IPv4; before whatever reads an address.
+    IsV4,
+    IsV6,
+    /// Of IPv4, as the next.
     SourceAddress(u32),
     DestinationAddress(u32),
     DestinationPort(u32),
@@ -82,14 +96,10 @@ pub(crate) enum Expr {
     /// The interface has this name.
     From(&'static str),
     To(&'static str),
-    SourceIn {
-        addr: Ipv4Addr,
-        prefix: u8,
-    },
-    DestinationIn {
-        addr: Ipv4Addr,
-        prefix: u8,
-    },
+    SourceIn(Net),
+    DestinationIn(Net),
+    /// Answers to the source would not leave by the interface that the packet came in on.
+    SourceIsElsewhere,
     ProtocolIs(u8),
     /// The destination is an address of this namespace.
     DestinationIsLocal,
@@ -100,7 +110,12 @@ pub(crate) enum Expr {
         addr: u32,
         port: Option<u32>,
     },
-    Snat(Ipv4Addr),
+    /// The same, to an address of IPv6.
+    Dnat6 {
+        addr: u32,
+        port: Option<u32>,
+    },
+    Snat(IpAddr),
     Masquerade,
     Drop,
     RejectTcp,
@@ -110,6 +125,8 @@ pub(crate) enum Expr {
 impl Expr {
     pub(super) fn encode(&self, batch: &mut Batch) {
         match self {
+            Self::IsV4 => version(batch, NFPROTO_IPV4),
+            Self::IsV6 => version(batch, NFPROTO_IPV6),
             Self::SourceAddress(to) => payload(batch, *to, NETWORK_HEADER, 12, 4),
             Self::DestinationAddress(to) => payload(batch, *to, NETWORK_HEADER, 16, 4),
             // The same place in the headers of TCP, UDP and SCTP.
@@ -160,41 +177,41 @@ impl Expr {
             Self::ToPrefix(name) => interface(batch, META_OIFNAME, name.as_bytes()),
             Self::From(name) => interface(batch, META_IIFNAME, &padded(name)),
             Self::To(name) => interface(batch, META_OIFNAME, &padded(name)),
-            Self::SourceIn { addr, prefix } => {
-                payload(batch, reg::R0, NETWORK_HEADER, 12, 4);
-                within(batch, *addr, *prefix);
-            }
-            Self::DestinationIn { addr, prefix } => {
-                payload(batch, reg::R0, NETWORK_HEADER, 16, 4);
-                within(batch, *addr, *prefix);
+            Self::SourceIn(net) => within(batch, *net, [12, 8]),
+            Self::DestinationIn(net) => within(batch, *net, [16, 24]),
+            Self::SourceIsElsewhere => {
+                fib(batch, FIB_RESULT_OIF, FIB_F_SADDR | FIB_F_IIF);
+                equals(batch, &[0; 4]);
             }
             Self::ProtocolIs(protocol) => {
                 meta(batch, META_L4PROTO, reg::R0);
                 equals(batch, &[*protocol]);
             }
             Self::DestinationIsLocal => {
-                expr(batch, "fib", |b| {
-                    b.attr_be32(1, reg::R0)
-                        .attr_be32(2, FIB_RESULT_ADDRTYPE)
-                        .attr_be32(3, FIB_F_DADDR);
-                });
+                fib(batch, FIB_RESULT_ADDRTYPE, FIB_F_DADDR);
                 equals(batch, &RTN_LOCAL.to_ne_bytes());
             }
             Self::NotTranslated => {
                 ct(batch, CT_DIRECTION);
                 equals(batch, &[0]);
                 ct(batch, CT_STATUS);
-                mask(batch, IPS_DST_NAT.to_ne_bytes());
+                mask(batch, &IPS_DST_NAT.to_ne_bytes());
                 equals(batch, &[0; 4]);
             }
-            Self::Dnat { addr, port } => nat(batch, 1, *addr, *port),
+            Self::Dnat { addr, port } => nat(batch, 1, NFPROTO_IPV4, *addr, *port),
+            Self::Dnat6 { addr, port } => nat(batch, 1, NFPROTO_IPV6, *addr, *port),
             Self::Snat(addr) => {
                 expr(batch, "immediate", |b| {
                     b.attr_be32(1, reg::R0).nest(2, |b| {
-                        b.attr(1, &addr.octets());
+                        b.attr(1, &octets(*addr));
                     });
                 });
-                nat(batch, 0, reg::R0, None);
+                let version = if addr.is_ipv4() {
+                    NFPROTO_IPV4
+                } else {
+                    NFPROTO_IPV6
+                };
+                nat(batch, 0, version, reg::R0, None);
             }
             Self::Masquerade => expr(batch, "masq", |_| {}),
             Self::Drop => expr(batch, "immediate", |b| {
@@ -205,10 +222,11 @@ impl Expr {
                 });
             }),
             Self::RejectTcp => expr(batch, "reject", |b| {
-                b.attr_be32(1, 1);
+                b.attr_be32(1, NFT_REJECT_TCP_RST);
             }),
             Self::RejectPort => expr(batch, "reject", |b| {
-                b.attr_be32(1, 0).attr(2, &[ICMP_PORT_UNREACHABLE]);
+                b.attr_be32(1, NFT_REJECT_ICMPX_UNREACH)
+                    .attr(2, &[ICMPX_PORT_UNREACHABLE]);
             }),
         }
     }
@@ -268,24 +286,48 @@ fn equals(batch: &mut Batch, value: &[u8]) {
     });
 }
 
-fn mask(batch: &mut Batch, mask: [u8; 4]) {
+fn mask(batch: &mut Batch, mask: &[u8]) {
+    let length = u32::try_from(mask.len()).expect("at most an address");
     expr(batch, "bitwise", |b| {
         b.attr_be32(1, reg::R0)
             .attr_be32(2, reg::R0)
-            .attr_be32(3, 4)
+            .attr_be32(3, length)
             .nest(4, |b| {
-                b.attr(1, &mask);
+                b.attr(1, mask);
             })
             .nest(5, |b| {
-                b.attr(1, &[0; 4]);
+                b.attr(1, &vec![0; mask.len()]);
             });
     });
 }
 
-fn within(batch: &mut Batch, addr: Ipv4Addr, prefix: u8) {
-    let bits = u32::MAX.checked_shl(32 - u32::from(prefix)).unwrap_or(0);
-    mask(batch, bits.to_be_bytes());
-    equals(batch, &(u32::from(addr) & bits).to_be_bytes());
+/// Whether the address at an offset, that of IPv4 or that of IPv6, is in `net`.
+fn within(batch: &mut Batch, net: Net, [v4, v6]: [u32; 2]) {
+    let (offset, length, bits) = match net.addr {
+        IpAddr::V4(_) => (v4, 4, 32_u8),
+        IpAddr::V6(_) => (v6, 16, 128),
+    };
+    payload(batch, reg::R0, NETWORK_HEADER, offset, length);
+    if net.prefix < bits {
+        let ones = u128::MAX.checked_shl(128 - u32::from(net.prefix));
+        let bytes = ones.unwrap_or(0).to_be_bytes();
+        mask(batch, &bytes[..usize::from(bits / 8)]);
+    }
+    equals(batch, &octets(net.addr));
+}
+
+/// Goes on if the packet is of this version.
+fn version(batch: &mut Batch, version: u8) {
+    meta(batch, META_NFPROTO, reg::R0);
+    equals(batch, &[version]);
+}
+
+fn fib(batch: &mut Batch, result: u32, flags: u32) {
+    expr(batch, "fib", |b| {
+        b.attr_be32(1, reg::R0)
+            .attr_be32(2, result)
+            .attr_be32(3, flags);
+    });
 }
 
 /// Compares as many bytes of the name as are given: fewer than 16 make a prefix.
@@ -300,10 +342,10 @@ fn padded(name: &str) -> [u8; 16] {
     bytes
 }
 
-fn nat(batch: &mut Batch, kind: u32, addr: u32, port: Option<u32>) {
+fn nat(batch: &mut Batch, kind: u32, version: u8, addr: u32, port: Option<u32>) {
     expr(batch, "nat", |b| {
         b.attr_be32(1, kind)
-            .attr_be32(2, u32::from(super::NFPROTO_IPV4))
+            .attr_be32(2, u32::from(version))
             .attr_be32(3, addr);
         if let Some(port) = port {
             b.attr_be32(5, port);

@@ -20,7 +20,11 @@ use super::{
 const NFNL_SUBSYS_NFTABLES: u16 = 10;
 const NFNL_MSG_BATCH_BEGIN: u16 = 0x10;
 const NFNL_MSG_BATCH_END: u16 = 0x11;
-pub(super) const NFPROTO_IPV4: u8 = 2;
+/// The family of all our tables, whose rules see packets of both versions.
+const NFPROTO_INET: u8 = 1;
+/// What a packet is.
+const NFPROTO_IPV4: u8 = 2;
+const NFPROTO_IPV6: u8 = 10;
 
 pub(super) const NEWTABLE: u16 = message(0);
 pub(super) const GETTABLE: u16 = message(1);
@@ -39,7 +43,7 @@ pub(super) const GETGEN: u16 = message(16);
 const NFT_SET_MAP: u32 = 0x8;
 /// Key type of a map's data when it holds verdicts (`NFT_DATA_VERDICT`).
 const NFT_DATA_VERDICT: u32 = 0xffff_ff00;
-/// Elements per message: an attribute holds 64 KiB, an element of ours at most 64 bytes.
+/// Elements per message: an attribute holds 64 KiB, an element of ours at most 96 bytes.
 const CHUNK: usize = 400;
 
 const fn message(number: u16) -> u16 {
@@ -59,6 +63,8 @@ pub(crate) type Elements = BTreeMap<Vec<u8>, Vec<u8>>;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Field {
     Address,
+    /// Of IPv6.
+    Address6,
     Protocol,
     Port,
     Mark,
@@ -69,10 +75,16 @@ impl Field {
     fn number(self) -> u32 {
         match self {
             Self::Address => 7,
+            Self::Address6 => 8,
             Self::Protocol => 12,
             Self::Port => 13,
             Self::Mark => 19,
         }
+    }
+
+    /// In bytes, a multiple of four.
+    fn length(self) -> u32 {
+        if self == Self::Address6 { 16 } else { 4 }
     }
 }
 
@@ -83,7 +95,7 @@ fn type_of(fields: &[Field]) -> (u32, u32) {
     let kind = fields
         .iter()
         .fold(0, |kind, field| kind << 6 | field.number());
-    (kind, 4 * u32::try_from(fields.len()).expect("a few fields"))
+    (kind, fields.iter().map(|field| field.length()).sum())
 }
 
 /// Tells `nft` in which byte order to print keys and data: those of libnftnl's udata types 0 and 1,
@@ -129,7 +141,7 @@ pub(crate) struct Base {
     pub(crate) priority: i32,
 }
 
-/// Hook numbers of IPv4 (linux/netfilter.h).
+/// Hook numbers (linux/netfilter.h).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Hook {
     Prerouting = 0,
@@ -329,7 +341,7 @@ impl<'a> Transaction<'a> {
         // Refusals come without asking. The acknowledgement is asked for because only then does
         // the kernel also answer for what it refuses at the very end, when it commits.
         self.batch
-            .message(label, kind, flags | NLM_F_ACK, &family(NFPROTO_IPV4, 0))
+            .message(label, kind, flags | NLM_F_ACK, &family(NFPROTO_INET, 0))
     }
 }
 

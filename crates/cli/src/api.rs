@@ -3,6 +3,12 @@
 //! Commands read answers and change specs as JSON values: a field that this client does not know then survives
 //! `service update`, and `inspect` shows what the daemon said, in its order. Each request has its own connection.
 
+use std::{
+    io,
+    pin::Pin,
+    task::{Context, Poll},
+};
+
 use bytes::{Bytes, BytesMut};
 use futures_util::TryStreamExt;
 use http::{HeaderMap, HeaderValue, Method, Response, header};
@@ -11,7 +17,10 @@ use hyper::body::{Frame, Incoming};
 use hyper_util::rt::TokioIo;
 use serde_json::Value;
 use shoal_engine_api::client::{API_VERSION, Endpoint};
-use tokio::net::{TcpStream, UnixStream};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    net::{TcpStream, UnixStream},
+};
 
 use crate::{
     error::{CliError, Result},
@@ -147,9 +156,9 @@ impl Api {
             path: path.clone(),
             source,
         };
-        let unreachable = |source: std::io::Error| {
+        let unreachable = |source: io::Error| {
             let endpoint = self.endpoint.clone();
-            if source.kind() == std::io::ErrorKind::PermissionDenied {
+            if source.kind() == io::ErrorKind::PermissionDenied {
                 CliError::Forbidden { endpoint }
             } else {
                 CliError::Unreachable { endpoint, source }
@@ -253,12 +262,57 @@ async fn handshake<S>(
     stream: S,
 ) -> std::result::Result<hyper::client::conn::http1::SendRequest<Body>, hyper::Error>
 where
-    S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Send + Unpin + 'static,
+    S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
-    let (sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
+    let stream = TokioIo::new(HearsOut { stream });
+    let (sender, connection) = hyper::client::conn::http1::handshake(stream).await?;
     // Its errors reach whoever reads the answer.
     tokio::spawn(connection);
     Ok(sender)
+}
+
+/// A stream whose other end may answer and close before it has read all: what it cannot be told any more is
+/// thrown away, and its answer, which says why, is read.
+struct HearsOut<S> {
+    stream: S,
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for HearsOut<S> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_read(cx, buf)
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for HearsOut<S> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        let written = Pin::new(&mut self.stream).poll_write(cx, buf);
+        written.map(|written| written.or_else(|error| closed(error, buf.len())))
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let flushed = Pin::new(&mut self.stream).poll_flush(cx);
+        flushed.map(|flushed| flushed.or_else(|error| closed(error, ())))
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}
+
+/// `done`, if all that is wrong is that the other end listens no more.
+fn closed<T>(error: io::Error, done: T) -> io::Result<T> {
+    match error.kind() {
+        io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset => Ok(done),
+        _ => Err(error),
+    }
 }
 
 /// A stream of JSON documents, one a line.
@@ -322,6 +376,11 @@ fn escape(text: &str, keep: &[u8], out: &mut String) {
 
 #[cfg(test)]
 mod tests {
+    use tokio::{
+        io::{AsyncReadExt, AsyncWriteExt},
+        net::UnixListener,
+    };
+
     use super::*;
 
     #[test]
@@ -334,5 +393,32 @@ mod tests {
             request.uri(),
             format!("/v{API_VERSION}/services/a%20b%3Fc%23d/logs?x=a%26b%3D%C3%A9")
         );
+    }
+
+    #[tokio::test]
+    async fn what_a_daemon_says_before_it_has_heard_all_is_told() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("socket");
+        let listener = UnixListener::bind(&path).unwrap();
+        tokio::spawn(async move {
+            loop {
+                let (mut stream, _) = listener.accept().await.unwrap();
+                stream.read_u8().await.unwrap();
+                let body = r#"{"message":"no room"}"#;
+                let answer = format!(
+                    "HTTP/1.1 500 X\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}",
+                    body.len()
+                );
+                stream.write_all(answer.as_bytes()).await.unwrap();
+            }
+        });
+        let api = Api::new(Endpoint::Unix(path));
+        // Which end is quicker is chance.
+        for _ in 0..100 {
+            let archive = tokio::io::repeat(0).take(2 << 20);
+            let request = Request::post(&["images", "load"]).tar(archive);
+            let error = api.send(request).await.map(drop).unwrap_err();
+            assert!(error.to_string().contains("no room"), "{error:?}");
+        }
     }
 }

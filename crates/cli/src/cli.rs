@@ -572,13 +572,14 @@ mod tests {
     #[test]
     fn the_daemon_takes_dockerd_s_flags() {
         let cli = parse(&words(
-            "daemon -H unix:///a -H tcp://1.2.3.4:5 --data-root /d --exec-root /e -p /p -D --label a=b --local",
+            "daemon -H unix:///a -H tcp://1.2.3.4:5 --data-root /d --exec-root /e -p /p -D --label a=b --local --log-opt max-size=10m --log-opt max-file=3",
         ))
         .unwrap();
         let TopCommand::Daemon(args) = cli.command else {
             panic!("another command");
         };
         assert_eq!(args.host, ["unix:///a", "tcp://1.2.3.4:5"]);
+        assert_eq!(args.log_opt, ["max-size=10m", "max-file=3"]);
         assert!(args.debug && args.local);
         assert_eq!(args.pidfile, PathBuf::from("/p"));
     }

@@ -34,6 +34,9 @@ pub(crate) struct DaemonArgs {
     /// Start a cluster of this one node that listens on nothing but its socket
     #[arg(long)]
     pub(crate) local: bool,
+    /// How much output of each container is kept: max-size=10m, max-file=3
+    #[arg(long, value_name = "list")]
+    pub(crate) log_opt: Vec<String>,
     /// Set the logging format ("text"|"json")
     #[arg(long, value_name = "string", default_value = "text", value_parser = ["text", "json"], hide_possible_values = true)]
     pub(crate) log_format: String,

@@ -29,6 +29,9 @@ const HEAD_MAX: u64 = 16 * 1024;
 const BODY_MAX: u64 = 64 * 1024 * 1024;
 /// An idle connection is closed after this time.
 const IDLE: Duration = Duration::from_secs(75);
+/// After the stop signal a connection that waits for this long is closed. A client that asks more often
+/// is answered once more and told to go, so that no request of its meets a connection being closed.
+const PARTING: Duration = Duration::from_millis(200);
 const SLOW_MAX: u64 = 60_000;
 const BYTES_MAX: u64 = 1 << 30;
 /// How long requests in flight may take after the stop signal: less than the ten seconds after
@@ -216,22 +219,15 @@ fn serve(stream: TcpStream, peer: SocketAddr, wake: i32) {
     let _ = stream.set_read_timeout(Some(IDLE));
     let _ = stream.set_write_timeout(Some(IDLE));
     let mut reader = BufReader::with_capacity(8 * 1024, &stream);
-    let mut first = true;
     loop {
-        // Between requests a connection may be closed at any time. After the stop signal a fresh
-        // one gets a moment for the request that is likely on its way.
         if reader.buffer().is_empty() {
-            let patience = if first && STOPPING.load(Ordering::SeqCst) {
-                wait_readable(stream.as_raw_fd(), -1, Some(Duration::from_millis(200)))
-            } else {
-                wait_readable(stream.as_raw_fd(), wake, Some(IDLE))
-                    || (first && wait_readable(stream.as_raw_fd(), -1, Some(Duration::from_millis(200))))
-            };
-            if !patience {
+            let fd = stream.as_raw_fd();
+            let asked = (!STOPPING.load(Ordering::SeqCst) && wait_readable(fd, wake, Some(IDLE)))
+                || (STOPPING.load(Ordering::SeqCst) && wait_readable(fd, -1, Some(PARTING)));
+            if !asked {
                 return;
             }
         }
-        first = false;
         let request = match read_request(&mut reader) {
             Ok(Some(request)) => request,
             Ok(None) => return,

@@ -33,7 +33,10 @@ impl SpaceGuard {
         let free = stat.f_bavail.saturating_mul(stat.f_frsize);
         let spare = free.saturating_sub(self.keep_free);
         if spare < bytes {
-            let text = format!("less than {} bytes would be left free", self.keep_free);
+            let text = format!(
+                "no space left: less than {} bytes would stay free; make room, for example by removing images",
+                self.keep_free
+            );
             return Err(io::Error::new(io::ErrorKind::StorageFull, text));
         }
         self.unchecked = CHECK_BYTES.min(spare - bytes);

@@ -9,12 +9,16 @@ mod registry;
 
 use std::{
     collections::HashMap,
-    sync::atomic::{AtomicUsize, Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
 };
 
 use common::{Tar, TestStore, chain, gzip, image_config, listing, recorder, statuses};
 use registry::{
-    Answer, CuttingProxy, DOCKER_LIST, OCI_INDEX, OCI_MANIFEST, RealRegistry, Scripted, wait_for,
+    Answer, CuttingProxy, DOCKER_LIST, OCI_INDEX, OCI_MANIFEST, RealRegistry, Scripted, authority,
+    enter_own_network, wait_for,
 };
 use serde_json::json;
 use shoal_image::{Digest, ProgressSink, PullError, RegistryAuth, RegistryError};
@@ -269,6 +273,97 @@ async fn a_loopback_registry_may_speak_tls_with_any_certificate() {
 }
 
 #[tokio::test]
+async fn other_registries_need_a_certificate_of_a_known_authority_and_may_ask_for_one() {
+    let address = enter_own_network();
+    let dir = tempfile::tempdir().unwrap();
+    let made = dir.path();
+    authority(made, address);
+    let mut tls = json!({"certificate": made.join("server.crt"), "key": made.join("server.key")});
+    let open = tempfile::tempdir().unwrap();
+    let open = RealRegistry::start_at(address, false, Some(tls.clone()), open).await;
+    tls["clientcas"] = json!([made.join("ca.crt")]);
+    let closed = tempfile::tempdir().unwrap();
+    let closed = RealRegistry::start_at(address, false, Some(tls), closed).await;
+
+    let certs = tempfile::tempdir().unwrap();
+    let known = certs.path().to_owned();
+    let t = TestStore::with(|config| config.registry.certs_dir = Some(known)).await;
+    let ask = async |t: &TestStore, registry: &RealRegistry| {
+        let error = pull(t, &format!("{}/none:1", registry.host))
+            .await
+            .unwrap_err();
+        let answered = matches!(
+            &error,
+            PullError::Registry(RegistryError::ManifestUnknown { .. })
+        );
+        (answered, chain(&error))
+    };
+    let (answered, error) = ask(&t, &open).await;
+    assert!(!answered && error.contains("UnknownIssuer"), "{error}");
+
+    // What is put there counts at once.
+    let give = |registry: &RealRegistry, name: &str| {
+        let folder = certs.path().join(&registry.host);
+        std::fs::create_dir_all(&folder).unwrap();
+        std::fs::copy(made.join(name), folder.join(name)).unwrap();
+    };
+    give(&open, "ca.crt");
+    let (answered, error) = ask(&t, &open).await;
+    assert!(answered, "{error}");
+
+    give(&closed, "ca.crt");
+    let (answered, error) = ask(&t, &closed).await;
+    assert!(
+        !answered && error.contains("alert") && error.contains("Certificate"),
+        "{error}"
+    );
+    give(&closed, "client.cert");
+    let (answered, error) = ask(&t, &closed).await;
+    assert!(!answered && error.contains("missing key "), "{error}");
+    give(&closed, "client.key");
+    let (answered, error) = ask(&t, &closed).await;
+    assert!(answered, "{error}");
+
+    let insecure = vec!["10.99.0.0/16".to_owned()];
+    let t = TestStore::with(|config| config.registry.insecure = insecure).await;
+    let (answered, error) = ask(&t, &open).await;
+    assert!(answered, "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 5)]
+async fn layers_are_fetched_three_at_a_time() {
+    let plain = ["a", "b", "c", "d", "e", "f"].map(|name| layer(name, 1000));
+    let layers: Vec<&[u8]> = plain.iter().map(Vec::as_slice).collect();
+    let images = canned_layers(&layers, |plain| zstd::encode_all(plain, 1).unwrap());
+    let (at_once, most) = (AtomicUsize::new(0), Arc::new(AtomicUsize::new(0)));
+    let seen = Arc::clone(&most);
+    let configuration = Digest::of(&image_config(&layers)).to_string();
+    let server = Scripted::start(move |asked, _| {
+        if asked.target.contains("/blobs/") && !asked.target.ends_with(&configuration) {
+            let now = at_once.fetch_add(1, Ordering::SeqCst) + 1;
+            seen.fetch_max(now, Ordering::SeqCst);
+            // Nobody is served before three have asked, unless they never do.
+            for _ in 0..500 {
+                if seen.load(Ordering::SeqCst) >= 3 {
+                    break;
+                }
+                std::thread::sleep(std::time::Duration::from_millis(10));
+            }
+            at_once.fetch_sub(1, Ordering::SeqCst);
+        }
+        images.answer(&asked.target)
+    })
+    .await;
+    let t = TestStore::new().await;
+    let image = pull(&t, &format!("{}/app:1", server.host)).await.unwrap();
+    assert_eq!(most.load(Ordering::SeqCst), 3);
+    let names: Vec<String> = (0..6)
+        .flat_map(|from_top| listing(&t.layer(&image, from_top)).into_keys())
+        .collect();
+    assert_eq!(names, ["f", "e", "d", "c", "b", "a"]);
+}
+
+#[tokio::test]
 async fn what_is_not_there_is_told_in_dockers_words() {
     let registry = RealRegistry::start(false, false).await;
     let plain = layer("x", 10);
@@ -362,20 +457,35 @@ struct Canned {
 }
 
 fn canned(plain: &[u8]) -> Canned {
-    let config = image_config(&[plain]);
-    let packed = gzip(plain);
-    let blob = Digest::of(&packed);
+    canned_layers(&[plain], gzip)
+}
+
+/// An image of these layers, packed so.
+fn canned_layers(plain: &[&[u8]], pack: impl Fn(&[u8]) -> Vec<u8>) -> Canned {
+    let config = image_config(plain);
+    let packed: Vec<Vec<u8>> = plain.iter().map(|plain| pack(plain)).collect();
+    let blob = Digest::of(&packed[0]);
+    let kind = match packed[0][..] {
+        [0x1f, ..] => "application/vnd.oci.image.layer.v1.tar+gzip",
+        _ => "application/vnd.oci.image.layer.v1.tar+zstd",
+    };
+    let layers: Vec<_> = packed
+        .iter()
+        .map(
+            |packed| json!({"mediaType": kind, "digest": Digest::of(packed), "size": packed.len()}),
+        )
+        .collect();
     let manifest = json!({
         "schemaVersion": 2,
         "mediaType": OCI_MANIFEST,
         "config": {"mediaType": "application/vnd.oci.image.config.v1+json", "digest": Digest::of(&config), "size": config.len()},
-        "layers": [{"mediaType": "application/vnd.oci.image.layer.v1.tar+gzip", "digest": blob, "size": packed.len()}],
+        "layers": layers,
     })
     .to_string()
     .into_bytes();
     let digest = Digest::of(&manifest);
     let octets = "application/octet-stream".to_owned();
-    let answers = HashMap::from([
+    let mut answers = HashMap::from([
         (
             "/v2/app/manifests/1".to_owned(),
             (OCI_MANIFEST.to_owned(), manifest.clone()),
@@ -388,8 +498,11 @@ fn canned(plain: &[u8]) -> Canned {
             format!("/v2/app/blobs/{}", Digest::of(&config)),
             (octets.clone(), config),
         ),
-        (format!("/v2/app/blobs/{blob}"), (octets, packed)),
     ]);
+    for packed in packed {
+        let path = format!("/v2/app/blobs/{}", Digest::of(&packed));
+        answers.insert(path, (octets.clone(), packed));
+    }
     Canned {
         answers,
         manifest: digest,

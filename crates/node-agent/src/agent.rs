@@ -12,7 +12,7 @@ use std::{
 use futures_util::future::Either;
 use shoal_image::ImageStore;
 use shoal_network::{ApplyError, Datapath, NetworkState};
-use shoal_runtime::Runtime;
+use shoal_runtime::{LogConfig, Runtime};
 use shoal_transport::dial::Dialer;
 use shoal_types::{
     ContainerId, Generation, NetworkId, NodeId, TaskId, TaskState,
@@ -54,6 +54,8 @@ pub struct AgentConfig {
     pub description: NodeDescription,
     /// `search` line of the node's resolv.conf, for containers.
     pub search: Vec<String>,
+    /// How much of the output of each container is kept, from its creation on.
+    pub log: LogConfig,
     /// Reads the node's name servers, which may change while it runs; after an error they stay.
     pub name_servers: fn() -> io::Result<Vec<SocketAddr>>,
     /// Tasks run in memory only, and nothing is asked of `runtime` or `datapath`: such a node is a load
@@ -117,6 +119,7 @@ impl Agent {
             outbox: Arc::new(Outbox::default()),
             description: described,
             search: config.search,
+            log: config.log,
             saved: saved.clone(),
         };
         let inner = Arc::new(Inner {

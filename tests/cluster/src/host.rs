@@ -42,8 +42,14 @@ pub struct Host {
 impl Host {
     /// A machine whose daemon runs as a cluster of one that listens on nothing but its socket.
     pub fn local() -> Self {
-        let mut host = Self::new().expect("make a host");
-        host.args = vec!["--local".to_owned()];
+        Self::new().expect("make a host").into_local()
+    }
+
+    /// Starts the daemon as a cluster of one that listens on nothing but its socket.
+    #[must_use]
+    pub fn into_local(self) -> Self {
+        let mut host = self;
+        host.args.push("--local".to_owned());
         host.start();
         host
     }
@@ -197,6 +203,32 @@ impl Host {
     #[track_caller]
     pub fn json(&self, args: &[&str]) -> Value {
         serde_json::from_str(&self.shoal(args)).expect("JSON")
+    }
+
+    /// What the Engine API answers; fails the test when it refuses.
+    #[track_caller]
+    pub fn api(&self, method: &str, path: &str, body: Option<&Value>) -> Value {
+        let mut curl = self.in_network("curl");
+        curl.args(["-sS", "--fail-with-body", "-X", method, "--unix-socket"])
+            .arg(self.path("shoal.sock"));
+        if let Some(body) = body {
+            curl.args(["-H", "Content-Type: application/json", "--data"])
+                .arg(body.to_string());
+        }
+        let answer =
+            run(curl.arg(format!("http://shoal/v1.51{path}"))).success(&format!("{method} {path}"));
+        serde_json::from_str(&answer).unwrap_or_default()
+    }
+
+    /// Every task of a service that is remembered.
+    #[track_caller]
+    pub fn tasks(&self, service: &str) -> Vec<Value> {
+        // {"service":["…"]}
+        let path = format!("/tasks?filters=%7B%22service%22:%5B%22{service}%22%5D%7D");
+        match self.api("GET", &path, None) {
+            Value::Array(tasks) => tasks,
+            other => panic!("tasks of {service}: {other}"),
+        }
     }
 
     /// `program`, to be run with this host's network.

@@ -30,7 +30,7 @@ pub use host::Host;
 pub use image::{busybox_tar, docker_archive, program_tar};
 pub use inside::{addresses, fetch, field, inside};
 pub use leaks::Inventory;
-pub use load::{Answers, Load};
+pub use load::{Answers, Connections, Load};
 pub use network::Network;
 pub use process::{is_alive, send, start_time};
 pub use registry::{REGISTRY, Registry};

@@ -157,6 +157,31 @@ fn secrets_and_configs_are_files_of_their_container_alone() {
         inside(&host, pid, "cat /run/secrets/key; ls /etc/deep/key").stdout,
         "marked-two"
     );
+    make(&host, "config", "app2", "colour=red\n");
+    let rotated = [
+        "--config-rm",
+        "app",
+        "--config-add",
+        "source=app2,target=/etc/app.conf",
+    ];
+    host.docker(
+        &[
+            &["service", "update", "--quiet", "--detach"],
+            &rotated[..],
+            &["files"],
+        ]
+        .concat(),
+    );
+    let pid = replaced(&host, "files", pid);
+    assert_eq!(
+        inside(
+            &host,
+            pid,
+            "cat /etc/app.conf; cat /run/secrets/key; ls /app"
+        )
+        .stdout,
+        "colour=red\nmarked-two"
+    );
     host.shoal(&["secret", "rm", "key"]);
     let used = host
         .try_docker(&["secret", "rm", "key2"])
@@ -165,7 +190,7 @@ fn secrets_and_configs_are_files_of_their_container_alone() {
 
     remove(&host, "files");
     host.shoal(&["secret", "rm", "key2"]);
-    host.shoal(&["config", "rm", "app"]);
+    host.shoal(&["config", "rm", "app", "app2"]);
     host.wait_clean(&before);
 }
 

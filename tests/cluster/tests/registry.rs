@@ -207,3 +207,48 @@ fn a_registry_that_wants_a_password_gets_the_one_of_whoever_created_the_service(
         "nobody is told the password"
     );
 }
+
+#[test]
+fn what_was_pulled_by_name_is_there_under_it_after_a_restart_without_the_registry() {
+    let mut host = Host::local();
+    let app = format!("{ADDRESS}/app:1");
+    let digest = {
+        let registry = Registry::start(&host, false);
+        let digest = registry.push("app", "1");
+        host.docker(&["pull", "--quiet", &app]);
+        digest
+    };
+    host.docker(&["tag", &app, "mine:2"]);
+    let format = "{{.Repository}} {{.Tag}} {{.Digest}} {{.ID}}";
+    let list = ["images", "--digests", "--no-trunc", "--format", format];
+    let before = host.docker(&list);
+    host.kill_daemon();
+    host.start();
+    let after = host.docker(&list);
+    assert_eq!(after, before);
+    let pinned = format!("{ADDRESS}/app@{digest}");
+    for (name, image) in [
+        ("tag", app.as_str()),
+        ("own", "mine:2"),
+        ("digest", &pinned),
+    ] {
+        let head = [
+            "service",
+            "create",
+            "--detach",
+            "--name",
+            name,
+            "--stop-grace-period",
+            "1s",
+        ];
+        host.docker(&[&head[..], &[image, "sh", "-c", SCRIPT]].concat());
+        host.wait_running(name, 1);
+    }
+    // Its last name does not go while a container runs from it.
+    let used = host.try_docker(&["rmi", "mine:2", &app]);
+    assert!(
+        !used.status.success() && used.stderr.contains("is using its referenced image"),
+        "{used:?}"
+    );
+    assert_eq!(host.wait_running("own", 1).len(), 1);
+}

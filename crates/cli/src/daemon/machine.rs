@@ -6,6 +6,8 @@ use nix::sys::utsname::uname;
 use shoal_engine_api::engine::NodeInfo;
 use shoal_types::object::NodeDescription;
 
+use crate::daemon_args::DaemonArgs;
+
 /// Facts about the machine and this daemon that do not change while it runs.
 #[derive(Debug, Clone)]
 pub(crate) struct Machine {
@@ -15,8 +17,7 @@ pub(crate) struct Machine {
 impl Machine {
     pub(crate) fn read(
         id: &str,
-        data_root: &Path,
-        debug: bool,
+        args: &DaemonArgs,
         labels: BTreeMap<String, String>,
         description: &NodeDescription,
     ) -> Self {
@@ -44,15 +45,17 @@ impl Machine {
                 1
             },
             cgroup_driver: "cgroupfs".to_owned(),
-            data_root: data_root.to_string_lossy().into_owned(),
+            data_root: args.data_root.to_string_lossy().into_owned(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             commit: String::new(),
             build_time: String::new(),
             rustc_version: String::new(),
             labels,
-            debug,
+            debug: args.debug,
             ipv4_forwarding: forwarding(),
             default_runtime: String::new(),
+            insecure_registries: args.insecure_registry.clone(),
+            registry_mirrors: args.registry_mirror.clone(),
             warnings: Vec::new(),
         };
         Self { info }

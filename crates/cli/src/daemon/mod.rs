@@ -12,6 +12,7 @@ mod address;
 mod engine;
 mod home;
 mod listen;
+mod log_opts;
 mod machine;
 mod member;
 mod node;
@@ -139,13 +140,7 @@ async fn run(mut args: DaemonArgs) -> Result<()> {
         ..describe(labels.clone())
     };
     let agent = start_agent(&home, &args, description.clone()).await?;
-    let machine = Machine::read(
-        &home.instance,
-        &args.data_root,
-        args.debug,
-        labels,
-        &description,
-    );
+    let machine = Machine::read(&home.instance, &args, labels, &description);
     // The API needs the node, and the node's cluster port serves the API.
     let for_managers: Arc<OnceLock<axum::Router>> = Arc::default();
     let serving = for_managers.clone();
@@ -229,6 +224,7 @@ async fn start_agent(
         datapath,
         description,
         search: resolver.search,
+        log: log_opts::parse(&args.log_opt)?,
         name_servers: || resolver::read().map(|resolver| resolver.servers),
         in_memory: args.null_runtime,
     }))

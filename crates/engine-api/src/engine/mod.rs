@@ -250,6 +250,10 @@ pub struct NodeInfo {
     pub ipv4_forwarding: bool,
     /// Name of the default OCI runtime; empty for Shoal's own.
     pub default_runtime: String,
+    /// Registries that need no certificate: hosts, and networks such as `10.0.0.0/8`. Loopback is one always.
+    pub insecure_registries: Vec<String>,
+    /// Base URLs that are asked before Docker Hub.
+    pub registry_mirrors: Vec<String>,
     /// What people should know: `WARNING: no swap limit support`.
     pub warnings: Vec<String>,
 }

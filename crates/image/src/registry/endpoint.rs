@@ -14,7 +14,7 @@ use rustls::{
     DigitallySignedStruct, RootCertStore, SignatureScheme,
     client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
     crypto::{CryptoProvider, aws_lc_rs},
-    pki_types::{CertificateDer, ServerName, UnixTime, pem::PemObject as _},
+    pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime, pem::PemObject as _},
 };
 
 use crate::{locks::lock, reference::HUB};
@@ -36,7 +36,7 @@ pub struct RegistryConfig {
     /// Loopback always is.
     pub insecure: Vec<String>,
     /// For each registry `host[:port]` a folder with `*.crt` files of authorities to trust as
-    /// well (`/etc/docker/certs.d`).
+    /// well, and a `*.cert` and `*.key` to show to it (`/etc/docker/certs.d`).
     pub certs_dir: Option<PathBuf>,
 }
 
@@ -57,6 +57,18 @@ pub enum RegistryConfigError {
     Mirror(String),
     #[error("invalid insecure registry {0:?}: expected host, host:port or address/bits")]
     Insecure(String),
+    /// Docker's words for the same.
+    #[error(
+        "missing key {} for client certificate {}: CA certificates must use the extension .crt",
+        .certificate.with_extension("key").display(), .certificate.display()
+    )]
+    MissingKey { certificate: PathBuf },
+    #[error("read {}", .path.display())]
+    Pem {
+        path: PathBuf,
+        #[source]
+        source: rustls::pki_types::pem::Error,
+    },
     #[error("set up TLS")]
     Tls(#[source] rustls::Error),
     #[error("set up the HTTP client")]
@@ -184,6 +196,10 @@ impl Endpoints {
     }
 
     fn client(&self, trust: Trust) -> Result<Client, RegistryConfigError> {
+        // A folder may have changed since; as with Docker, no restart is needed.
+        if matches!(trust, Trust::Folder(_)) {
+            return build_client(&trust);
+        }
         if let Some(client) = lock(&self.clients).get(&trust) {
             return Ok(client.clone());
         }
@@ -257,10 +273,20 @@ fn build_client(trust: &Trust) -> Result<Client, RegistryConfigError> {
     let checked = !matches!(trust, Trust::Nobody | Trust::Loopback);
     let tls = if checked {
         let mut roots = system_roots();
+        let mut own = None;
         if let Trust::Folder(folder) = trust {
-            add_folder(&mut roots, folder);
+            for path in files(folder, "crt") {
+                add_file(&mut roots, &path);
+            }
+            own = client_certificate(folder)?;
         }
-        builder.with_root_certificates(roots).with_no_client_auth()
+        let builder = builder.with_root_certificates(roots);
+        match own {
+            Some((chain, key)) => builder
+                .with_client_auth_cert(chain, key)
+                .map_err(RegistryConfigError::Tls)?,
+            None => builder.with_no_client_auth(),
+        }
     } else {
         let verifier = Arc::new(Unchecked(provider));
         builder
@@ -315,19 +341,40 @@ fn system_roots() -> RootCertStore {
     roots
 }
 
-fn add_folder(roots: &mut RootCertStore, folder: &Path) {
-    let Ok(entries) = fs::read_dir(folder) else {
-        return;
+/// The files of a folder that end like this, in the order of their names.
+fn files(folder: &Path, ending: &str) -> Vec<PathBuf> {
+    let entries = fs::read_dir(folder).into_iter().flatten().flatten();
+    let mut paths: Vec<PathBuf> = entries
+        .map(|entry| entry.path())
+        .filter(|path| {
+            path.extension()
+                .is_some_and(|extension| extension == ending)
+        })
+        .collect();
+    paths.sort();
+    paths
+}
+
+/// What a registry that asks who is there is shown: the first `*.cert` of its folder.
+fn client_certificate(
+    folder: &Path,
+) -> Result<Option<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>)>, RegistryConfigError> {
+    let Some(certificate) = files(folder, "cert").into_iter().next() else {
+        return Ok(None);
     };
-    for entry in entries.flatten() {
-        if entry
-            .path()
-            .extension()
-            .is_some_and(|extension| extension == "crt")
-        {
-            add_file(roots, &entry.path());
-        }
+    let key = certificate.with_extension("key");
+    if !key.exists() {
+        return Err(RegistryConfigError::MissingKey { certificate });
     }
+    let pem = |path: &Path| {
+        let path = path.to_owned();
+        move |source| RegistryConfigError::Pem { path, source }
+    };
+    let chain = CertificateDer::pem_file_iter(&certificate)
+        .and_then(Iterator::collect)
+        .map_err(pem(&certificate))?;
+    let key = PrivateKeyDer::from_pem_file(&key).map_err(pem(&key))?;
+    Ok(Some((chain, key)))
 }
 
 fn add_file(roots: &mut RootCertStore, path: &Path) {

@@ -131,7 +131,9 @@ pub enum EntryProblem {
     SymlinkTarget,
     #[error("file is larger than the {limit} bytes that a layer may have")]
     TooLarge { limit: u64 },
-    #[error("no space left: unpacking would leave less than {keep_free} bytes free")]
+    #[error(
+        "no space left: less than {keep_free} bytes would stay free; make room, for example by removing images"
+    )]
     NoSpace { keep_free: u64 },
     #[error("{0}")]
     Kernel(&'static str, #[source] Errno),

@@ -4,6 +4,7 @@ use std::{
     collections::HashMap,
     io::{BufRead as _, BufReader},
     net::{SocketAddr, TcpListener},
+    os::fd::AsFd as _,
     path::Path,
     process::{Child, Command, Stdio},
     sync::{
@@ -41,8 +42,21 @@ pub(crate) struct RealRegistry {
 impl RealRegistry {
     pub(crate) async fn start(auth: bool, tls: bool) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let port = free_port();
-        let host = format!("127.0.0.1:{port}");
+        let tls = tls.then(|| {
+            let (certificate, key) = certificate(dir.path());
+            json!({"certificate": certificate, "key": key})
+        });
+        Self::start_at("127.0.0.1", auth, tls, dir).await
+    }
+
+    /// With docker-registry's settings for TLS, if any.
+    pub(crate) async fn start_at(
+        address: &str,
+        auth: bool,
+        tls: Option<Value>,
+        dir: tempfile::TempDir,
+    ) -> Self {
+        let host = format!("{address}:{}", free_port());
         let mut config = json!({
             "version": "0.1",
             "log": {"level": "error"},
@@ -54,9 +68,9 @@ impl RealRegistry {
             std::fs::write(&file, HTPASSWD).unwrap();
             config["auth"] = json!({"htpasswd": {"realm": "test", "path": file}});
         }
-        if tls {
-            let (certificate, key) = certificate(dir.path());
-            config["http"]["tls"] = json!({"certificate": certificate, "key": key});
+        let scheme = if tls.is_some() { "https" } else { "http" };
+        if let Some(tls) = tls {
+            config["http"]["tls"] = tls;
         }
         // JSON is YAML.
         let file = dir.path().join("config.yml");
@@ -68,7 +82,6 @@ impl RealRegistry {
             .stderr(Stdio::null())
             .spawn()
             .expect("docker-registry is installed (apt install docker-registry)");
-        let scheme = if tls { "https" } else { "http" };
         let registry = Self {
             child,
             _dir: dir,
@@ -166,6 +179,67 @@ impl Drop for RealRegistry {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// Takes this thread, and whatever it starts from now on, to a network of its own where 10.99.0.1 is the
+/// machine itself: certificates of loopback are never checked.
+pub(crate) fn enter_own_network() -> &'static str {
+    let name = format!("shoal-image-{}", std::process::id());
+    let ip = |words: &str| {
+        let done = Command::new("ip").args(words.split(' ')).status().unwrap();
+        assert!(done.success(), "ip {words}");
+    };
+    ip(&format!("netns add {name}"));
+    let network = std::fs::File::open(format!("/run/netns/{name}")).unwrap();
+    // It lives on as long as somebody is in it.
+    ip(&format!("netns del {name}"));
+    rustix::thread::move_into_link_name_space(
+        network.as_fd(),
+        Some(rustix::thread::LinkNameSpaceType::Network),
+    )
+    .unwrap();
+    ip("address add 10.99.0.1/32 dev lo");
+    ip("link set lo up");
+    "10.99.0.1"
+}
+
+/// An authority in `dir` and what it has signed: `ca.crt`, `server.crt` and `server.key` for `address`,
+/// `client.cert` and `client.key`.
+pub(crate) fn authority(dir: &Path, address: &str) {
+    let made = |certificate: &str, key: &str, more: &[&str]| {
+        let mut command = Command::new("openssl");
+        command.args(["req", "-x509", "-newkey", "ec", "-nodes", "-days", "2"]);
+        command.args([
+            "-pkeyopt",
+            "ec_paramgen_curve:prime256v1",
+            "-out",
+            certificate,
+        ]);
+        let done = command
+            .args(["-keyout", key])
+            .args(more)
+            .current_dir(dir)
+            .output()
+            .unwrap();
+        assert!(done.status.success(), "{done:?}");
+    };
+    made("ca.crt", "ca.secret", &["-subj", "/CN=reef authority"]);
+    let signed = [
+        "-CA",
+        "ca.crt",
+        "-CAkey",
+        "ca.secret",
+        "-addext",
+        "basicConstraints=CA:FALSE",
+    ];
+    let name = format!("subjectAltName=IP:{address}");
+    let server = [&signed[..], &["-subj", "/CN=server", "-addext", &name]].concat();
+    made("server.crt", "server.key", &server);
+    made(
+        "client.cert",
+        "client.key",
+        &[&signed[..], &["-subj", "/CN=diver"]].concat(),
+    );
 }
 
 /// A certificate for 127.0.0.1 that nobody knows.

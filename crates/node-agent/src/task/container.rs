@@ -50,6 +50,7 @@ pub(crate) struct Surroundings {
     pub(crate) node: NodeDescription,
     /// `search` line of the node's resolv.conf.
     pub(crate) search: Vec<String>,
+    pub(crate) log: LogConfig,
 }
 
 /// What is prepared for the task on the node.
@@ -148,7 +149,7 @@ pub(crate) fn request(
             resolv_conf: resolv_conf(task, &around.search).into_bytes(),
         },
         files: prepared.files,
-        log: LogConfig::default(),
+        log: around.log,
         seccomp,
         init: spec.init.unwrap_or(false),
     })
@@ -517,6 +518,7 @@ mod tests {
         Surroundings {
             node: node(),
             search: Vec::new(),
+            log: LogConfig::default(),
         }
     }
 

@@ -11,7 +11,7 @@ use std::{
 
 use shoal_image::{Image, ImageStore};
 use shoal_network::{ContainerEndpoints, Datapath, Endpoint};
-use shoal_runtime::{Phase, Runtime, Signal, StartError};
+use shoal_runtime::{LogConfig, Phase, Runtime, Signal, StartError};
 use shoal_types::{
     ContainerId, ContainerStatus, TaskId, TaskState, TaskStatus,
     object::{NodeDescription, Task},
@@ -46,6 +46,7 @@ pub(crate) struct Tools {
     pub(crate) outbox: Arc<Outbox>,
     pub(crate) description: watch::Receiver<NodeDescription>,
     pub(crate) search: Vec<String>,
+    pub(crate) log: LogConfig,
     pub(crate) saved: Saved,
     pub(crate) volumes: Arc<Volumes>,
     pub(crate) assignments: watch::Receiver<Option<Arc<Assignments>>>,

@@ -172,19 +172,7 @@ fn describe(node: NodeInfo, counts: Counts, swarm: wire::SwarmInfo) -> wire::Inf
         os_type: "linux".to_owned(),
         architecture: node.machine,
         index_server_address: "https://index.docker.io/v1/".to_owned(),
-        registry_config: wire::Registries {
-            insecure_registry_cidrs: list(&["127.0.0.0/8"]),
-            index_configs: std::collections::BTreeMap::from([(
-                "docker.io".to_owned(),
-                wire::IndexInfo {
-                    name: "docker.io".to_owned(),
-                    mirrors: Vec::new(),
-                    secure: true,
-                    official: true,
-                },
-            )]),
-            mirrors: None,
-        },
+        registry_config: registries(&node.insecure_registries, &node.registry_mirrors),
         n_cpu: node.cpus,
         mem_total: node.memory_bytes,
         docker_root_dir: node.data_root,
@@ -207,6 +195,35 @@ fn describe(node: NodeInfo, counts: Counts, swarm: wire::SwarmInfo) -> wire::Inf
         security_options: list(&["name=seccomp,profile=builtin", "name=cgroupns"]),
         warnings: Some(node.warnings).filter(|w| !w.is_empty()),
         ..wire::Info::default()
+    }
+}
+
+/// Of `insecure` the networks stand in one list and the hosts in another.
+fn registries(insecure: &[String], mirrors: &[String]) -> wire::Registries {
+    let (ranges, hosts): (Vec<&String>, Vec<&String>) =
+        insecure.iter().partition(|registry| registry.contains('/'));
+    let mirrors: Vec<String> = mirrors
+        .iter()
+        .map(|mirror| format!("{}/", mirror.trim_end_matches('/')))
+        .collect();
+    let index = |name: &str, mirrors: &[String], official: bool| {
+        let info = wire::IndexInfo {
+            name: name.to_owned(),
+            mirrors: mirrors.to_vec(),
+            secure: official,
+            official,
+        };
+        (name.to_owned(), info)
+    };
+    let loopback = ["::1/128", "127.0.0.0/8"].map(str::to_owned);
+    wire::Registries {
+        insecure_registry_cidrs: ranges.into_iter().cloned().chain(loopback).collect(),
+        index_configs: hosts
+            .into_iter()
+            .map(|host| index(host, &[], false))
+            .chain([index("docker.io", &mirrors, true)])
+            .collect(),
+        mirrors: Some(mirrors).filter(|mirrors| !mirrors.is_empty()),
     }
 }
 
@@ -301,4 +318,23 @@ pub(crate) async fn disk_usage(
 
 pub(crate) async fn plugins() -> Json<[(); 0]> {
     Json([])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn registries_are_those_the_daemon_was_started_with() {
+        let insecure = ["reg.lan:5000".to_owned(), "10.0.0.0/8".to_owned()];
+        let shown = registries(&insecure, &["https://mirror.lan".to_owned()]);
+        let ranges = ["10.0.0.0/8", "::1/128", "127.0.0.0/8"];
+        assert_eq!(shown.insecure_registry_cidrs, ranges);
+        assert!(!shown.index_configs["reg.lan:5000"].secure);
+        let hub = &shown.index_configs["docker.io"];
+        assert!(hub.secure && hub.official);
+        assert_eq!(hub.mirrors, ["https://mirror.lan/"]);
+        assert_eq!(shown.mirrors, Some(hub.mirrors.clone()));
+        assert_eq!(registries(&[], &[]).mirrors, None);
+    }
 }

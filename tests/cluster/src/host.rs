@@ -75,6 +75,21 @@ impl Host {
         Ok(host)
     }
 
+    /// Gives the daemon further flags. Before the start they are to count for.
+    #[must_use]
+    pub fn with_args(mut self, args: &[&str]) -> Self {
+        self.args.extend(args.iter().map(|arg| (*arg).to_owned()));
+        self
+    }
+
+    /// The daemon logs no more than `info`: where there are many, all that `debug` tells would take their time.
+    #[must_use]
+    pub fn with_short_log(mut self) -> Self {
+        let level = "info,openraft=warn".to_owned();
+        self.env.push(("SHOAL_LOG".to_owned(), level));
+        self
+    }
+
     /// From the next start on, the daemon is this program.
     pub fn set_binary(&mut self, binary: &Path) {
         binary.clone_into(&mut self.binary);

@@ -127,6 +127,9 @@ async fn run(mut args: DaemonArgs) -> Result<()> {
     let _pidfile = Pidfile::write(&args.pidfile)?;
     let labels = labels(&args.label);
 
+    if args.null_runtime {
+        home.check_null_runtime()?;
+    }
     // Complete before the agent looks at the networks it finds: without the node's address it would
     // take their ways to other nodes away.
     let membership = home.membership()?;
@@ -207,9 +210,13 @@ async fn start_agent(
     })
     .await
     .context("open the image store")?;
-    let runtime = Runtime::open(runtime_config(home)?)
-        .await
-        .context("reach the supervisor")?;
+    let config = runtime_config(home)?;
+    let runtime = if args.null_runtime {
+        Runtime::unconnected(config)
+    } else {
+        Runtime::open(config).await
+    };
+    let runtime = runtime.context("reach the supervisor")?;
     let resolver = resolver::read().unwrap_or_default();
     let datapath = Datapath::open(network_config(home, resolver.servers))
         .await
@@ -223,6 +230,7 @@ async fn start_agent(
         description,
         search: resolver.search,
         name_servers: || resolver::read().map(|resolver| resolver.servers),
+        in_memory: args.null_runtime,
     }))
 }
 

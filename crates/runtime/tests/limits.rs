@@ -116,6 +116,7 @@ async fn the_limit_of_swap_counts_with_memory() {
 
 #[tokio::test]
 async fn a_device_that_was_given_can_be_used_and_others_cannot() {
+    // The one is tun, which anybody may open; the other is the machine's memory.
     let node = Node::start().await;
     let script = "stat -c '%u:%g %a %t:%T' /dev/mine; head -c 0 /dev/mine && echo opened; \
         mknod /dev/other c 1 1; head -c 0 /dev/other 2>&1";
@@ -124,8 +125,8 @@ async fn a_device_that_was_given_can_be_used_and_others_cannot() {
     let device = LinuxDeviceBuilder::default()
         .path("/dev/mine")
         .typ(LinuxDeviceType::C)
-        .major(1)
-        .minor(11)
+        .major(10)
+        .minor(200)
         .file_mode(0o640_u32)
         .uid(0_u32)
         .gid(1001_u32)
@@ -134,14 +135,14 @@ async fn a_device_that_was_given_can_be_used_and_others_cannot() {
     let rule = LinuxDeviceCgroupBuilder::default()
         .allow(true)
         .typ(LinuxDeviceType::C)
-        .major(1_i64)
-        .minor(11_i64)
+        .major(10_i64)
+        .minor(200_i64)
         .access("r")
         .build();
     let rules = resources(&mut request).devices_mut().as_mut();
     rules.expect("rules").push(rule.expect("a rule"));
     let (_, text) = node.output(request).await;
-    let expected = "0:1001 640 1:b\nopened\nhead: /dev/other: Operation not permitted\n";
+    let expected = "0:1001 640 a:c8\nopened\nhead: /dev/other: Operation not permitted\n";
     assert_eq!(text, expected);
     node.finish().await;
 }

@@ -168,12 +168,13 @@ async fn a_new_supervisor_keeps_the_container_and_removes_the_sandboxes() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_sandbox_whose_process_was_killed_is_not_used() {
+async fn a_sandbox_whose_process_was_killed_is_removed_and_not_used() {
     let node = Node::start().await;
     let id = node.run_in_sandbox(|| node.shell("true")).await;
     node.runtime.delete(&id).await.expect("is deleted");
     wait_for("the next sandbox", || !node.sandboxes().is_empty()).await;
-    for sandbox in node.sandboxes() {
+    let killed = node.sandboxes();
+    for sandbox in &killed {
         let name = sandbox.file_name().expect("a name").to_owned();
         for root in support::cgroup_roots() {
             let kill = root
@@ -184,6 +185,10 @@ async fn a_sandbox_whose_process_was_killed_is_not_used() {
             let _ = fs::write(kill, "1");
         }
     }
+    wait_for("the end of those killed", || {
+        !killed.iter().any(|sandbox| sandbox.exists())
+    })
+    .await;
     let (status, text) = node.output(node.shell("echo fine")).await;
     assert_eq!((status.code, text.as_str()), (0, "fine\n"));
     node.finish().await;

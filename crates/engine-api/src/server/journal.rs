@@ -245,7 +245,7 @@ fn differences(
     }
     for (id, container) in before {
         if !after.contains_key(id) {
-            if container.state == ContainerState::Running {
+            if container.started_at.0 > 0 && !has_ended(container.state) {
                 // How it ended went with it.
                 events.push(event(container, "die", now, []));
                 events.extend(networks(container, "disconnect", now));

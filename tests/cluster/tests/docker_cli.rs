@@ -649,7 +649,6 @@ fn events_tell_what_happened_and_what_happens() {
         "network connect",
         "container start",
         "container die",
-        "exitCode=0",
         "network disconnect",
         "service remove",
         "network remove",

@@ -129,8 +129,10 @@ impl Recorder {
         let mut is_dirty = false;
         loop {
             self.follow_swarm();
-            // Each arm may be dropped at its await: nothing is taken from a stream before it is ready.
+            // Each arm may be dropped at its await: nothing is taken from a stream before it is ready. Commits come
+            // first, so that whoever asks is answered after those that were there before.
             tokio::select! {
+                biased;
                 change = next(&mut self.swarm) => {
                     let Some(journal) = self.journal.upgrade() else { return };
                     match change {
@@ -212,10 +214,21 @@ fn differences(
         if old.is_none() {
             events.push(event(container, "create", container.created, []));
         }
-        let was_started = old.is_some_and(|old| old.started_at.0 > 0);
-        if container.started_at.0 > 0 && !was_started {
-            events.extend(networks(container, "connect", container.started_at));
-            events.push(event(container, "start", container.started_at, []));
+        let was_ended = old.is_some_and(|old| has_ended(old.state));
+        let is_ended = has_ended(container.state);
+        // One that has ended no longer says when it began.
+        let began = old.map_or(container.started_at, |old| {
+            old.started_at.max(container.started_at)
+        });
+        let was_started = was_ended || old.is_some_and(|old| old.started_at.0 > 0);
+        if (began.0 > 0 || is_ended) && !was_started {
+            let at = if began.0 > 0 {
+                began
+            } else {
+                container.finished_at
+            };
+            events.extend(networks(container, "connect", at));
+            events.push(event(container, "start", at, []));
         }
         let health = |c: &ContainerInfo| c.health.as_ref().map(|health| health.status);
         if let Some(status @ ("healthy" | "unhealthy")) = health(container)
@@ -228,9 +241,12 @@ fn differences(
                 [],
             ));
         }
-        let was_ended = old.is_some_and(|old| has_ended(old.state));
-        if has_ended(container.state) && !was_ended && container.started_at.0 > 0 {
-            let lived = container.finished_at.0 - container.started_at.0;
+        if is_ended && !was_ended {
+            let lived = if began.0 > 0 {
+                container.finished_at.0 - began.0
+            } else {
+                0
+            };
             let seconds = (lived.max(0) / 1_000_000_000).to_string();
             if container.oom_killed {
                 events.push(event(container, "oom", container.finished_at, []));
@@ -245,7 +261,7 @@ fn differences(
     }
     for (id, container) in before {
         if !after.contains_key(id) {
-            if container.state == ContainerState::Running {
+            if container.started_at.0 > 0 && !has_ended(container.state) {
                 // How it ended went with it.
                 events.push(event(container, "die", now, []));
                 events.extend(networks(container, "disconnect", now));

@@ -2,7 +2,7 @@
 # Measures Shoal beside crun, runc, dockerd and etcd, and prints a table. Needs root, Debian or Ubuntu, and rustup.
 #   bench/run.sh [--quick] [--only start|swarm|network] [--json FILE] [--shoal PATH]
 #   bench/run.sh --cluster [--quick] [--case CASE,…] [--json FILE] [--shoal PATH]
-# --cluster     several nodes instead of one: what fails over and how fast, writes, services, traffic; about 25 minutes.
+# --cluster     several nodes instead of one: what fails over and how fast, writes, services, traffic; about 35 minutes.
 # --shoal PATH  measures that binary instead of the one built here; whatever is left is passed on to shoal-bench.
 # At most ten minutes, two with --quick, besides the build. Installs nothing: the peers are unpacked into a temporary
 # directory, and everything made is taken away again.

@@ -120,19 +120,20 @@ fn in_turns(
     Ok(ways.map(|way| way.series))
 }
 
-/// The kernel's time for one endpoint that comes and another that goes, with all the others there.
+/// The time for one endpoint that comes and another that goes, with all the others there: comparing what is wanted with
+/// what is known, and the kernel's.
 fn changes(world: &mut World) -> Result<Series> {
-    let case = format!("kernel's time for a changed endpoint, {MANY} services");
+    let case = format!("processor's time for a changed endpoint, {MANY} services");
     let mut series = Series::new(case, Unit::Micros);
     for _ in 0..5 {
         let states: Vec<_> = (0..CHANGES)
             .map(|n| world::states(vips(MANY, if n % 2 == 0 { THERE } else { HERE })).remove(0))
             .collect();
-        let before = load::kernel_time()?;
+        let before = load::spent()?;
         for state in states {
             world.apply_one(0, state)?;
         }
-        let spent = load::kernel_time()?.saturating_sub(before);
+        let spent = load::spent()?.saturating_sub(before);
         let count = f64::from(u32::try_from(CHANGES)?);
         series.samples.push(spent.as_secs_f64() * 1e6 / count);
     }

@@ -1,6 +1,6 @@
 //! Processes as /proc shows them to the outermost pid namespace.
 
-use std::{collections::BTreeSet, fs, path::PathBuf};
+use std::{collections::BTreeSet, fs, path::PathBuf, time::Duration};
 
 use anyhow::{Context, Result};
 
@@ -74,6 +74,24 @@ fn descends_from(pid: u32, ancestor: u32) -> bool {
     false
 }
 
+/// What a process has had of processors.
+pub(crate) fn processor_time(pid: u32) -> Result<Duration> {
+    let stat = fs::read_to_string(proc(pid, "stat")).with_context(|| format!("{pid} runs"))?;
+    ticks(&stat)
+        .map(|ticks| Duration::from_millis(ticks * 10))
+        .context("processor time")
+}
+
+/// User and system time (fields 14 and 15 of proc_pid_stat(5)), in hundredths of a second, which `USER_HZ` is everywhere.
+fn ticks(stat: &str) -> Option<u64> {
+    // The second, in parentheses, may hold anything.
+    let (_, rest) = stat.rsplit_once(") ")?;
+    let mut fields = rest.split_whitespace().skip(11);
+    let user: u64 = fields.next()?.parse().ok()?;
+    let system: u64 = fields.next()?.parse().ok()?;
+    Some(user + system)
+}
+
 /// Memory of some processes together, in MiB.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub(crate) struct Memory {
@@ -115,6 +133,14 @@ mod tests {
         let status = "Name:\tsleep\nPPid:\t1\nNSpid:\t1234\t56\t1\nThreads:\t1\n";
         assert_eq!(namespace_pids(status).collect::<Vec<_>>(), [1234, 56, 1]);
         assert_eq!(namespace_pids("Name:\tx\n").count(), 0);
+    }
+
+    #[test]
+    fn processor_time_is_that_of_user_and_system() {
+        let stat = "7 (a) b) S 1 7 7 0 -1 4194560 1 0 0 0 250 50 9 9 20 0 1 0 100 1 1";
+        assert_eq!(ticks(stat), Some(300));
+        assert!(processor_time(std::process::id()).is_ok());
+        assert!(processor_time(u32::MAX).is_err());
     }
 
     #[test]

@@ -19,6 +19,11 @@ pub(crate) enum Unit {
     Micros,
     #[serde(rename = "tasks")]
     Tasks,
+    #[serde(rename = "nodes")]
+    Nodes,
+    /// Of one processor.
+    #[serde(rename = "%")]
+    Percent,
 }
 
 impl Unit {
@@ -30,6 +35,8 @@ impl Unit {
             Self::Mebibytes => "MiB",
             Self::Micros => "µs",
             Self::Tasks => "tasks",
+            Self::Nodes => "nodes",
+            Self::Percent => "%",
         }
     }
 

@@ -68,7 +68,11 @@ pub(crate) async fn measure(
 }
 
 /// Until a change is acknowledged, counted from `started`.
-async fn accepted(mut engine: Engine, name: String, started: Instant) -> Result<Duration> {
+pub(super) async fn accepted(
+    mut engine: Engine,
+    name: String,
+    started: Instant,
+) -> Result<Duration> {
     loop {
         match timeout(PATIENCE, relabel(&mut engine, &name)).await {
             Ok(Ok(())) => return Ok(started.elapsed()),

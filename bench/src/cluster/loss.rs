@@ -7,7 +7,7 @@ use std::{
 
 use anyhow::{Result, bail};
 use nix::sys::signal::Signal;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::{
     machines::Machines,
@@ -16,6 +16,7 @@ use super::{
 };
 use crate::{
     deadline::Deadline,
+    http::Engine,
     stats::{Series, Unit},
     swarm::daemon::text,
 };
@@ -29,39 +30,74 @@ const HICCUP: Duration = Duration::from_secs(5);
 const AFTERMATH: Duration = Duration::from_secs(5);
 const LIMIT: Duration = Duration::from_secs(90);
 
-/// Hiccups of one worker, then workers that lose their power in turn.
-pub(crate) async fn measure(
-    machines: &mut Machines,
-    (trials, hiccups): (usize, usize),
-    deadline: Deadline,
-) -> (Result<()>, Vec<Series>) {
+/// Of each kind.
+const TIME: Duration = Duration::from_mins(6);
+/// The dispatcher's heartbeat period that is to make the most haste.
+const TUNED: Duration = Duration::from_secs(1);
+
+/// How many samples.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Trials {
+    pub(crate) lost: usize,
+    pub(crate) lost_tuned: usize,
+    pub(crate) hiccups: usize,
+}
+
+/// Hiccups of one worker, then workers that lose their power in turn, by default and with heartbeats in haste.
+pub(crate) async fn measure(machines: &mut Machines, trials: Trials) -> (Result<()>, Vec<Series>) {
     let case = |what| format!("tasks restarted because a worker {what} for 5 s, of {REPLICAS}");
     let mut frozen = Series::new(case("stood still"), Unit::Tasks);
     let mut cut = Series::new(case("had no link"), Unit::Tasks);
-    let mut moved = Series::new(
-        "worker loses power → its tasks running elsewhere",
-        Unit::Millis,
-    );
+    let lost_power = "worker loses power → its tasks running elsewhere";
+    let mut moved = Series::new(lost_power, Unit::Millis);
+    let tuned = format!("{lost_power}, --dispatcher-heartbeat {TUNED:?}");
+    let mut moved_tuned = Series::new(tuned, Unit::Millis);
     let result = async {
         let leader = machines.settled().await?;
         let mut engine = machines.engine(leader);
         let spec = tasks::sleepers(SERVICE, &machines.image, REPLICAS);
         engine.post("/services/create", &spec).await?;
-        while deadline.allows(frozen.samples.len(), hiccups) {
+        let deadline = Deadline::after(TIME);
+        while deadline.allows(frozen.samples.len(), trials.hiccups) {
             frozen.samples.push(hiccup(machines, Hiccup::Freeze).await?);
             cut.samples.push(hiccup(machines, Hiccup::Cut).await?);
         }
-        while deadline.allows(moved.samples.len(), trials) {
-            let worker = machines.managers().end + moved.samples.len() % 2;
-            let took = lost(machines, worker).await?;
-            eprintln!("bench: worker lost: {took:.0?}");
-            moved.samples.push(millis(took));
-        }
+        lose(machines, &mut moved, trials.lost).await?;
+        let leader = machines.settled().await?;
+        let mut engine = machines.engine(leader);
+        set_heartbeat(&mut engine, TUNED).await?;
+        lose(machines, &mut moved_tuned, trials.lost_tuned).await?;
+        let leader = machines.settled().await?;
+        let mut engine = machines.engine(leader);
+        // The default.
+        set_heartbeat(&mut engine, Duration::ZERO).await?;
         engine.delete(&format!("/services/{SERVICE}")).await?;
         Ok(())
     }
     .await;
-    (result, vec![frozen, cut, moved])
+    (result, vec![frozen, cut, moved, moved_tuned])
+}
+
+/// The two workers lose power in turn.
+async fn lose(machines: &mut Machines, times: &mut Series, trials: usize) -> Result<()> {
+    let deadline = Deadline::after(TIME);
+    while deadline.allows(times.samples.len(), trials) {
+        let worker = machines.managers().end + times.samples.len() % 2;
+        let took = lost(machines, worker).await?;
+        eprintln!("bench: worker lost: {took:.0?}");
+        times.samples.push(millis(took));
+    }
+    Ok(())
+}
+
+/// As `swarm update --dispatcher-heartbeat`.
+async fn set_heartbeat(engine: &mut Engine, period: Duration) -> Result<()> {
+    let swarm = engine.get("/swarm").await?;
+    let mut spec = swarm["Spec"].clone();
+    let nanos = u64::try_from(period.as_nanos())?;
+    spec["Dispatcher"]["HeartbeatPeriod"] = json!(nanos);
+    let path = format!("/swarm/update?version={}", swarm["Version"]["Index"]);
+    engine.post(&path, &spec).await.map(drop)
 }
 
 #[derive(Debug, Clone, Copy)]

@@ -1,9 +1,13 @@
 //! Several nodes in one swarm.
 
-use std::{path::Path, time::Duration};
+use std::{
+    path::Path,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context, Result, bail};
 use serde_json::{Value, json};
+use tokio::task::JoinSet;
 
 use super::{
     hub::Hub,
@@ -15,6 +19,9 @@ use crate::{deadline::Deadline, http::Engine, swarm::daemon::text};
 const LIMIT: Duration = Duration::from_mins(2);
 /// At rest, so that what the last sample left to do is not measured with the next.
 const REST: Duration = Duration::from_secs(2);
+
+/// Agents that ask to join at the same time.
+const JOIN_TOGETHER: usize = 20;
 
 /// The network that services are attached to.
 pub(crate) const NETWORK: &str = "shoal-bench";
@@ -40,6 +47,66 @@ impl Machines {
         workers: usize,
         image: &[u8],
     ) -> Result<Self> {
+        let mut machines = Self::joined(side, dir, managers, workers).await?;
+        machines.settled().await?;
+        machines.spread(image).await.context("spread the image")?;
+        // Docker's default of a /24 ends at some 250 tasks.
+        let network = json!({
+            "Name": NETWORK,
+            "Driver": "overlay",
+            "IPAM": { "Config": [{ "Subnet": "10.77.0.0/16" }] },
+        });
+        machines.nodes[0]
+            .engine
+            .post("/networks/create", &network)
+            .await?;
+        Ok(machines)
+    }
+
+    /// Managers with nothing on them.
+    pub(crate) async fn managers_only(side: &Side, dir: &Path, managers: usize) -> Result<Self> {
+        let mut machines = Self::joined(side, dir, managers, 0).await?;
+        machines.settled().await?;
+        Ok(machines)
+    }
+
+    /// Starts nodes whose tasks run in memory only, and joins them; how long it took from the first question to the last
+    /// node's being ready.
+    pub(crate) async fn add_agents(&mut self, dir: &Path, count: usize) -> Result<Duration> {
+        let first = self.nodes.len();
+        for number in first..first + count {
+            let mut node = Node::load(&self.side, number, &dir.join(number.to_string()))?;
+            node.boot(&self.hub)?;
+            self.nodes.push(node);
+        }
+        for node in &mut self.nodes[first..] {
+            node.answers().await?;
+        }
+        let swarm = self.nodes[0].engine.get("/swarm").await?;
+        let token = &swarm["JoinTokens"]["Worker"];
+        let numbers: Vec<usize> = (first..first + count).collect();
+        let started = Instant::now();
+        for numbers in numbers.chunks(JOIN_TOGETHER) {
+            let mut joining = JoinSet::new();
+            for number in numbers {
+                let mut engine = self.engine(*number);
+                let request = join_request(*number, token);
+                joining.spawn(async move { engine.post("/swarm/join", &request).await });
+            }
+            while let Some(joined) = joining.join_next().await {
+                joined.context("a join")?.context("join an agent")?;
+            }
+        }
+        self.whole().await?;
+        let took = started.elapsed();
+        for node in &mut self.nodes[first..] {
+            node.read_id().await?;
+        }
+        Ok(took)
+    }
+
+    /// Nodes in one swarm.
+    async fn joined(side: &Side, dir: &Path, managers: usize, workers: usize) -> Result<Self> {
         let hub = Hub::new()?;
         let mut machines = Self {
             side: side.clone(),
@@ -57,27 +124,11 @@ impl Machines {
             node.answers().await?;
         }
         machines.join_all().await.context("form the swarm")?;
-        machines.settled().await?;
-        machines.spread(image).await.context("spread the image")?;
-        // Docker's default of a /24 ends at some 250 tasks.
-        let network = json!({
-            "Name": NETWORK,
-            "Driver": "overlay",
-            "IPAM": { "Config": [{ "Subnet": "10.77.0.0/16" }] },
-        });
-        machines.nodes[0]
-            .engine
-            .post("/networks/create", &network)
-            .await?;
         Ok(machines)
     }
 
     async fn join_all(&mut self) -> Result<()> {
-        let own = |number: usize| {
-            let address = Hub::address(number).to_string();
-            json!({ "ListenAddr": format!("{address}:2377"), "AdvertiseAddr": address })
-        };
-        let init = own(0);
+        let init = place(0);
         self.nodes[0].engine.post("/swarm/init", &init).await?;
         let swarm = self.nodes[0].engine.get("/swarm").await?;
         let managers = self.managers;
@@ -88,14 +139,11 @@ impl Machines {
                 "Worker"
             };
             if node.number > 0 {
-                let mut join = own(node.number);
-                join["RemoteAddrs"] = json!([format!("{}:2377", Hub::address(0))]);
-                join["JoinToken"] = swarm["JoinTokens"][role].clone();
+                let join = join_request(node.number, &swarm["JoinTokens"][role]);
                 let joined = node.engine.post("/swarm/join", &join).await;
                 joined.with_context(|| format!("join node {} as {role}", node.number + 1))?;
             }
-            let info = node.engine.get("/info").await?;
-            text(&info["Swarm"]["NodeID"]).clone_into(&mut node.id);
+            node.read_id().await?;
         }
         Ok(())
     }
@@ -148,6 +196,13 @@ impl Machines {
 
     /// Waits until every node is ready, every manager reachable and one of them leads; returns which, after a rest.
     pub(crate) async fn settled(&mut self) -> Result<usize> {
+        let leader = self.whole().await?;
+        tokio::time::sleep(REST).await;
+        Ok(leader)
+    }
+
+    /// The same without the rest.
+    async fn whole(&mut self) -> Result<usize> {
         let limit = Deadline::after(LIMIT);
         loop {
             let nodes = self.listed().await.unwrap_or_default();
@@ -164,9 +219,7 @@ impl Machines {
                 && reach.count() == self.managers
                 && let Some(node) = self.nodes.iter().find(|n| n.id == text(&leader["ID"]))
             {
-                let number = node.number;
-                tokio::time::sleep(REST).await;
-                return Ok(number);
+                return Ok(node.number);
             }
             if limit.passed() {
                 bail!("the swarm is not whole: {}", Value::Array(nodes));
@@ -179,4 +232,17 @@ impl Machines {
     pub(crate) fn engine(&self, number: usize) -> Engine {
         self.nodes[number].engine.another()
     }
+}
+
+/// Where a node is, in the words of `swarm init` and `swarm join`.
+fn place(number: usize) -> Value {
+    let address = Hub::address(number).to_string();
+    json!({ "ListenAddr": format!("{address}:2377"), "AdvertiseAddr": address })
+}
+
+fn join_request(number: usize, token: &Value) -> Value {
+    let mut join = place(number);
+    join["RemoteAddrs"] = json!([format!("{}:2377", Hub::address(0))]);
+    join["JoinToken"] = token.clone();
+    join
 }

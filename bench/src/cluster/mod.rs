@@ -2,6 +2,7 @@
 //!
 //! Both sides, Shoal's daemons and dockerd's, run on the same machines and are asked the same, one after the other.
 
+mod agents;
 mod etcd;
 mod failover;
 mod heal;
@@ -43,6 +44,8 @@ pub(crate) enum Case {
     Heal,
     /// Requests between containers of two nodes.
     Traffic,
+    /// Hundreds of agents on three managers.
+    Agents,
 }
 
 /// How much is measured.
@@ -103,6 +106,15 @@ pub(crate) async fn measure(plan: &Plan, report: &mut Report) {
         }
         sides.push(taken);
     }
+    let mut many = Vec::new();
+    if plan.wants(Case::Agents) {
+        eprintln!("bench: shoal: {:?}", Case::Agents);
+        let (result, series) = agents::measure(plan, &ours).await;
+        if let Err(error) = result {
+            report.note(format!("shoal: {:?}: {error:#}", Case::Agents));
+        }
+        many = series;
+    }
     let mut etcd = Vec::new();
     if plan.wants(Case::Writes) {
         eprintln!("bench: etcd");
@@ -122,6 +134,7 @@ pub(crate) async fn measure(plan: &Plan, report: &mut Report) {
     let ours_written: Vec<Series> = ours.series.iter().filter(written).cloned().collect();
     report.compare("etcd", &ours_written, &etcd);
     report.compare("direct", &ours.vip, &ours.direct);
+    report.compare("", &many, &[]);
     report.peers.extend(theirs.version.take());
     for what in theirs.failed.drain(..).chain(ours.failed.drain(..)) {
         report.note(what);
@@ -179,15 +192,20 @@ async fn one_swarm(
             Case::Writes => writes::measure(&mut machines, Kind::Config, plan.effort()).await,
             Case::Creates => writes::measure(&mut machines, Kind::Service, plan.effort()).await,
             Case::Loss => {
-                let trials = (plan.trials(side, 10, 3), plan.trials(side, 3, 1));
-                let limit = Deadline::after(Duration::from_mins(6));
-                loss::measure(&mut machines, trials, limit).await
+                let trials = loss::Trials {
+                    lost: plan.trials(side, 20, 3),
+                    lost_tuned: plan.trials(side, 20, 3),
+                    hiccups: plan.trials(side, 3, 1),
+                };
+                loss::measure(&mut machines, trials).await
             }
             Case::Heal => {
                 let trials = plan.trials(side, 10, 0);
                 let limit = Deadline::after(Duration::from_mins(4));
                 heal::measure(&mut machines, trials, limit).await
             }
+            // Of no size that is formed here.
+            Case::Agents => continue,
             Case::Traffic => {
                 let (rounds, span) = if plan.quick { (5, 500) } else { (20, 500) };
                 let span = Duration::from_millis(span);

@@ -10,7 +10,12 @@ use std::{
 use anyhow::{Context, Result};
 
 use super::hub::Hub;
-use crate::{deadline::Deadline, http::Engine, sandbox::Sandbox, swarm::daemon::Tools};
+use crate::{
+    deadline::Deadline,
+    http::Engine,
+    sandbox::Sandbox,
+    swarm::daemon::{Tools, text},
+};
 
 /// How long a daemon may take to come up; generous, because a slow start is not what is measured.
 const START_LIMIT: Duration = Duration::from_mins(1);
@@ -84,6 +89,8 @@ pub(crate) struct Node {
     /// Its id in the swarm, once it is in one.
     pub(crate) id: String,
     side: Side,
+    /// Its tasks run in memory only.
+    is_load: bool,
     dir: PathBuf,
     sandbox: Option<Sandbox>,
     boots: usize,
@@ -98,10 +105,18 @@ impl Node {
             engine: Engine::new(&dir.join("sock")),
             id: String::new(),
             side: side.clone(),
+            is_load: false,
             dir: dir.to_owned(),
             sandbox: None,
             boots: 0,
         })
+    }
+
+    /// One whose tasks run in memory only; of Shoal's side.
+    pub(crate) fn load(side: &Side, number: usize, dir: &Path) -> Result<Self> {
+        let mut node = Self::new(side, number, dir)?;
+        node.is_load = true;
+        Ok(node)
     }
 
     pub(crate) fn hostname(number: usize) -> String {
@@ -119,10 +134,14 @@ impl Node {
         }
         let mut environment = self.side.environment();
         environment.push(("SANDBOX_NAME".into(), Self::hostname(self.number).into()));
+        let mut args = self.side.args(&self.dir, self.number);
+        if self.is_load {
+            args.push("--null-runtime".into());
+        }
         let sandbox = Sandbox::start(
             &self.dir.join(format!("boot{}", self.boots)),
             &self.side.program()?,
-            &self.side.args(&self.dir, self.number),
+            &args,
             &environment,
         )?;
         hub.plug(self.number, sandbox.init())?;
@@ -156,11 +175,22 @@ impl Node {
         }
     }
 
+    /// Learns the node's id in the swarm.
+    pub(crate) async fn read_id(&mut self) -> Result<()> {
+        let info = self.engine.get("/info").await?;
+        text(&info["Swarm"]["NodeID"]).clone_into(&mut self.id);
+        Ok(())
+    }
+
     /// Ends the daemon and takes away what it made that does not go with the sandbox.
     fn purge(&mut self) -> Result<()> {
+        // What runs in memory only has made nothing that does not go with the sandbox.
         let Side::Shoal { program } = &self.side else {
             return Ok(());
         };
+        if self.is_load {
+            return Ok(());
+        }
         let Some(mut sandbox) = self.sandbox.take() else {
             return Ok(());
         };

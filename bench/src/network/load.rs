@@ -48,7 +48,7 @@ impl Kind {
                 format!("processor's time for a request {what}"),
                 Unit::Micros,
             ),
-            Self::Bytes => Series::new(format!("MiB a second {what}"), Unit::PerSecond),
+            Self::Bytes => Series::new(format!("processor's time for a MiB {what}"), Unit::Micros),
         }
     }
 
@@ -64,13 +64,14 @@ impl Kind {
         for client in clients {
             count += join(client)??;
         }
-        let took = started.elapsed();
         #[expect(clippy::cast_precision_loss, reason = "counts of a second or less")]
         let count = count as f64;
-        Ok(match self {
-            Self::Bytes => count / took.as_secs_f64() / f64::from(1 << 20),
-            _ => spent()?.saturating_sub(before).as_secs_f64() * 1e6 / count,
-        })
+        let unit = if self == Self::Bytes {
+            f64::from(1 << 20)
+        } else {
+            1.0
+        };
+        Ok(spent()?.saturating_sub(before).as_secs_f64() * 1e6 * unit / count)
     }
 
     /// Connections, requests or bytes.
@@ -160,16 +161,8 @@ fn join<T>(thread: JoinHandle<T>) -> Result<T> {
 }
 
 /// The processor time of this program, the kernel's for it included.
-fn spent() -> Result<Duration> {
+pub(super) fn spent() -> Result<Duration> {
     let usage = getrusage(UsageWho::RUSAGE_SELF)?;
     let micros = usage.user_time().num_microseconds() + usage.system_time().num_microseconds();
-    Ok(Duration::from_micros(u64::try_from(micros)?))
-}
-
-/// The kernel's part of it.
-pub(super) fn kernel_time() -> Result<Duration> {
-    let micros = getrusage(UsageWho::RUSAGE_SELF)?
-        .system_time()
-        .num_microseconds();
     Ok(Duration::from_micros(u64::try_from(micros)?))
 }

@@ -18,6 +18,7 @@ use crate::{
     object::{ConfigCommand, SecretCommand},
     opts,
     service::ServiceCommand,
+    stack::StackCommand,
     swarm::SwarmCommand,
     system::{EventsArgs, FormatArgs, SystemCommand},
 };
@@ -83,6 +84,9 @@ pub(crate) enum TopCommand {
     /// Manage Swarm services
     #[command(subcommand)]
     Service(ServiceCommand),
+    /// Manage Swarm stacks
+    #[command(subcommand)]
+    Stack(StackCommand),
     /// Manage Swarm
     #[command(subcommand)]
     Swarm(SwarmCommand),

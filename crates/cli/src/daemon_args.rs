@@ -43,6 +43,10 @@ pub(crate) struct DaemonArgs {
     /// Set the logging level ("debug"|"info"|"warn"|"error"|"fatal")
     #[arg(short, long, value_name = "string", default_value = "info", value_parser = ["trace", "debug", "info", "warn", "error", "fatal"], hide_possible_values = true)]
     pub(crate) log_level: String,
+    /// Run tasks in memory only: no image, container or network is made. Many such workers on one machine are a load
+    /// generator for managers
+    #[arg(long, hide = true, conflicts_with = "local")]
+    pub(crate) null_runtime: bool,
     /// Path to use for daemon PID file
     #[arg(short, long, value_name = "string", default_value = "/run/shoal.pid")]
     pub(crate) pidfile: PathBuf,

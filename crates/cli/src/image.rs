@@ -50,6 +50,19 @@ pub(crate) enum ImageCommand {
         override_usage = "shoal image ls [OPTIONS] [REPOSITORY[:TAG]]"
     )]
     Ls(ListArgs),
+    /// Remove unused images
+    #[command(override_usage = "shoal image prune [OPTIONS]")]
+    Prune {
+        /// Remove all unused images, not just dangling ones
+        #[arg(short, long)]
+        all: bool,
+        /// Provide filter values (e.g. "until=<timestamp>")
+        #[arg(long, value_name = "filter")]
+        filter: Vec<Filter>,
+        /// Do not prompt for confirmation
+        #[arg(short, long)]
+        force: bool,
+    },
     /// Download an image from a registry
     #[command(override_usage = "shoal image pull [OPTIONS] NAME[:TAG|@DIGEST]")]
     Pull(PullArgs),
@@ -229,6 +242,7 @@ pub(crate) async fn run(session: &Session, command: ImageCommand) -> Result {
         }
         ImageCommand::Load(args) => load(session, &args).await,
         ImageCommand::Ls(args) => ls(session, &args).await,
+        ImageCommand::Prune { all, filter, force } => prune(session, all, &filter, force).await,
         ImageCommand::Pull(args) => pull(session, &args).await,
         ImageCommand::Rm(args) => rm(session, &args).await,
         ImageCommand::Save(args) => save(session, &args).await,
@@ -391,6 +405,40 @@ async fn save(session: &Session, args: &SaveArgs) -> Result {
     result
 }
 
+/// A line for each step of a removal, which begins with one of these words.
+fn removed(items: &[Value], (deleted, untagged): (&str, &str)) -> String {
+    let mut lines = String::new();
+    for item in items {
+        for (key, word) in [("/Deleted", deleted), ("/Untagged", untagged)] {
+            let name = text(item, key);
+            if !name.is_empty() {
+                lines.push_str(&format!("{word}: {name}\n"));
+            }
+        }
+    }
+    lines
+}
+
+async fn prune(session: &Session, all: bool, filter: &[Filter], force: bool) -> Result {
+    let what = if all {
+        "all images without at least one container associated to them"
+    } else {
+        "all dangling images"
+    };
+    let mut filters = Filters::new(filter);
+    filters.add("dangling", if all { "false" } else { "true" });
+    let report = session.prune("image", what, force, &filters).await?;
+    let items = report["ImagesDeleted"]
+        .as_array()
+        .cloned()
+        .unwrap_or_default();
+    if !items.is_empty() {
+        let lines = removed(&items, ("deleted", "untagged"));
+        output::line(format!("Deleted Images:\n{lines}"))?;
+    }
+    output::reclaimed(&report)
+}
+
 async fn rm(session: &Session, args: &RemoveArgs) -> Result {
     let mut errors = Vec::new();
     for image in &args.images {
@@ -398,16 +446,7 @@ async fn rm(session: &Session, args: &RemoveArgs) -> Result {
             .flag("force", args.force)
             .flag("noprune", args.no_prune);
         match session.api.list(request).await {
-            Ok(items) => {
-                for item in items {
-                    for (key, word) in [("/Deleted", "Deleted"), ("/Untagged", "Untagged")] {
-                        let name = text(&item, key);
-                        if !name.is_empty() {
-                            output::line(format!("{word}: {name}"))?;
-                        }
-                    }
-                }
-            }
+            Ok(items) => output::write(removed(&items, ("Deleted", "Untagged")))?,
             Err(error) if args.force && error.is_not_found() => {
                 output::note(error.to_string());
             }

@@ -27,6 +27,7 @@ mod opts;
 mod output;
 mod service;
 mod session;
+mod stack;
 mod swarm;
 mod system;
 mod template;
@@ -115,6 +116,7 @@ async fn run(session: &Session, command: TopCommand) -> Result {
         TopCommand::Node(command) => node::run(session, command).await,
         TopCommand::Secret(command) => object::run_secret(session, command).await,
         TopCommand::Service(command) => service::run(session, command).await,
+        TopCommand::Stack(command) => stack::run(session, command).await,
         TopCommand::Swarm(command) => swarm::run(session, command).await,
         TopCommand::System(command) => system::run(session, command).await,
         TopCommand::Volume(command) => volume::run(session, command).await,

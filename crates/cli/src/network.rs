@@ -232,40 +232,19 @@ pub(crate) async fn run(session: &Session, command: NetworkCommand) -> Result {
         }
         NetworkCommand::Ls(args) => ls(session, &args).await,
         NetworkCommand::Prune { filter, force } => prune(session, &filter, force).await,
-        NetworkCommand::Rm { force, networks } => rm(session, &networks, force).await,
-    }
-}
-
-async fn rm(session: &Session, networks: &[String], force: bool) -> Result {
-    let mut errors = Vec::new();
-    for network in networks {
-        match session
-            .api
-            .done(Request::delete(&["networks", network]))
-            .await
-        {
-            Ok(()) => output::line(network)?,
-            Err(error) if force && error.is_not_found() => {}
-            Err(error @ CliError::Refused { .. }) => errors.push(error),
-            Err(error) => return Err(error),
+        NetworkCommand::Rm { force, networks } => {
+            let request = |network: &str| Request::delete(&["networks", network]);
+            session.remove(&networks, force, request).await
         }
     }
-    CliError::all(errors)
 }
 
 async fn prune(session: &Session, filter: &[Filter], force: bool) -> Result {
-    const WARNING: &str = "WARNING! This will remove all custom networks not used by at least one container.\nAre you sure you want to continue?";
-    if !force && !output::confirm(WARNING)? {
-        return Err(CliError::message("network prune has been cancelled"));
-    }
-    let request = Request::post(&["networks", "prune"]).filters(&Filters::new(filter));
-    let report = session.api.json(request).await?;
-    let removed: Vec<&str> = report["NetworksDeleted"]
-        .as_array()
-        .into_iter()
-        .flatten()
-        .filter_map(Value::as_str)
-        .collect();
+    const WHAT: &str = "all custom networks not used by at least one container";
+    let filters = Filters::new(filter);
+    let report = session.prune("network", WHAT, force, &filters).await?;
+    let deleted = report["NetworksDeleted"].as_array().into_iter().flatten();
+    let removed: Vec<&str> = deleted.filter_map(Value::as_str).collect();
     if removed.is_empty() {
         return Ok(());
     }

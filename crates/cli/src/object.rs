@@ -184,7 +184,7 @@ pub(crate) async fn run_config(session: &Session, command: ConfigCommand) -> Res
 }
 
 /// The content of a file, or of standard input for `-`, in base64.
-fn read(file: &str) -> Result<String> {
+pub(crate) fn read(file: &str) -> Result<String> {
     let mut data = Vec::new();
     let read =
         |source: &mut dyn Read, data: &mut Vec<u8>| source.take(READ_LIMIT).read_to_end(data);

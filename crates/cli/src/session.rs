@@ -2,12 +2,14 @@
 
 use std::path::Path;
 
+use serde_json::Value;
 use shoal_engine_api::client::Endpoint;
 
 use crate::{
     api::{Api, Request},
     config::Config,
     error::{CliError, Result},
+    opts::Filters,
     output,
 };
 
@@ -35,15 +37,47 @@ impl Session {
 
     /// Sends a request for each name and prints the name when it worked; goes on after an error.
     pub(crate) async fn each(&self, names: &[String], request: impl Fn(&str) -> Request) -> Result {
+        self.remove(names, false, request).await
+    }
+
+    /// As [`Session::each`]; with `force`, what is not there is no error.
+    pub(crate) async fn remove(
+        &self,
+        names: &[String],
+        force: bool,
+        request: impl Fn(&str) -> Request,
+    ) -> Result {
         let mut errors = Vec::new();
         for name in names {
             match self.api.done(request(name)).await {
                 Ok(()) => output::line(name)?,
+                Err(error) if force && error.is_not_found() => {}
                 Err(error @ CliError::Refused { .. }) => errors.push(error),
                 Err(error) => return Err(error),
             }
         }
         CliError::all(errors)
+    }
+
+    /// Asks before unused objects of `kind` are removed, unless `force` says not to ask, and has them removed.
+    pub(crate) async fn prune(
+        &self,
+        kind: &str,
+        what: &str,
+        force: bool,
+        filters: &Filters,
+    ) -> Result<Value> {
+        let question =
+            format!("WARNING! This will remove {what}.\nAre you sure you want to continue?");
+        if !force && !output::confirm(&question)? {
+            return Err(CliError::message(format!(
+                "{kind} prune has been cancelled"
+            )));
+        }
+        let path = format!("{kind}s");
+        self.api
+            .json(Request::post(&[&path, "prune"]).filters(filters))
+            .await
     }
 }
 

@@ -321,6 +321,12 @@ fn info_page(info: &Value) -> String {
                 number(cluster, "/DataPathPort").to_string(),
             );
         }
+        let heartbeat = number(cluster, "/Spec/Dispatcher/HeartbeatPeriod");
+        if manager && heartbeat > 0 {
+            line("  Dispatcher:", String::new());
+            let seconds = i64::try_from(heartbeat / 1_000_000_000).unwrap_or(i64::MAX);
+            line("   Heartbeat Period:", human::duration(seconds));
+        }
         line("  Node Address:", text(swarm, "/NodeAddr").to_owned());
         let managers: Vec<String> = swarm["RemoteManagers"]
             .as_array()

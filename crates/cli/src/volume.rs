@@ -133,44 +133,27 @@ pub(crate) async fn run(session: &Session, command: VolumeCommand) -> Result {
         }
         VolumeCommand::Ls(args) => ls(session, &args).await,
         VolumeCommand::Prune { all, filter, force } => prune(session, all, &filter, force).await,
-        VolumeCommand::Rm { force, volumes } => rm(session, &volumes, force).await,
-    }
-}
-
-async fn rm(session: &Session, volumes: &[String], force: bool) -> Result {
-    let mut errors = Vec::new();
-    for volume in volumes {
-        let request = Request::delete(&["volumes", volume]).flag("force", force);
-        match session.api.done(request).await {
-            Ok(()) => output::line(volume)?,
-            Err(error @ CliError::Refused { .. }) => errors.push(error),
-            Err(error) => return Err(error),
+        VolumeCommand::Rm { force, volumes } => {
+            let request = |volume: &str| Request::delete(&["volumes", volume]).flag("force", force);
+            session.each(&volumes, request).await
         }
     }
-    CliError::all(errors)
 }
 
 async fn prune(session: &Session, all: bool, filter: &[Filter], force: bool) -> Result {
     let which = if all { "all" } else { "anonymous" };
-    let warning = format!(
-        "WARNING! This will remove {which} local volumes not used by at least one container.\nAre you sure you want to continue?"
-    );
-    if !force && !output::confirm(&warning)? {
-        return Err(CliError::message("volume prune has been cancelled"));
-    }
+    let what = format!("{which} local volumes not used by at least one container");
     let mut filters = Filters::new(filter);
     if all {
         filters.add("all", "true");
     }
-    let request = Request::post(&["volumes", "prune"]).filters(&filters);
-    let report = session.api.json(request).await?;
+    let report = session.prune("volume", &what, force, &filters).await?;
     let deleted = report["VolumesDeleted"].as_array().into_iter().flatten();
     let removed: Vec<&str> = deleted.filter_map(Value::as_str).collect();
     if !removed.is_empty() {
         output::line(format!("Deleted Volumes:\n{}\n", removed.join("\n")))?;
     }
-    let bytes = report["SpaceReclaimed"].as_f64().unwrap_or(0.0);
-    output::line(format!("Total reclaimed space: {}", human::size(bytes, 4)))
+    output::reclaimed(&report)
 }
 
 const COLUMNS: Columns = Columns {

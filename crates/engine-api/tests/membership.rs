@@ -368,6 +368,8 @@ async fn settings_are_kept_or_refused_by_name() {
     );
     docker(&server, &["swarm", "update", "--cert-expiry", "2h"]).await;
     assert_eq!(spec().await.ca_config.node_cert_expiry, 7_200_000_000_000);
+    let period = || async { spec().await.dispatcher.heartbeat_period };
+    assert_eq!(period().await, 5_000_000_000);
     // What is there already may be said again.
     docker(
         &server,
@@ -375,12 +377,13 @@ async fn settings_are_kept_or_refused_by_name() {
             "swarm",
             "update",
             "--dispatcher-heartbeat",
-            "5s",
+            "1500ms",
             "--snapshot-interval",
             "10000",
         ],
     )
     .await;
+    assert_eq!(period().await, 1_500_000_000);
     assert_eq!(spec().await.ca_config.node_cert_expiry, 7_200_000_000_000);
     let before = spec().await;
     for (words, expected) in [
@@ -389,8 +392,8 @@ async fn settings_are_kept_or_refused_by_name() {
             "minimum certificate expiry time is 1h0m0s",
         ),
         (
-            &["--dispatcher-heartbeat", "9s"],
-            "changing Dispatcher.HeartbeatPeriod is not supported",
+            &["--dispatcher-heartbeat", "999ms"],
+            "period must be between 1s and 1h0m0s",
         ),
         (
             &["--snapshot-interval", "7"],

@@ -5,7 +5,7 @@ use std::{
     collections::{BTreeMap, HashMap},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -26,8 +26,14 @@ use crate::{
     liveness::{Liveness, LivenessConfig},
 };
 
+/// What an agent said before it gave its session up, and that it did, is read within this.
+const LAST_WORDS: Duration = Duration::from_millis(500);
+/// An agent that lives answers a probe within this. The one that waits for it is patient for longer.
+const PROBE_PATIENCE: Duration = Duration::from_secs(2);
+
 pub(crate) struct Hub {
     pub(crate) clock: Clock,
+    /// For a cluster with Docker's default heartbeat period.
     pub(crate) config: LivenessConfig,
     liveness: Mutex<Liveness>,
     /// Whether a term of this manager is under way. Sessions only begin within one, so that none is
@@ -50,8 +56,13 @@ pub(crate) struct Session {
     pub(crate) ended: CancellationToken,
     accepted: Mutex<Vec<(TaskId, TaskState)>>,
     openings: Mutex<Vec<(u64, Open)>>,
-    /// Something waits to be sent: an acknowledgement, or something to be opened.
+    /// The agent is to say something.
+    probed: AtomicBool,
+    /// Something waits to be sent: an acknowledgement, a probe, or something to be opened.
     pub(crate) acknowledged: Notify,
+    /// The agent has said something.
+    heard: Notify,
+    addr: Option<String>,
 }
 
 /// Somebody waits for a connection that an agent was asked for.
@@ -112,6 +123,26 @@ impl Hub {
         *lock(&self.reports) = Reports::default();
     }
 
+    /// Where another agent speaks for `node`, when there is one. An agent asks for a session only when
+    /// it has given the one before up: that one ends then, or is never heard again. One that goes on is
+    /// another machine's with the same identity.
+    pub(crate) async fn rival(&self, node: NodeId) -> Option<String> {
+        let session = lock(&self.sessions).get(&node)?.clone();
+        // To a machine that has forgotten the connection, this ends it.
+        session.probe();
+        tokio::select! {
+            () = session.ended.cancelled() => return None,
+            () = tokio::time::sleep(LAST_WORDS) => {}
+        }
+        let heard = session.heard.notified();
+        session.probe();
+        tokio::select! {
+            () = session.ended.cancelled() => None,
+            () = heard => Some(session.addr.clone().unwrap_or_default()),
+            () = tokio::time::sleep(PROBE_PATIENCE) => None,
+        }
+    }
+
     /// Starts the node's session, and ends the one it had; `None` when the term is over.
     pub(crate) fn open_session(&self, node: NodeId, addr: Option<String>) -> Option<Arc<Session>> {
         let session = Arc::new(Session {
@@ -120,7 +151,10 @@ impl Hub {
             ended: CancellationToken::new(),
             accepted: Mutex::default(),
             openings: Mutex::default(),
+            probed: AtomicBool::new(false),
             acknowledged: Notify::new(),
+            heard: Notify::new(),
+            addr: addr.clone(),
         });
         let mut sessions = lock(&self.sessions);
         // The end of a term is announced before its sessions are ended under this lock.
@@ -146,6 +180,7 @@ impl Hub {
             sessions.remove(&session.node);
         }
         drop(sessions);
+        session.ended.cancel();
         let now = self.clock.steady();
         lock(&self.liveness).closed(session.node, session.id, now);
         self.contact.notify_one();
@@ -194,7 +229,8 @@ impl Hub {
     /// Notes that this manager runs, for as long as it is polled.
     pub(crate) async fn pulse(&self) {
         loop {
-            tokio::time::sleep(self.config.pulse()).await;
+            let pulse = lock(&self.liveness).config().pulse();
+            tokio::time::sleep(pulse).await;
             let now = self.clock.steady();
             lock(&self.liveness).pulse(now);
         }
@@ -204,6 +240,7 @@ impl Hub {
         let (now, wall) = (self.clock.steady(), self.clock.wall());
         let mut liveness = lock(&self.liveness);
         liveness.pulse(now);
+        liveness.configure(self.config.in_cluster(state), now);
         liveness.decide(state, now, wall)
     }
 
@@ -285,6 +322,22 @@ impl Session {
     pub(crate) fn acknowledge(&self, task: TaskId, state: TaskState) {
         lock(&self.accepted).push((task, state));
         self.acknowledged.notify_one();
+    }
+
+    /// Makes the agent say something.
+    fn probe(&self) {
+        self.probed.store(true, Ordering::Relaxed);
+        self.acknowledged.notify_one();
+    }
+
+    /// The agent has said something.
+    pub(crate) fn note_heard(&self) {
+        self.heard.notify_waiters();
+    }
+
+    /// Whether the agent is to be made to say something.
+    pub(crate) fn take_probe(&self) -> bool {
+        self.probed.swap(false, Ordering::Relaxed)
     }
 
     pub(crate) fn take_openings(&self) -> Vec<(u64, Open)> {

@@ -12,7 +12,7 @@ use std::{collections::BTreeMap, time::Duration};
 use shoal_raft_store::{Change, State};
 use shoal_types::{
     NodeId, Timestamp,
-    object::{NodeState, NodeStatus},
+    object::{Cluster, NodeState, NodeStatus},
 };
 
 /// How often an agent speaks, and how long it may be silent.
@@ -57,9 +57,23 @@ struct Contact {
 }
 
 impl LivenessConfig {
-    /// How often the leader must note that it runs.
+    /// What the cluster's own heartbeat period makes of these times: all of them are in proportion to it.
+    #[must_use]
+    pub fn in_cluster(self, state: &State) -> Self {
+        let default = Cluster::HEARTBEAT_PERIOD;
+        let period = state.cluster().map(|cluster| cluster.heartbeat_period);
+        let share = period.unwrap_or(default).div_duration_f64(default);
+        Self {
+            heartbeat: self.heartbeat.mul_f64(share),
+            silence: self.silence.mul_f64(share),
+            reconnect: self.reconnect.mul_f64(share),
+        }
+    }
+
+    /// How often the leader must note that it runs; short enough for times that are made shorter later.
     pub fn pulse(&self) -> Duration {
-        (self.silence / 8).max(Duration::from_millis(1))
+        let (min, max) = (Duration::from_millis(1), Duration::from_secs(1));
+        (self.silence / 8).clamp(min, max)
     }
 
     /// How long a node may stay away from a new leader.
@@ -88,6 +102,25 @@ impl Liveness {
             pulse: now,
             nodes: BTreeMap::new(),
         }
+    }
+
+    pub(crate) fn config(&self) -> &LivenessConfig {
+        &self.config
+    }
+
+    /// The times are these from now on. Who was not given up by the ones before gets all of the new ones,
+    /// because agents have yet to hear how often they are to speak.
+    pub fn configure(&mut self, config: LivenessConfig, now: Timestamp) {
+        if config == self.config {
+            return;
+        }
+        for contact in self.nodes.values_mut() {
+            if now < contact.deadline(&self.config) {
+                contact.heard = now;
+                contact.closed = now;
+            }
+        }
+        self.config = config;
     }
 
     /// `session` speaks for the node from now on.
@@ -238,6 +271,48 @@ mod tests {
         assert_eq!(status(&liveness, &mut state, late), NodeState::Disconnected);
         // A dead one is known to be dead in time for its tasks to run elsewhere within eight seconds.
         assert_eq!(status(&liveness, &mut state, at(8)), NodeState::Down);
+    }
+
+    #[test]
+    fn times_are_in_proportion_to_the_period_of_the_cluster() {
+        let base = LivenessConfig::default();
+        let mut state = State::default();
+        assert_eq!(base.in_cluster(&state), base);
+        let mut changes = testing::cluster_changes();
+        let Some(Change::CreateCluster(cluster)) = changes.first_mut() else {
+            panic!("the cluster comes first: {changes:?}");
+        };
+        cluster.heartbeat_period = Duration::from_secs(1);
+        let command = Command {
+            at: Timestamp::EPOCH,
+            changes,
+        };
+        state.apply(Version(1), &command).unwrap();
+        let tuned = LivenessConfig {
+            heartbeat: Duration::from_millis(200),
+            silence: Duration::from_millis(1400),
+            reconnect: Duration::from_millis(800),
+        };
+        assert_eq!(base.in_cluster(&state), tuned);
+    }
+
+    #[test]
+    fn shorter_times_give_nobody_up_before_agents_have_heard_of_them() {
+        let (mut state, node) = (state(), testing::node_id(1));
+        let long = LivenessConfig {
+            heartbeat: Duration::from_secs(10),
+            silence: Duration::from_secs(70),
+            reconnect: Duration::from_secs(40),
+        };
+        let mut liveness = Liveness::new(long, at(0));
+        liveness.opened(node, 1, None, at(1));
+        assert_eq!(status(&liveness, &mut state, at(40)), NodeState::Ready);
+        liveness.configure(CONFIG, at(40));
+        assert_eq!(status(&liveness, &mut state, at(44)), NodeState::Ready);
+        assert_eq!(status(&liveness, &mut state, at(45)), NodeState::Down);
+        // Nobody is taken back for longer ones.
+        liveness.configure(long, at(46));
+        assert_eq!(status(&liveness, &mut state, at(46)), NodeState::Down);
     }
 
     fn state() -> State {

@@ -132,6 +132,8 @@ pub struct InitOptions {
     /// Subnet of the network for tasks without one.
     pub bridge_subnet: Ipv4Net,
     pub task_history_limit: i64,
+    /// See [`Cluster::HEARTBEAT_PERIOD`].
+    pub heartbeat_period: Duration,
 }
 
 impl InitOptions {
@@ -150,6 +152,7 @@ impl InitOptions {
             data_path_port: 4789,
             bridge_subnet: net(BRIDGE_SUBNET),
             task_history_limit: 5,
+            heartbeat_period: Cluster::HEARTBEAT_PERIOD,
         }
     }
 }
@@ -459,6 +462,7 @@ impl Manager {
             data_path_port: options.data_path_port,
             trust: options.trust,
             epoch: 0,
+            heartbeat_period: options.heartbeat_period,
         };
         let node = Node {
             id: self.0.node,

@@ -129,6 +129,7 @@ pub(crate) fn cluster_changes() -> Vec<Change> {
         data_path_port: 4789,
         trust: Default::default(),
         epoch: 0,
+        heartbeat_period: Cluster::HEARTBEAT_PERIOD,
     };
     let network = |n: u32, name: &str, ingress: bool| {
         let subnet = Ipv4Net::containing(Ipv4Addr::new(10, 0, u8::try_from(n).unwrap() - 1, 0), 24);

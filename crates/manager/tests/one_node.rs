@@ -576,3 +576,46 @@ async fn an_agent_that_speaks_for_another_node_is_refused() {
     serving.await.expect("ends in order");
     manager.shutdown().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_second_agent_of_a_node_is_refused_while_the_first_answers() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let manager = open(dir.path()).await;
+    let second = || async {
+        let (ours, theirs) = session::local_stream();
+        let manager = manager.clone();
+        tokio::spawn(async move {
+            manager
+                .serve_local(Purpose::Session, Box::new(theirs))
+                .await;
+        });
+        let (mut to, mut from) = session::open::<AgentMessage, ManagerMessage, _>(ours);
+        let hello = AgentMessage::Hello {
+            node: node(),
+            description: description(),
+        };
+        to.send(&hello).await.expect("sent");
+        let answer = from.receive().await.expect("received");
+        (answer, to, from)
+    };
+    let first = Agent::connect(&manager);
+    wait_for(&manager.control(), "the first agent", |state| {
+        let status = state.node(&node()).map(|node| node.status.state);
+        status == Some(NodeState::Ready)
+    })
+    .await;
+    let (answer, _to, _from) = second().await;
+    let Some(ManagerMessage::Refused { reason }) = answer else {
+        panic!("{answer:?}");
+    };
+    assert!(reason.contains("is another machine"), "{reason}");
+    assert!(!first.session.is_finished(), "the first one goes on");
+
+    // One that says no more is taken for gone, although its stream is open.
+    first.leave().await;
+    let (silent, _silent_to, _silent_from) = second().await;
+    assert!(matches!(silent, Some(ManagerMessage::Welcome { .. })));
+    let (next, _to, _from) = second().await;
+    assert!(matches!(next, Some(ManagerMessage::Welcome { .. })));
+    manager.shutdown().await;
+}

@@ -9,6 +9,7 @@ use std::{
     time::Duration,
 };
 
+use futures_util::future::Either;
 use shoal_image::ImageStore;
 use shoal_network::{ApplyError, Datapath, NetworkState};
 use shoal_runtime::{LogConfig, Runtime};
@@ -31,6 +32,7 @@ use crate::{
     saved::Saved,
     session::{Outbox, Session},
     task::container_id,
+    task::memory::MemoryWorker,
     task::mounts::{self, MountSource, TaskMount},
     task::worker::{Shown, Tools, Wanted, Worker},
     volumes::Volumes,
@@ -56,6 +58,9 @@ pub struct AgentConfig {
     pub log: LogConfig,
     /// Reads the node's name servers, which may change while it runs; after an error they stay.
     pub name_servers: fn() -> io::Result<Vec<SocketAddr>>,
+    /// Tasks run in memory only, and nothing is asked of `runtime` or `datapath`: such a node is a load
+    /// generator for managers.
+    pub in_memory: bool,
 }
 
 /// The worker half of a node. Clones are handles to the same agent.
@@ -67,6 +72,7 @@ pub struct Agent {
 struct Inner {
     tools: Arc<Tools>,
     name_servers: fn() -> io::Result<Vec<SocketAddr>>,
+    in_memory: bool,
     saved: Saved,
     description: watch::Sender<NodeDescription>,
     assignments: watch::Sender<Option<Arc<Assignments>>>,
@@ -75,6 +81,8 @@ struct Inner {
     changed: watch::Sender<u64>,
     /// What the datapath could not do in the last pass.
     network_errors: Mutex<Vec<String>>,
+    /// Why there is no session with a manager, while there is none.
+    trouble: Arc<Mutex<Option<String>>>,
     /// The desired networks of the last pass, and the generation they came from.
     applied: watch::Sender<Generation>,
     running: Mutex<Running>,
@@ -117,12 +125,14 @@ impl Agent {
         let inner = Arc::new(Inner {
             tools: Arc::new(tools),
             name_servers: config.name_servers,
+            in_memory: config.in_memory,
             description,
             assignments,
             saved,
             tasks: Mutex::default(),
             changed: watch::Sender::new(0),
             network_errors: Mutex::default(),
+            trouble: Arc::default(),
             applied: watch::Sender::new(Generation(0)),
             running: Mutex::default(),
             stopping: CancellationToken::new(),
@@ -146,6 +156,7 @@ impl Agent {
             outbox: self.inner.tools.outbox.clone(),
             assignments: self.inner.assignments.clone(),
             bring: Box::new(bring),
+            trouble: self.inner.trouble.clone(),
         };
         let session = tokio::spawn(
             session
@@ -166,6 +177,7 @@ impl Agent {
             // An abort is the expected end; a set that was being received is not taken after it.
             let _ = session.await;
         }
+        lock(&self.inner.trouble).take();
         let mut changed = self.inner.changed.subscribe();
         let mut applied = self.inner.applied.subscribe();
         applied.mark_unchanged();
@@ -198,6 +210,11 @@ impl Agent {
             let _ = part.await;
         }
         self.inner.tasks().clear();
+    }
+
+    /// Whether tasks run in memory only.
+    pub fn is_in_memory(&self) -> bool {
+        self.inner.in_memory
     }
 
     pub fn images(&self) -> &ImageStore {
@@ -280,7 +297,10 @@ impl Agent {
     /// look at networks.
     pub async fn doctor(&self) -> Diagnosis {
         let datapath = &self.inner.tools.datapath;
-        let mut findings = lock(&self.inner.network_errors).clone();
+        let trouble = lock(&self.inner.trouble).clone();
+        let trouble = trouble.map(|why| format!("this node has no session with a manager: {why}"));
+        let mut findings: Vec<String> = trouble.into_iter().collect();
+        findings.extend(lock(&self.inner.network_errors).iter().cloned());
         findings.extend(datapath.diff().await.iter().map(ToString::to_string));
         let warnings = datapath.warnings().await;
         Diagnosis { findings, warnings }
@@ -346,7 +366,7 @@ impl Inner {
             let data_addr = described.borrow_and_update().data_addr;
             let nodes = network::Nodes::of(&set, data_addr);
             let desired = network::desired(&set, &self.gone(&set), &nodes);
-            if last.as_ref() != Some(&desired) {
+            if !self.in_memory && last.as_ref() != Some(&desired) {
                 let errors = self.tools.datapath.apply(desired.clone()).await;
                 last = errors.is_empty().then_some(desired);
                 self.note(nodes.problems, &errors);
@@ -355,7 +375,7 @@ impl Inner {
             let is_loaded = loaded
                 .as_ref()
                 .is_some_and(|loaded| Arc::ptr_eq(loaded, &set));
-            if !swept && !is_loaded {
+            if !swept && !is_loaded && !self.in_memory {
                 swept = self.sweep(&set).await;
             }
             self.applied.send_replace(set.generation);
@@ -366,8 +386,8 @@ impl Inner {
                 result = changed.changed() => if result.is_err() { return },
                 result = described.changed() => if result.is_err() { return },
                 Some(_ended) = workers.join_next() => {}
-                () = time::sleep(RETRY), if last.is_none() => {}
-                _ = resync.tick() => {
+                () = time::sleep(RETRY), if last.is_none() && !self.in_memory => {}
+                _ = resync.tick(), if !self.in_memory => {
                     // Also makes the datapath doubt what it knows of the kernel.
                     for difference in self.tools.datapath.diff().await {
                         warn!(%difference, "the kernel was changed by somebody else; it is set right");
@@ -477,13 +497,7 @@ impl Inner {
             };
             let shown = Arc::new(Mutex::new(shown));
             let (sender, receiver) = watch::channel(Wanted::Task(task.clone()));
-            let worker = Worker::new(
-                self.tools.clone(),
-                task.id,
-                receiver,
-                shown.clone(),
-                self.changed.clone(),
-            );
+            let worker = self.worker(task.id, receiver, shown.clone());
             let span = info_span!("task", task.id = %task.id, service.id = %task.service);
             let remaining = Remaining {
                 inner: self.clone(),
@@ -493,7 +507,7 @@ impl Inner {
                 async move {
                     // Goes with the future, whether the worker ends, panics or is dropped.
                     let _remaining = remaining;
-                    worker.run().await;
+                    worker.await;
                 }
                 .instrument(span),
             );
@@ -505,6 +519,29 @@ impl Inner {
                 },
             );
         }
+    }
+
+    /// Works for one task until it is gone or the agent goes down.
+    fn worker(
+        &self,
+        id: TaskId,
+        wanted: watch::Receiver<Wanted>,
+        shown: Arc<Mutex<Shown>>,
+    ) -> impl Future<Output = ()> + Send + 'static {
+        let changed = self.changed.clone();
+        if self.in_memory {
+            let outbox = self.tools.outbox.clone();
+            let worker = MemoryWorker {
+                id,
+                wanted,
+                shown,
+                changed,
+                outbox,
+            };
+            return Either::Left(worker.run());
+        }
+        let worker = Worker::new(self.tools.clone(), id, wanted, shown, changed);
+        Either::Right(worker.run())
     }
 
     fn note(&self, problems: Vec<String>, errors: &[ApplyError]) {

@@ -128,6 +128,8 @@ pub(crate) struct Session {
     pub(crate) assignments: watch::Sender<Option<Arc<Assignments>>>,
     /// Called with a ticket and what a manager wants brought; returns at once.
     pub(crate) bring: Box<dyn Fn(u64, Open) + Send + Sync>,
+    /// Why there is no session, while there is none.
+    pub(crate) trouble: Arc<Mutex<Option<String>>>,
 }
 
 impl Session {
@@ -148,8 +150,14 @@ impl Session {
                     continue;
                 }
             }
+            self.set_trouble(Some(crate::error_chain(&error)));
             let pause = backoff.next(&mut rand::rng());
-            warn!(error = %error, pause_ms = pause.as_millis(), "session with the manager ended");
+            let error = crate::error_chain(&error);
+            warn!(
+                error,
+                pause_ms = pause.as_millis(),
+                "session with the manager ended"
+            );
             time::sleep(pause).await;
             moved = false;
         }
@@ -181,9 +189,9 @@ impl Session {
             "session with the manager opened"
         );
         backoff.reset();
+        self.set_trouble(None);
 
-        let mut heartbeat = time::interval(period);
-        heartbeat.set_missed_tick_behavior(time::MissedTickBehavior::Delay);
+        let mut heartbeat = beats(period);
         loop {
             let unsent = self.outbox.take_unsent();
             if !unsent.is_empty() {
@@ -194,7 +202,17 @@ impl Session {
             // watch remembers what was seen. All sending happens outside of the select.
             let outgoing = tokio::select! {
                 message = from_manager.receive() => {
-                    self.receive(message?.ok_or(SessionError::Closed)?)?
+                    match message?.ok_or(SessionError::Closed)? {
+                        ManagerMessage::Welcome { heartbeat: period } => {
+                            info!(
+                                heartbeat_ms = period.as_millis(),
+                                "the manager asks for other heartbeats"
+                            );
+                            heartbeat = beats(period);
+                            None
+                        }
+                        message => self.receive(message)?,
+                    }
                 }
                 () = self.outbox.changed.notified() => None,
                 _ = heartbeat.tick() => Some(AgentMessage::Heartbeat),
@@ -207,6 +225,10 @@ impl Session {
                 to_manager.send(&message).await?;
             }
         }
+    }
+
+    fn set_trouble(&self, why: Option<String>) {
+        *self.trouble.lock().unwrap_or_else(PoisonError::into_inner) = why;
     }
 
     /// Takes a set over if it is newer than the one there is.
@@ -262,6 +284,13 @@ impl Session {
             ManagerMessage::Welcome { .. } => Ok(None),
         }
     }
+}
+
+/// Ticks at once, and then every `period`.
+fn beats(period: Duration) -> time::Interval {
+    let mut beats = time::interval(period);
+    beats.set_missed_tick_behavior(time::MissedTickBehavior::Delay);
+    beats
 }
 
 /// Whether a set of `generation` takes the place of the one in force.
@@ -329,6 +358,7 @@ mod tests {
             outbox: outbox.clone(),
             assignments,
             bring: Box::new(|ticket, open| panic!("{ticket}: {open:?}")),
+            trouble: Arc::default(),
         };
         (
             Manager { listener },

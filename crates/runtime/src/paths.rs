@@ -35,6 +35,20 @@ impl Paths {
         self.exec_root.join("containers")
     }
 
+    /// Sandboxes that wait for a container; see `supervisor::pool`.
+    pub(crate) fn sandboxes(&self) -> PathBuf {
+        self.exec_root.join("warm")
+    }
+
+    /// A sandbox, as the container it may become: it has a bundle and no state yet.
+    pub(crate) fn sandbox(&self, name: &str) -> ContainerPaths {
+        ContainerPaths {
+            bundle: self.sandboxes().join(name),
+            state: self.states().join(name),
+            id: name.to_owned(),
+        }
+    }
+
     pub(crate) fn states(&self) -> PathBuf {
         self.state_root.join("containers")
     }
@@ -69,6 +83,16 @@ impl ContainerPaths {
     /// What later processes of the container have of its first one; see `plan::Confinement`.
     pub(crate) fn confinement(&self) -> PathBuf {
         self.bundle.join("confinement.json")
+    }
+
+    /// Here stands the name of the container's cgroups when it is not the id; see [`Self::group`].
+    pub(crate) fn group_name(&self) -> PathBuf {
+        self.bundle.join("group")
+    }
+
+    /// How the container's cgroups are called. Those of a sandbox cannot be renamed when a container moves in.
+    pub(crate) fn group(&self) -> String {
+        std::fs::read_to_string(self.group_name()).unwrap_or_else(|_| self.id.clone())
     }
 
     pub(crate) fn rootfs(&self) -> PathBuf {

@@ -5,9 +5,10 @@ mod support;
 use std::fs;
 
 use oci_spec::runtime::{
-    LinuxCpu, LinuxMemory, LinuxPids, LinuxResources, PosixRlimitBuilder, PosixRlimitType,
+    LinuxCpu, LinuxDeviceBuilder, LinuxDeviceCgroupBuilder, LinuxDeviceType, LinuxMemory,
+    LinuxPids, LinuxResources, PosixRlimitBuilder, PosixRlimitType,
 };
-use shoal_runtime::CreateRequest;
+use shoal_runtime::{CreateRequest, StartError};
 use support::{Node, cgroup_roots, within};
 
 fn resources(request: &mut CreateRequest) -> &mut LinuxResources {
@@ -58,6 +59,90 @@ async fn a_container_cannot_have_more_processes_than_it_may() {
         text.contains("can't fork") && !text.contains("all"),
         "{text}"
     );
+    node.finish().await;
+}
+
+#[tokio::test]
+async fn a_container_at_its_limit_of_processes_goes_on_when_some_have_ended() {
+    let node = Node::start().await;
+    let script = "sleep 100 & a=$!; sleep 100 & b=$!; \
+        sh -c 'sleep 100 & wait' || echo refused; kill $a $b; wait; sleep 0 && echo recovered";
+    let mut request = node.shell(script);
+    let mut pids = LinuxPids::default();
+    pids.set_limit(4);
+    resources(&mut request).set_pids(Some(pids));
+    let (status, text) = node.output(request).await;
+    assert_eq!(status.code, 0, "{text}");
+    assert!(text.ends_with("refused\nrecovered\n"), "{text}");
+    node.finish().await;
+}
+
+#[tokio::test]
+async fn a_limit_that_leaves_no_process_for_the_program_is_the_stated_reason() {
+    let node = Node::start().await;
+    let mut request = node.shell("echo never");
+    request.init = true;
+    let mut pids = LinuxPids::default();
+    pids.set_limit(1);
+    resources(&mut request).set_pids(Some(pids));
+    let id = request.id.clone();
+    node.runtime.create(request).await.expect("is created");
+    let error = node.runtime.start(&id).await.expect_err("cannot fork");
+    let StartError::Exec { message, .. } = &error else {
+        panic!("{error:?}");
+    };
+    assert!(
+        message.contains("fork the program from init: resource temporarily unavailable"),
+        "{message}"
+    );
+    node.finish().await;
+}
+
+#[tokio::test]
+async fn the_limit_of_swap_counts_with_memory() {
+    let node = Node::start().await;
+    let mut request = node.request(&["sleep", "100"]);
+    let mut memory = LinuxMemory::default();
+    memory.set_limit(Some(16 << 20)).set_swap(Some(48 << 20));
+    resources(&mut request).set_memory(Some(memory));
+    let id = node.run(request).await;
+    let both = (48 << 20).to_string();
+    let alone = (32 << 20).to_string();
+    let files = ["memory.memsw.limit_in_bytes", "memory.swap.max"];
+    let swap = limit(&node, &id, &files);
+    assert!(swap == both || swap == alone, "{swap}");
+    node.finish().await;
+}
+
+#[tokio::test]
+async fn a_device_that_was_given_can_be_used_and_others_cannot() {
+    let node = Node::start().await;
+    let script = "stat -c '%u:%g %a %t:%T' /dev/mine; head -c 0 /dev/mine && echo opened; \
+        mknod /dev/other c 1 1; head -c 0 /dev/other 2>&1";
+    let mut request = node.shell(script);
+    let linux = request.spec.linux_mut().as_mut().expect("linux");
+    let device = LinuxDeviceBuilder::default()
+        .path("/dev/mine")
+        .typ(LinuxDeviceType::C)
+        .major(1)
+        .minor(11)
+        .file_mode(0o640_u32)
+        .uid(0_u32)
+        .gid(1001_u32)
+        .build();
+    linux.set_devices(Some(vec![device.expect("a device")]));
+    let rule = LinuxDeviceCgroupBuilder::default()
+        .allow(true)
+        .typ(LinuxDeviceType::C)
+        .major(1_i64)
+        .minor(11_i64)
+        .access("r")
+        .build();
+    let rules = resources(&mut request).devices_mut().as_mut();
+    rules.expect("rules").push(rule.expect("a rule"));
+    let (_, text) = node.output(request).await;
+    let expected = "0:1001 640 1:b\nopened\nhead: /dev/other: Operation not permitted\n";
+    assert_eq!(text, expected);
     node.finish().await;
 }
 

@@ -1,6 +1,6 @@
 //! Identifiers and counters, one type per kind.
 
-use std::fmt;
+use std::{cmp::Ordering, fmt};
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
@@ -104,8 +104,25 @@ macro_rules! object_id {
 }
 
 /// ASCII text of a fixed length, kept in place so that ids are cheap to copy and compare.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
 struct Text<const N: usize>([u8; N]);
+
+impl<const N: usize> Ord for Text<N> {
+    /// The order of the text. Random ids nearly always differ in what fits a register, and the tables
+    /// and indices of managers do little else than compare them.
+    fn cmp(&self, other: &Self) -> Ordering {
+        let head = |text: &Self| text.0.first_chunk().map(|head| u64::from_be_bytes(*head));
+        head(self)
+            .cmp(&head(other))
+            .then_with(|| self.0.cmp(&other.0))
+    }
+}
+
+impl<const N: usize> PartialOrd for Text<N> {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
 
 impl<const N: usize> Text<N> {
     fn parse(text: &str, allowed: impl Fn(u8) -> bool) -> Option<Self> {
@@ -250,6 +267,24 @@ mod tests {
             TaskId::from_random(one).as_str(),
             format!("{}z", "0".repeat(24))
         );
+    }
+
+    #[test]
+    fn ids_sort_as_their_text() {
+        let id = |text: &str| format!("{text:0<25}").parse::<TaskId>().expect("an id");
+        let ids = [
+            "0",
+            "1",
+            "12345678",
+            "123456789",
+            "12345678a",
+            "a",
+            "zzzzzzzzz",
+        ]
+        .map(id);
+        for (a, b) in ids.iter().flat_map(|a| ids.iter().map(move |b| (a, b))) {
+            assert_eq!(a.cmp(b), a.as_str().cmp(b.as_str()), "{a} {b}");
+        }
     }
 
     #[test]

@@ -45,6 +45,14 @@ pub struct Cluster {
     /// How often the cluster was made anew from the state of one manager, which may be behind what
     /// agents have seen.
     pub epoch: u16,
+    /// How soon a silent node is given up, in Docker's measure; see [`Cluster::HEARTBEAT_PERIOD`].
+    pub heartbeat_period: Duration,
+}
+
+impl Cluster {
+    /// Docker's default of the dispatcher's heartbeat period. Everything that has to do with the
+    /// liveness of nodes is in proportion to it.
+    pub const HEARTBEAT_PERIOD: Duration = Duration::from_secs(5);
 }
 
 /// What makes a node one of the cluster's. The key and the secrets never leave the managers.

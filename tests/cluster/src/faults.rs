@@ -1,6 +1,6 @@
 //! What goes wrong with one machine: its processes, its power, its disk, its clock.
 
-use std::{fs, io::Write as _, path::Path, process::Command};
+use std::{fs, io::Write as _, path::Path, process::Command, time::Duration};
 
 use anyhow::{Context, Result};
 use nix::{errno::Errno, sys::signal::Signal};
@@ -148,24 +148,56 @@ impl Host {
 
     /// Gives the daemon a clock that [`Host::set_clock`] moves. Before the start it is to count for.
     pub fn with_clock(mut self) -> Result<Self> {
-        let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("programs/clock.c");
-        let library = self.path("clock.so");
-        ok(Command::new("cc")
-            .args(["-shared", "-fPIC", "-O1", "-Wall", "-o", &library])
-            .arg(source))?;
-        self.env.push(("LD_PRELOAD".to_owned(), library));
+        self.preload("clock")?;
         self.env
             .push(("CLOCK_OFFSET_FILE".to_owned(), self.path("clock")));
         Ok(self)
     }
 
+    /// Gives the daemon a disk that [`Host::set_flush_time`] slows down. Before the start it is to count for.
+    pub fn with_slow_disk(mut self) -> Result<Self> {
+        self.preload("disk")?;
+        self.env
+            .push(("DISK_DELAY_FILE".to_owned(), self.path("flush-time")));
+        Ok(self)
+    }
+
+    /// Has every flush of the daemon to the disk take this much longer from now on.
+    #[track_caller]
+    pub fn set_flush_time(&self, time: Duration) {
+        self.set("flush-time", &time.as_millis().to_string());
+    }
+
+    /// How often the daemon has flushed to the disk of [`Host::with_slow_disk`].
+    pub fn flushes(&self) -> u64 {
+        let count = fs::metadata(self.path("flush-time.count"));
+        count.map_or(0, |count| count.len())
+    }
+
+    /// Has the daemon load one of `programs` before its own libraries.
+    fn preload(&mut self, program: &str) -> Result<()> {
+        let programs = Path::new(env!("CARGO_MANIFEST_DIR")).join("programs");
+        let library = self.path(&format!("{program}.so"));
+        ok(Command::new("cc")
+            .args(["-shared", "-fPIC", "-O1", "-Wall", "-o", &library])
+            .arg(programs.join(format!("{program}.c"))))?;
+        self.env.push(("LD_PRELOAD".to_owned(), library));
+        Ok(())
+    }
+
     /// Sets the clock of this machine's daemon this many seconds off the others'.
     #[track_caller]
     pub fn set_clock(&self, seconds: i64) {
-        let (new, path) = (self.path("clock.new"), self.path("clock"));
+        self.set("clock", &seconds.to_string());
+    }
+
+    /// Writes a file that a preloaded program reads.
+    #[track_caller]
+    fn set(&self, name: &str, value: &str) {
+        let (new, path) = (self.path(&format!("{name}.new")), self.path(name));
         // Nobody reads half a number.
-        fs::write(&new, seconds.to_string()).expect("write the offset");
-        fs::rename(&new, &path).expect("set the clock");
+        fs::write(&new, value).expect("write the value");
+        fs::rename(&new, &path).expect("set the value");
     }
 
     /// The daemon, the supervisor, and whatever else was started with this host's directories.

@@ -81,10 +81,18 @@ impl Host {
         Ok(host)
     }
 
-    /// A further flag of the daemon, from its next start on.
+    /// Gives the daemon further flags. Before the start they are to count for.
     #[must_use]
-    pub fn with_flag(mut self, flag: &str) -> Self {
-        self.args.push(flag.to_owned());
+    pub fn with_args(mut self, args: &[&str]) -> Self {
+        self.args.extend(args.iter().map(|arg| (*arg).to_owned()));
+        self
+    }
+
+    /// The daemon logs no more than `info`: where there are many, all that `debug` tells would take their time.
+    #[must_use]
+    pub fn with_short_log(mut self) -> Self {
+        let level = "info,openraft=warn".to_owned();
+        self.env.push(("SHOAL_LOG".to_owned(), level));
         self
     }
 

@@ -4,7 +4,8 @@ use std::{collections::BTreeSet, fs, path::Path, process::Command};
 
 use crate::{Host, process::processes};
 
-/// Everything of one host that must not be left over, each thing as a line of text.
+/// Everything of one host that must not be left over, each thing as a line of text. Sandboxes that wait for a container are
+/// no more left over than the supervisor is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Inventory {
     pub processes: BTreeSet<String>,
@@ -47,9 +48,24 @@ impl Inventory {
 
     pub(crate) fn take(host: &Host) -> Self {
         let dir = host.dir().to_string_lossy().into_owned();
-        let cgroups = cgroups(host);
+        let mut waiting = sandboxes(host);
+        let mut cgroups = cgroups(host);
+        let mut processes = own_processes(&dir, &cgroups);
+        let mut files = files(&host.dir().join("run"));
+        // Those made meanwhile, too.
+        waiting.extend(sandboxes(host));
+        let waits = |path: &String| waiting.iter().any(|name| path.contains(name.as_str()));
+        let inside: BTreeSet<String> = cgroups
+            .iter()
+            .filter(|path| waits(path))
+            .flat_map(|path| members(path))
+            .map(|pid| format!("{pid} {}", name_of(pid)))
+            .collect();
+        processes.retain(|process| !inside.contains(process));
+        cgroups.retain(|path| !waits(path));
+        files.retain(|path| !waits(path));
         Self {
-            processes: own_processes(&dir, &cgroups),
+            processes,
             mounts: lines("/proc/self/mountinfo", |line| line.contains(&dir))
                 .into_iter()
                 .filter_map(|line| line.split_whitespace().nth(4).map(str::to_owned))
@@ -62,7 +78,7 @@ impl Inventory {
                 .lines()
                 .map(str::to_owned)
                 .collect(),
-            files: files(&host.dir().join("run")),
+            files,
             cgroups,
         }
     }
@@ -83,16 +99,25 @@ fn own_processes(dir: &str, cgroups: &BTreeSet<String>) -> BTreeSet<String> {
         cmdline.iter().any(|arg| arg.contains(dir))
             && cmdline.first().is_some_and(|p| p.ends_with("shoal"))
     });
-    let inside = cgroups.iter().flat_map(|cgroup| {
-        let pids = fs::read_to_string(Path::new(cgroup).join("cgroup.procs")).unwrap_or_default();
-        pids.lines()
-            .filter_map(|pid| pid.parse().ok())
-            .collect::<Vec<u32>>()
-    });
+    let inside = cgroups.iter().flat_map(|cgroup| members(cgroup));
     named
         .into_iter()
         .chain(inside)
         .map(|pid| format!("{pid} {}", name_of(pid)))
+        .collect()
+}
+
+fn members(cgroup: &str) -> Vec<u32> {
+    let pids = fs::read_to_string(Path::new(cgroup).join("cgroup.procs")).unwrap_or_default();
+    pids.lines().filter_map(|pid| pid.parse().ok()).collect()
+}
+
+/// The names of sandboxes that wait for a container: of their bundles and cgroups.
+fn sandboxes(host: &Host) -> BTreeSet<String> {
+    let entries = fs::read_dir(host.dir().join("run").join("warm"));
+    let entries = entries.into_iter().flatten().flatten();
+    entries
+        .filter_map(|entry| entry.file_name().into_string().ok())
         .collect()
 }
 

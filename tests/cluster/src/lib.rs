@@ -20,6 +20,7 @@ mod leaks;
 mod load;
 mod network;
 mod process;
+mod registry;
 mod runbook;
 mod wait;
 
@@ -32,5 +33,6 @@ pub use leaks::Inventory;
 pub use load::{Answers, Connections, Load};
 pub use network::Network;
 pub use process::{is_alive, send, start_time};
+pub use registry::{REGISTRY, Registry};
 pub use runbook::{Runbook, another_build};
 pub use wait::{DEADLINE, wait_for};

@@ -92,12 +92,7 @@ impl Network {
 
     /// `program`, to be run in this network.
     pub fn command(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {
-        let mut command = Command::new("nsenter");
-        command
-            .arg(format!("--net=/run/netns/{}", self.name))
-            .arg("--")
-            .arg(program);
-        command
+        inside(&self.name, program)
     }
 
     /// GETs a URL from here; the body, or why there is none.
@@ -111,6 +106,16 @@ impl Network {
             Err(output.stderr)
         }
     }
+}
+
+/// `program`, to be run in a network namespace.
+pub(crate) fn inside(netns: &str, program: impl AsRef<std::ffi::OsStr>) -> Command {
+    let mut command = Command::new("nsenter");
+    command
+        .arg(format!("--net=/run/netns/{netns}"))
+        .arg("--")
+        .arg(program);
+    command
 }
 
 impl AsRef<Self> for Network {

@@ -157,11 +157,7 @@ fn lines_are_cut_by_time_and_number_and_followed_by_both_clients() {
 #[test]
 fn long_logs_are_rotated_as_the_daemon_is_told_and_read_as_one() {
     let flags = ["--log-opt=max-size=8k", "--log-opt=max-file=3"];
-    let host = Host::new()
-        .unwrap()
-        .with_flag(flags[0])
-        .with_flag(flags[1])
-        .into_local();
+    let host = Host::new().unwrap().with_args(&flags).into_local();
     let tar = busybox_tar(host.dir()).unwrap();
     host.shoal(&["import", tar.to_str().unwrap(), "busybox"]);
     // A pause after every hundred lines: what comes at once goes to one file.

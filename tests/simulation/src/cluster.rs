@@ -34,6 +34,7 @@ pub(crate) fn founding() -> Vec<Change> {
         data_path_port: 4789,
         trust: Default::default(),
         epoch: 0,
+        heartbeat_period: Cluster::HEARTBEAT_PERIOD,
     };
     let network = |n: u8, name: &str, prefix: u8, ingress: bool| {
         let subnet = net(Ipv4Addr::new(10, 64 + n, 0, 0), prefix);

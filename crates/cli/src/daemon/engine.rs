@@ -22,6 +22,7 @@ use shoal_node_agent::{
 };
 use shoal_transport::token::JoinToken;
 use shoal_types::{ContainerId, NodeId, TaskId, object::Network};
+use tokio_stream::wrappers::WatchStream;
 
 use super::{
     address::CLUSTER_PORT,
@@ -247,6 +248,7 @@ impl LocalEngine for Engine {
                 options.availability = request.availability;
                 options.task_history_limit = request.task_history_limit;
                 options.trust.certificate_life = request.certificate_life;
+                options.heartbeat_period = request.heartbeat_period;
                 if !request.address_pools.is_empty() {
                     options.address_pools = request.address_pools;
                 }
@@ -258,6 +260,9 @@ impl LocalEngine for Engine {
             initialised.map_err(|error| match error {
                 InitError::AlreadyMember => EngineError::Unavailable(error.to_string()),
                 InitError::Address(error) => EngineError::Invalid(error.to_string()),
+                InitError::Member(error @ MemberError::InMemory) => {
+                    EngineError::Invalid(error.to_string())
+                }
                 InitError::Init(error @ shoal_manager::InitError::Invalid { .. }) => {
                     EngineError::Invalid(error.to_string())
                 }
@@ -292,6 +297,9 @@ impl LocalEngine for Engine {
                     EngineError::Invalid(error.to_string())
                 }
                 JoinError::Member(MemberError::Refused(reason)) => EngineError::Invalid(reason),
+                JoinError::Member(error @ MemberError::InMemory) => {
+                    EngineError::Invalid(error.to_string())
+                }
                 other => failed("join the swarm")(other),
             })
         }
@@ -521,6 +529,11 @@ impl LocalEngine for Engine {
             size.map_err(|error| translate::volume_error("measure", &name, error))
         })
         .boxed()
+    }
+
+    fn changed(&self) -> BoxStream<'static, ()> {
+        let changes = WatchStream::new(self.node.agent().watch());
+        changes.map(drop).boxed()
     }
 
     fn containers(&self) -> BoxFuture<'_, Result<Vec<ContainerInfo>>> {

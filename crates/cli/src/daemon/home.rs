@@ -54,6 +54,10 @@ pub(crate) enum HomeError {
         #[source]
         source: serde_json::Error,
     },
+    #[error(
+        "{path} belongs to a node that {what}, which --null-runtime is not for; start it without, or on another --data-root"
+    )]
+    NoLoadGenerator { path: PathBuf, what: &'static str },
 }
 
 /// The directories of a daemon, held until it is dropped.
@@ -143,6 +147,23 @@ impl Home {
         } else {
             Ok(None)
         }
+    }
+
+    /// Fails unless the node is one whose tasks may run in memory only: no manager, and without containers.
+    pub(crate) fn check_null_runtime(&self) -> Result<(), HomeError> {
+        let refuse = |what| {
+            let path = self.data.clone();
+            Err(HomeError::NoLoadGenerator { path, what })
+        };
+        if self.membership()?.is_some_and(|m| m.raft.is_some()) {
+            return refuse("is a manager");
+        }
+        // Where the runtime keeps what is left of a container: its log, its writable layer.
+        let mut kept = fs::read_dir(self.data.join("containers/containers"));
+        if kept.as_mut().is_ok_and(|kept| kept.next().is_some()) {
+            return refuse("has containers");
+        }
+        Ok(())
     }
 
     pub(crate) fn cgroup_parent(&self) -> String {
@@ -345,6 +366,33 @@ mod tests {
         let instance = home.instance.clone();
         drop(home);
         assert_eq!(Home::open(&data, &exec).unwrap().instance, instance);
+    }
+
+    #[test]
+    fn a_node_with_containers_or_a_manager_is_no_load_generator() {
+        let dir = tempfile::tempdir().unwrap();
+        let home = Home::open(&dir.path().join("d"), &dir.path().join("e")).unwrap();
+        home.check_null_runtime().unwrap();
+        let manager = Membership {
+            node: NodeId::from_random([1; 17]),
+            raft: Some(7),
+            listen: None,
+            advertise: String::new(),
+            data_path: String::new(),
+            managers: Vec::new(),
+        };
+        home.remember(&manager).unwrap();
+        let said = home.check_null_runtime().unwrap_err().to_string();
+        assert!(said.contains("is a manager"), "{said}");
+        let worker = Membership {
+            raft: None,
+            ..manager
+        };
+        home.remember(&worker).unwrap();
+        home.check_null_runtime().unwrap();
+        fs::create_dir_all(home.data.join("containers/containers/a")).unwrap();
+        let said = home.check_null_runtime().unwrap_err().to_string();
+        assert!(said.contains("has containers"), "{said}");
     }
 
     #[test]

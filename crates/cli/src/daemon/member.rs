@@ -79,6 +79,10 @@ pub(crate) enum MemberError {
     NoLeader,
     #[error("this node is not a manager; a new cluster can be forced on a manager only")]
     NoManager,
+    #[error(
+        "this node runs its tasks in memory only (--null-runtime), so it cannot be a manager; it can join as a worker"
+    )]
+    InMemory,
     #[error("this swarm is local to its one node, there is nothing to force")]
     Local,
     #[error(transparent)]
@@ -251,19 +255,19 @@ impl Member {
     /// A stream to the API of the manager that leads; `None` when that is this one.
     pub(crate) async fn leader_api(&self) -> Result<Option<Stream>, MemberError> {
         let manager = self.manager().ok_or(MemberError::NoLeader)?;
-        match manager.wait_leader(LEADER_PATIENCE).await {
+        let known = manager.wait_leader(LEADER_PATIENCE).await;
+        match &known {
             Leader::Here => Ok(None),
             Leader::At(leader) => {
                 let links = self.links.as_ref().ok_or(MemberError::NoLeader)?;
                 let connect = links
                     .tls
                     .connect(&leader.addr, Some(leader.node), Purpose::Api);
-                let still = Leader::At(leader.clone());
                 // Whichever ends first, nothing was asked yet.
                 tokio::select! {
                     stream = connect => Ok(Some(stream?)),
                     // A host that is gone does not even refuse.
-                    () = manager.no_longer(&still) => Err(MemberError::NoLeader),
+                    () = manager.no_longer(&known) => Err(MemberError::NoLeader),
                 }
             }
             Leader::Unknown => Err(MemberError::NoLeader),
@@ -462,6 +466,9 @@ impl Member {
     /// Opens the manager half and asks for its place in the group. Without one the half is closed again.
     pub(crate) async fn become_manager(&self) -> Result<(), MemberError> {
         let links = self.links.as_ref().ok_or(MemberError::NoLeader)?;
+        if self.parts.agent.is_in_memory() {
+            return Err(MemberError::InMemory);
+        }
         let advertised = self.advertised()?;
         let home = &self.parts.home;
         // Whatever an earlier term as a manager left belongs to another member.

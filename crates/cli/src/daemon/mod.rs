@@ -128,6 +128,9 @@ async fn run(mut args: DaemonArgs) -> Result<()> {
     let _pidfile = Pidfile::write(&args.pidfile)?;
     let labels = labels(&args.label);
 
+    if args.null_runtime {
+        home.check_null_runtime()?;
+    }
     // Complete before the agent looks at the networks it finds: without the node's address it would
     // take their ways to other nodes away.
     let membership = home.membership()?;
@@ -202,9 +205,13 @@ async fn start_agent(
     })
     .await
     .context("open the image store")?;
-    let runtime = Runtime::open(runtime_config(home)?)
-        .await
-        .context("reach the supervisor")?;
+    let config = runtime_config(home)?;
+    let runtime = if args.null_runtime {
+        Runtime::unconnected(config)
+    } else {
+        Runtime::open(config).await
+    };
+    let runtime = runtime.context("reach the supervisor")?;
     let resolver = resolver::read().unwrap_or_default();
     let datapath = Datapath::open(network_config(home, resolver.servers))
         .await
@@ -219,6 +226,7 @@ async fn start_agent(
         search: resolver.search,
         log: log_opts::parse(&args.log_opt)?,
         name_servers: || resolver::read().map(|resolver| resolver.servers),
+        in_memory: args.null_runtime,
     }))
 }
 

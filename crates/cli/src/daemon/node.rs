@@ -212,6 +212,9 @@ impl Node {
             return Err(InitError::AlreadyMember);
         }
         let parts = &self.inner.parts;
+        if parts.agent.is_in_memory() {
+            return Err(MemberError::InMemory.into());
+        }
         let home = &parts.home;
         // What an init that failed half-way left is not part of a new swarm.
         home.forget_swarm()?;

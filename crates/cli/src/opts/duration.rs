@@ -5,7 +5,7 @@ use std::{fmt, str::FromStr};
 use super::BadValue;
 
 /// Nanoseconds, as Docker's API carries them.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct GoDuration(pub(crate) i64);
 
 /// A duration that is not below zero.

@@ -42,7 +42,10 @@ impl FromStr for Ports {
         if is_long(text) {
             long(text)
         } else {
-            short(text)
+            match on_address(text)? {
+                ("", ports) => Ok(ports),
+                _ => Err(BadValue::new("hostip is not supported")),
+            }
         }
         .map(Self)
     }
@@ -109,7 +112,8 @@ fn long(text: &str) -> Result<Vec<Port>, BadValue> {
     Ok(vec![port])
 }
 
-fn short(text: &str) -> Result<Vec<Port>, BadValue> {
+/// The short form, which may begin with an address; it is given apart, since services listen on all.
+pub(crate) fn on_address(text: &str) -> Result<(&str, Vec<Port>), BadValue> {
     let (front, container) = text.rsplit_once(':').unwrap_or(("", text));
     let (ip, host) = front.rsplit_once(':').unwrap_or(("", front));
     let (container, protocol) = match container.split_once('/') {
@@ -123,11 +127,9 @@ fn short(text: &str) -> Result<Vec<Port>, BadValue> {
             .strip_prefix('[')
             .and_then(|ip| ip.strip_suffix(']'))
             .unwrap_or(ip);
-        return Err(if bare.parse::<std::net::IpAddr>().is_ok() {
-            BadValue::new("hostip is not supported")
-        } else {
-            BadValue::new(format!("invalid IP address: {bare}"))
-        });
+        if bare.parse::<std::net::IpAddr>().is_err() {
+            return Err(BadValue::new(format!("invalid IP address: {bare}")));
+        }
     }
     if container.is_empty() {
         return Err(BadValue::new(format!("no port specified: {text}<empty>")));
@@ -158,7 +160,7 @@ fn short(text: &str) -> Result<Vec<Port>, BadValue> {
         published,
         mode: "ingress",
     };
-    Ok(match published {
+    let ports = match published {
         // One target under several published ports.
         Some((first, last)) if spans(target) == 0 => {
             (first..=last).map(|host| port(target.0, host)).collect()
@@ -170,7 +172,8 @@ fn short(text: &str) -> Result<Vec<Port>, BadValue> {
         None => (target.0..=target.1)
             .map(|target| port(target, 0))
             .collect(),
-    })
+    };
+    Ok((ip, ports))
 }
 
 fn range(text: &str) -> Option<(u16, u16)> {

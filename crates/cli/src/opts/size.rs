@@ -5,7 +5,7 @@ use std::str::FromStr;
 use super::BadValue;
 
 /// Bytes; binary multiples whatever the spelling (`64m`, `64MB` and `64MiB` are the same).
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Bytes(pub(crate) i64);
 
 /// Billionths of a processor.

@@ -42,6 +42,12 @@ pub(crate) fn warnings(answer: &serde_json::Value) {
     }
 }
 
+/// How much disk a `prune` gave back.
+pub(crate) fn reclaimed(report: &serde_json::Value) -> Result {
+    let bytes = report["SpaceReclaimed"].as_f64().unwrap_or(0.0);
+    line(format!("Total reclaimed space: {}", human::size(bytes, 4)))
+}
+
 /// Whether standard output is a terminal, on which lines can be drawn again.
 pub(crate) fn is_terminal() -> bool {
     io::stdout().is_terminal()

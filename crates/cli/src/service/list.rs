@@ -44,11 +44,26 @@ const COLUMNS: Columns = Columns {
 };
 
 pub(crate) async fn run(session: &Session, args: &ListArgs) -> Result {
+    let services = list(session, args, &[]).await?;
+    print(session, args, &services)
+}
+
+/// The services that `args` and `filters` select, in the order of their names.
+pub(crate) async fn list(
+    session: &Session,
+    args: &ListArgs,
+    filters: &[Filter],
+) -> Result<Vec<Value>> {
+    let filters = [args.filter.as_slice(), filters].concat();
     let request = Request::get(&["services"])
-        .filters(&Filters::new(&args.filter))
+        .filters(&Filters::new(&filters))
         .query("status", if args.quiet { "" } else { "true" });
     let mut services = session.api.list(request).await?;
     services.sort_by(|a, b| human::natural(text(a, "/Spec/Name"), text(b, "/Spec/Name")));
+    Ok(services)
+}
+
+pub(crate) fn print(session: &Session, args: &ListArgs, services: &[Value]) -> Result {
     let rows: Vec<Row> = services.iter().map(row).collect();
     let format = session
         .config

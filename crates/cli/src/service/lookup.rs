@@ -20,20 +20,20 @@ pub(super) async fn network(api: &Api, name: &str) -> Result<String> {
 
 /// Secrets and configs are referred to in the same way, under other names.
 #[derive(Debug, Clone, Copy)]
-pub(super) enum References {
+pub(crate) enum References {
     Secrets,
     Configs,
 }
 
 impl References {
-    fn path(self) -> &'static str {
+    pub(crate) fn path(self) -> &'static str {
         match self {
             Self::Secrets => "secrets",
             Self::Configs => "configs",
         }
     }
 
-    fn word(self) -> &'static str {
+    pub(crate) fn word(self) -> &'static str {
         match self {
             Self::Secrets => "secret",
             Self::Configs => "config",
@@ -49,7 +49,7 @@ impl References {
 }
 
 /// The API's references to secrets or configs as files.
-pub(super) async fn references(
+pub(crate) async fn references(
     api: &Api,
     kind: References,
     files: &[FileReference],
@@ -83,7 +83,7 @@ pub(super) async fn references(
 }
 
 /// A config that is no file: the one that a credential spec names.
-pub(super) async fn runtime_config(api: &Api, name: &str) -> Result<Value> {
+pub(crate) async fn runtime_config(api: &Api, name: &str) -> Result<Value> {
     let found = named(api, References::Configs, [name]).await?;
     let id = id_of(&found, References::Configs, name)?;
     Ok(json!({"Runtime": {}, "ConfigID": id, "ConfigName": name}))
@@ -111,7 +111,7 @@ fn id_of(found: &[Value], kind: References, name: &str) -> Result<String> {
 
 /// Gives the spec's image its tag and, with `ask_registry`, its digest and platforms. Answers with a warning when
 /// the registry could not be asked.
-pub(super) async fn pin_image(
+pub(crate) async fn pin_image(
     api: &Api,
     spec: &mut Value,
     ask_registry: bool,

@@ -105,7 +105,11 @@ pub(crate) struct ScaleArgs {
     scales: Vec<String>,
 }
 
+pub(crate) use converge::wait;
+pub(crate) use list::{ListArgs, list, print as print_list};
+pub(crate) use lookup::{References, pin_image, references, runtime_config};
 pub(crate) use ps::{TaskListArgs, print_tasks};
+pub(crate) use spec::privileges;
 
 pub(crate) async fn run(session: &Session, command: ServiceCommand) -> Result {
     match command {
@@ -146,7 +150,11 @@ async fn create(session: &Session, args: &args::CreateArgs) -> Result {
 }
 
 /// The credentials for the spec's image, when they are to be sent along.
-fn registry_auth(session: &Session, spec: &Value, wanted: bool) -> Result<Option<String>> {
+pub(crate) fn registry_auth(
+    session: &Session,
+    spec: &Value,
+    wanted: bool,
+) -> Result<Option<String>> {
     if !wanted {
         return Ok(None);
     }
@@ -204,7 +212,7 @@ fn sets_more_than_rollback(args: &args::UpdateArgs) -> bool {
     format!("{alone:?}") != format!("{args:?}")
 }
 
-fn update_request(service: &Value) -> Request {
+pub(crate) fn update_request(service: &Value) -> Request {
     Request::post(&["services", text(service, "/ID"), "update"])
         .query("version", number(service, "/Version/Index").to_string())
 }

@@ -446,7 +446,7 @@ fn ulimits(limits: &[Ulimit]) -> Vec<Value> {
         .collect()
 }
 
-pub(super) fn privileges(credential: &Value) -> Value {
+pub(crate) fn privileges(credential: &Value) -> Value {
     json!({"CredentialSpec": credential, "SELinuxContext": null, "NoNewPrivileges": false})
 }
 

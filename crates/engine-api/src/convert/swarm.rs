@@ -10,8 +10,7 @@ use crate::wire;
 /// Docker's default: 90 days.
 pub(crate) const CERTIFICATE_LIFE: Duration = Duration::from_hours(90 * 24);
 
-/// Docker's defaults for what Shoal does not let a user change; clients print them.
-const HEARTBEAT_NANOS: i64 = 5_000_000_000;
+/// Docker's default for what Shoal does not let a user change; clients print it.
 const SNAPSHOT_INTERVAL: u64 = 10_000;
 
 pub(crate) fn swarm_spec(cluster: &Cluster) -> wire::SwarmSpec {
@@ -19,6 +18,7 @@ pub(crate) fn swarm_spec(cluster: &Cluster) -> wire::SwarmSpec {
     spec.name.clone_from(&cluster.name);
     spec.labels.clone_from(&cluster.labels);
     spec.orchestration.task_history_retention_limit = Some(cluster.task_history_limit);
+    spec.dispatcher.heartbeat_period = nanos(cluster.heartbeat_period);
     // A cluster in local mode has no certificates, and no life of theirs.
     if !cluster.trust.certificate_life.is_zero() {
         spec.ca_config.node_cert_expiry = nanos(cluster.trust.certificate_life);
@@ -41,7 +41,7 @@ pub(crate) fn default_swarm_spec() -> wire::SwarmSpec {
             heartbeat_tick: 1,
         },
         dispatcher: wire::Dispatcher {
-            heartbeat_period: HEARTBEAT_NANOS,
+            heartbeat_period: nanos(Cluster::HEARTBEAT_PERIOD),
         },
         ca_config: wire::CaConfig {
             node_cert_expiry: nanos(CERTIFICATE_LIFE),

@@ -186,8 +186,8 @@ pub trait LocalEngine: Send + Sync + 'static {
         no_volumes()
     }
 
-    /// What happens to containers and images from now on.
-    fn events(&self) -> BoxStream<'static, LocalEvent> {
+    /// Told when the node's containers may have changed.
+    fn changed(&self) -> BoxStream<'static, ()> {
         Box::pin(futures_util::stream::empty())
     }
 }
@@ -201,7 +201,7 @@ fn no_volumes<'a, T: Send + 'a>() -> BoxFuture<'a, Result<T>> {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LocalEvent {
     pub at: Timestamp,
-    /// `container`, `image` or `volume`.
+    /// `container`, `image`, `network` or `volume`.
     pub kind: &'static str,
     /// Docker's word: `start`, `die`, `pull`…
     pub action: String,

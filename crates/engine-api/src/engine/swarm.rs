@@ -92,6 +92,8 @@ pub struct InitRequest {
     pub task_history_limit: i64,
     /// How long a node's certificate is good for; at least an hour.
     pub certificate_life: Duration,
+    /// How soon silent nodes are given up, in proportion to Docker's default of five seconds.
+    pub heartbeat_period: Duration,
     pub labels: BTreeMap<String, String>,
 }
 

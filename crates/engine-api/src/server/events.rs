@@ -1,5 +1,5 @@
-//! Events: what happens to the objects of the swarm, read off its commits, and to the node's containers
-//! and images (moby `daemon/cluster/noderunner.go`, `daemon/events.go`).
+//! Events as clients ask for them: of the swarm's objects, read off its commits, and of the node's containers, images
+//! and volumes (moby `daemon/cluster/noderunner.go`, `daemon/events.go`).
 
 use axum::{extract::State, response::Response};
 use futures_util::{StreamExt, future, stream};
@@ -10,6 +10,7 @@ use shoal_types::{
     spec::ServiceMode,
 };
 use tokio::time::{Duration, sleep};
+use tokio_stream::wrappers::BroadcastStream;
 
 use super::{Engine, error::ApiResult, filters::Filters, query::Query, stream::json_lines};
 use crate::{
@@ -35,27 +36,24 @@ const FILTERS: &[&str] = &[
     "builder",
 ];
 
-/// From now on, until `until`. Past events are not kept, so an `until` that has passed ends at once.
+/// The kept ones since `since`, and all that follow until `until`; an end that has passed leaves the kept ones.
 pub(crate) async fn events(State(engine): State<Engine>, query: Query) -> ApiResult<Response> {
     let filters = query.filters(FILTERS)?;
-    query.time("since")?;
+    let since = query.time("since")?;
     let end = query.time("until")?;
-    let local = engine.local.events().map(local_event).boxed();
-    let swarm = match engine.manager() {
-        Ok(manager) => manager
-            .control
-            .changes()
-            .flat_map(|c| stream::iter(of_change(&c)))
-            .boxed(),
-        // Docker sends swarm events only from managers.
-        Err(_) => stream::empty().boxed(),
-    };
+    engine.journal.catch_up().await;
+    let (past, live) = engine.journal.read(since);
+    // What a slow reader missed is gone for good, as in Docker.
+    let live = BroadcastStream::new(live).filter_map(|event| future::ready(event.ok()));
     // Nothing may happen for hours, and the client is told at once that it is being served.
-    let events = stream::select(swarm, local)
-        .chain(stream::pending())
-        .filter(move |event| future::ready(wanted(&filters, event)))
-        .take_until(deadline(end));
+    let events = stream::iter(past)
+        .chain(live.chain(stream::pending()).take_until(deadline(end)))
+        .filter(move |event| future::ready(in_time(event, end) && wanted(&filters, event)));
     Ok(json_lines(events))
+}
+
+fn in_time(event: &Event, end: Option<Timestamp>) -> bool {
+    end.is_none_or(|end| event.time_nano <= end.0)
 }
 
 async fn deadline(end: Option<Timestamp>) {
@@ -110,7 +108,7 @@ fn wanted(filters: &Filters, event: &Event) -> bool {
         })
 }
 
-fn local_event(event: LocalEvent) -> Event {
+pub(super) fn local_event(event: LocalEvent) -> Event {
     let (status, id) = (event.action.clone(), event.id.clone());
     let legacy = matches!(event.kind, "container" | "image");
     let from = event
@@ -153,7 +151,7 @@ fn message(
 }
 
 /// The events of one commit. Tasks and the cluster itself have none, as in Docker.
-fn of_change(change: &Change) -> Vec<Event> {
+pub(super) fn of_change(change: &Change) -> Vec<Event> {
     change
         .objects
         .iter()

@@ -98,7 +98,7 @@ enum Attempt {
 
 impl Gate {
     pub(super) async fn answer(&self, request: http::Request<Body>) -> Response {
-        let of_cluster = routes::is_of_cluster(request.method(), request.uri().path());
+        let of_cluster = routes::is_of_cluster(request.uri().path());
         match self.caller {
             Caller::Client if of_cluster => self.for_client(request).await,
             Caller::Client => self.here(request).await,

@@ -6,6 +6,7 @@ mod events;
 mod filters;
 mod find;
 mod forward;
+mod journal;
 mod listen;
 mod logs;
 mod names;
@@ -23,6 +24,7 @@ pub use self::listen::{Listener, serve, serve_stream};
 use self::{
     error::ApiError,
     forward::{Caller, Gate},
+    journal::Journal,
 };
 use crate::engine::{ActiveSwarm, Control, LocalEngine, SwarmState};
 
@@ -30,17 +32,19 @@ use crate::engine::{ActiveSwarm, Control, LocalEngine, SwarmState};
 #[derive(Clone)]
 pub struct Engine {
     pub(crate) local: Arc<dyn LocalEngine>,
+    pub(crate) journal: Arc<Journal>,
 }
 
 impl Engine {
+    /// Begins to record the events of `local`, and so must be called in a runtime.
     pub fn new(local: impl LocalEngine) -> Self {
-        Self {
-            local: Arc::new(local),
-        }
+        Self::shared(Arc::new(local))
     }
 
+    /// As [`Engine::new`].
     pub fn shared(local: Arc<dyn LocalEngine>) -> Self {
-        Self { local }
+        let journal = Journal::start(&local);
+        Self { local, journal }
     }
 
     /// The swarm that this node manages, else Docker's words for why there is none.

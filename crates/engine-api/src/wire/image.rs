@@ -92,6 +92,11 @@ object! {
         tags: Option<Vec<String>> = "Tags";
     }
 
+    ImagesPruned {
+        deleted: Option<Vec<DeleteItem>> = "ImagesDeleted";
+        reclaimed: u64 = "SpaceReclaimed";
+    }
+
     /// What a removal did: each item has one of the two.
     DeleteItem {
         deleted: String = "Deleted" omitempty;

@@ -34,13 +34,13 @@ pub use self::{
     event::{Actor, Event},
     image::{
         DeleteItem, Descriptor, Distribution, DriverData, Empty, History, ImageConfig,
-        ImageInspect, ImageMetadata, ImageSummary, OciPlatform, Progress, ProgressDetail,
-        ProgressError, RegistryAuth, RootFs,
+        ImageInspect, ImageMetadata, ImageSummary, ImagesPruned, OciPlatform, Progress,
+        ProgressDetail, ProgressError, RegistryAuth, RootFs,
     },
     log::{FrameDecoder, FrameError, LogFrame, LogStream},
     network::{
         ConfigReference, Ipam, IpamConfig, NetworkContainer, NetworkCreate, NetworkCreated,
-        NetworkInspect, NetworkPeer, NetworkServiceInfo, NetworkTask,
+        NetworkInspect, NetworkPeer, NetworkServiceInfo, NetworkTask, NetworksPruned,
     },
     node::{
         EngineDescription, ManagerStatus, Node, NodeDescription, NodeSpec, NodeStatus, Platform,

@@ -5,6 +5,10 @@ use std::collections::BTreeMap;
 use super::{Map, Time, object};
 
 object! {
+    NetworksPruned {
+        deleted: Option<Vec<String>> = "NetworksDeleted";
+    }
+
     NetworkInspect {
         name: String = "Name";
         id: String = "Id";

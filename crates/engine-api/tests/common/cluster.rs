@@ -77,6 +77,7 @@ impl MemoryCluster {
                         ..Trust::default()
                     },
                     epoch: 0,
+                    heartbeat_period: Cluster::HEARTBEAT_PERIOD,
                 })),
                 Change::CreateNode(Box::new(manager(node, "reef", 1))),
             ])
@@ -400,6 +401,7 @@ impl Control for MemoryCluster {
             cluster.labels = settings.labels;
             cluster.task_history_limit = settings.task_history_limit;
             cluster.trust.certificate_life = settings.certificate_life;
+            cluster.heartbeat_period = settings.heartbeat_period;
             self.apply(vec![Change::UpdateCluster {
                 version,
                 cluster: Box::new(cluster),

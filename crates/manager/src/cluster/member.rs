@@ -2,11 +2,11 @@
 
 use std::{net::SocketAddr, time::Duration};
 
-use shoal_raft_store::{Change, Command, MembershipError};
+use shoal_raft_store::{Change, Command, MembershipError, State};
 use shoal_transport::{cluster, identity::Identity, stream::Stream};
 use shoal_types::{
     NodeId, RaftId,
-    object::{ManagerStatus, NodeState},
+    object::ManagerStatus,
     wire::{MemberAnswer, MemberRequest, Purpose, RaftLane},
 };
 
@@ -44,6 +44,10 @@ pub(super) async fn serve(
         };
         match done {
             Ok(()) => MemberAnswer::Done,
+            // It may be done again: what the last leader began, the next one goes on with.
+            Err(_) if !port.leads() => MemberAnswer::Elsewhere {
+                leader: port.leader(),
+            },
             Err(reason) => {
                 tracing::warn!(node.id = %caller.node, reason, "the raft group stays as it was");
                 MemberAnswer::Refused { reason }
@@ -110,14 +114,14 @@ async fn relocate(port: &Port, node: NodeId, raft: RaftId, addr: &str) -> Result
     remember(port, node, raft, addr).await
 }
 
-/// A manager leaves. One that never was more than accepted is forgotten altogether.
+/// A manager leaves. One that never was more than accepted is forgotten altogether, although its agent
+/// may have been here already.
 async fn leave(port: &Port, node: NodeId) -> Result<(), String> {
+    let has_no_place = |state: &State| state.node(&node).is_some_and(|n| n.manager.is_none());
+    let never_came = has_no_place(&port.store.state());
     remove(port, node).await.map_err(explain)?;
     let state = port.store.state();
-    let never_came = state
-        .node(&node)
-        .is_some_and(|node| node.status.state == NodeState::Unknown);
-    if never_came && state.tasks_on(node).next().is_none() {
+    if never_came && has_no_place(&state) && state.tasks_on(node).next().is_none() {
         let command = Command {
             at: port.hub.clock.wall(),
             changes: vec![Change::RemoveNode { id: node }],

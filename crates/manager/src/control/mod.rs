@@ -42,6 +42,8 @@ pub struct ClusterSettings {
     pub task_history_limit: i64,
     /// How long a node's certificate is good for.
     pub certificate_life: Duration,
+    /// See [`Cluster::HEARTBEAT_PERIOD`].
+    pub heartbeat_period: Duration,
 }
 
 /// A secret or config to be made.
@@ -350,6 +352,7 @@ impl Control {
         let cluster = Cluster {
             labels: settings.labels,
             task_history_limit: settings.task_history_limit,
+            heartbeat_period: settings.heartbeat_period,
             trust: Trust {
                 certificate_life: settings.certificate_life,
                 ..cluster.trust.clone()

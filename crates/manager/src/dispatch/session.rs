@@ -10,7 +10,7 @@ use shoal_raft_store::{State, Store};
 use shoal_transport::session::{self, ReceiveError, Receiver, SendError, Sender};
 use shoal_types::{
     Generation, NodeId,
-    object::{Config, NodeDescription, Secret, Task},
+    object::{Config, Secret, Task},
     spec::{PortConfig, PublishMode},
     wire::{
         AgentMessage, AssignmentChanges, Assignments, ManagerMessage, ManagerPeer,
@@ -74,8 +74,8 @@ where
 {
     let (mut to_agent, mut from_agent) = session::open(stream);
     match welcome(store, hub, caller, &mut to_agent, &mut from_agent).await {
-        Ok(session) => {
-            let end = converse(store, hub, &session, to_agent, from_agent).await;
+        Ok((session, period)) => {
+            let end = converse(store, hub, &session, period, to_agent, from_agent).await;
             hub.close_session(&session);
             end
         }
@@ -107,7 +107,7 @@ async fn welcome<S: AsyncRead + AsyncWrite>(
     caller: Option<Caller>,
     to_agent: &mut ToAgent<S>,
     from_agent: &mut FromAgent<S>,
-) -> Result<Arc<Session>, SessionEnd> {
+) -> Result<(Arc<Session>, Duration), SessionEnd> {
     let hello = timeout(HELLO_TIMEOUT, from_agent.receive())
         .await
         .map_err(|_elapsed| SessionEnd::NoHello)??;
@@ -120,15 +120,32 @@ async fn welcome<S: AsyncRead + AsyncWrite>(
         });
     }
     must_lead(store, hub).await?;
-    check_node(hub, &store.state(), node, description)?;
+    check_node(&store.state(), node)?;
+    hub.heard(node);
+    if let Some(addr) = hub.rival(node).await {
+        return Err(SessionEnd::Refused {
+            reason: in_use(node, &addr),
+        });
+    }
+    // Not before: it may have been another machine's.
+    let known = store
+        .state()
+        .node(&node)
+        .map(|node| node.description.clone());
+    if known.is_some_and(|known| known != description) {
+        hub.describe(node, description);
+    }
     let addr = caller.and_then(|caller| caller.addr);
     let session = hub.open_session(node, addr).ok_or(SessionEnd::Superseded)?;
-    // Spread out, so that a thousand agents do not speak in the same instant.
-    let heartbeat = hub.config.heartbeat.mul_f64(rng().random_range(0.9..=1.0));
-    to_agent
-        .send(&ManagerMessage::Welcome { heartbeat })
-        .await?;
-    Ok(session)
+    let period = hub.config.in_cluster(&store.state()).heartbeat;
+    to_agent.send(&welcome_for(period)).await?;
+    Ok((session, period))
+}
+
+/// Asks for heartbeats, spread out so that a thousand agents do not speak in the same instant.
+fn welcome_for(period: Duration) -> ManagerMessage {
+    let heartbeat = period.mul_f64(rng().random_range(0.9..=1.0));
+    ManagerMessage::Welcome { heartbeat }
 }
 
 /// A manager that has just started, or hears of no leader, waits a moment for it to be known.
@@ -158,21 +175,13 @@ async fn must_lead(store: &Store, hub: &Hub) -> Result<(), SessionEnd> {
         .unwrap_or(Err(SessionEnd::Elsewhere { leader: None }))
 }
 
-fn check_node(
-    hub: &Hub,
-    state: &State,
-    node: NodeId,
-    description: NodeDescription,
-) -> Result<(), SessionEnd> {
-    let Some(known) = state.node(&node) else {
-        return Err(SessionEnd::Refused {
+fn check_node(state: &State, node: NodeId) -> Result<(), SessionEnd> {
+    match state.node(&node) {
+        Some(_) => Ok(()),
+        None => Err(SessionEnd::Refused {
             reason: unknown(node),
-        });
-    };
-    if known.description != description {
-        hub.describe(node, description);
+        }),
     }
-    Ok(())
 }
 
 fn unknown(node: NodeId) -> String {
@@ -181,10 +190,18 @@ fn unknown(node: NodeId) -> String {
     )
 }
 
+fn in_use(node: NodeId, addr: &str) -> String {
+    format!(
+        "node {node} is another machine, at {addr}, which is connected; if this one's data root is a copy \
+         of that one's, leave the swarm here with --force and join it again"
+    )
+}
+
 async fn converse<S>(
     store: &Store,
     hub: &Hub,
     session: &Arc<Session>,
+    period: Duration,
     to_agent: ToAgent<S>,
     from_agent: FromAgent<S>,
 ) -> SessionEnd
@@ -195,7 +212,7 @@ where
     // that it was in the middle of can be taken for whole.
     tokio::select! {
         end = listen(hub, session, from_agent) => end,
-        end = tell(store, hub, session, to_agent) => end,
+        end = tell(store, hub, session, period, to_agent) => end,
         () = session.ended.cancelled() => SessionEnd::Superseded,
     }
 }
@@ -211,6 +228,7 @@ async fn listen<S: AsyncRead>(
             Ok(None) => return SessionEnd::Left,
             Err(error) => return error.into(),
         };
+        session.note_heard();
         hub.heard(session.node);
         match message {
             AgentMessage::Heartbeat => {}
@@ -235,6 +253,7 @@ async fn tell<S: AsyncWrite>(
     store: &Store,
     hub: &Hub,
     session: &Arc<Session>,
+    mut period: Duration,
     mut to_agent: ToAgent<S>,
 ) -> SessionEnd {
     let mut states = store.watch();
@@ -263,6 +282,13 @@ async fn tell<S: AsyncWrite>(
                 Ok(()) => SessionEnd::Refused { reason },
                 Err(error) => error.into(),
             };
+        }
+        let wanted = hub.config.in_cluster(&state).heartbeat;
+        if session.take_probe() || wanted != period {
+            if let Err(error) = to_agent.send(&welcome_for(wanted)).await {
+                return error.into();
+            }
+            period = wanted;
         }
         let next = hub.assignments(&state, session.node);
         if let Some(message) = news(sent.as_ref(), &next) {

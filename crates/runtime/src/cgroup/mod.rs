@@ -154,21 +154,33 @@ impl CgroupHost {
     /// Makes the container's groups with their limits. On an error the caller removes what exists with [`Cgroup::remove`].
     pub(crate) fn create(
         &mut self,
-        id: &str,
+        name: &str,
         limits: &Limits,
         devices: &[DeviceRule],
     ) -> Result<Cgroup, CgroupError> {
-        let mut needed: Vec<&str> = ALWAYS.to_vec();
+        let mut needed = Vec::new();
         if limits.cpuset_cpus.is_some() || limits.cpuset_mems.is_some() {
             needed.push("cpuset");
         }
         if limits.blkio_weight.is_some() || !limits.throttles.is_empty() {
             needed.push("blkio");
         }
-        let all = self.of(id);
+        let group = self.make(name, needed, devices)?;
+        self.limit(&group, limits)?;
+        Ok(group)
+    }
+
+    /// Makes groups without limits, of the controllers that every container has and of those that are `needed` too.
+    pub(crate) fn make(
+        &mut self,
+        name: &str,
+        mut needed: Vec<&str>,
+        devices: &[DeviceRule],
+    ) -> Result<Cgroup, CgroupError> {
+        needed.extend(ALWAYS);
+        let all = self.of(name);
         if let Some(v2) = &all.v2 {
             make_dir(v2)?;
-            write::v2(v2, limits, |controller| self.v2_has(controller))?;
         }
         let devices_done = match &all.v2 {
             Some(v2) if !devices.is_empty() => self.attach_devices(v2, devices)?,
@@ -184,15 +196,25 @@ impl CgroupHost {
             }
             make_dir(path.parent().expect("a container's group has a parent"))?;
             make_dir(&path)?;
-            for controller in controllers.split(',') {
-                write::v1(controller, &path, limits)?;
-                if controller == "devices" && !devices_done {
-                    device::write_v1(&path, devices)?;
-                }
+            if !devices_done && controllers.split(',').any(|name| name == "devices") {
+                device::write_v1(&path, devices)?;
             }
             v1.push((controllers, path));
         }
         Ok(Cgroup { v2: all.v2, v1 })
+    }
+
+    /// Writes the limits of a container into its groups.
+    pub(crate) fn limit(&self, group: &Cgroup, limits: &Limits) -> Result<(), CgroupError> {
+        if let Some(v2) = &group.v2 {
+            write::v2(v2, limits, |controller| self.v2_has(controller))?;
+        }
+        for (controllers, path) in &group.v1 {
+            for controller in controllers.split(',') {
+                write::v1(controller, path, limits)?;
+            }
+        }
+        Ok(())
     }
 
     /// Attaches a device program. `false`: this kernel has none, use the v1 controller.

@@ -3,24 +3,21 @@
 use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
 
 use rustix::fs::{CWD, Gid, Mode, OFlags, Uid};
 use rustix::mount as rmount;
 use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags};
 
 use super::{ChildFailure, Doing};
-use crate::paths::ContainerPaths;
 use crate::plan::ContainerFile;
 use crate::sys::mount::{self as attribute, MountAttributes, set_attributes};
 
 /// Writes the files; the detached mounts of them, in their order.
 ///
-/// The tmpfs is mounted in the bundle, seen by this mount namespace alone, until the host's tree is left: before Linux 6.15
+/// The tmpfs is mounted at `place`, seen by this mount namespace alone, until the host's tree is left: before Linux 6.15
 /// only what is mounted can be cloned.
-pub(super) fn make(
-    files: &[ContainerFile],
-    paths: &ContainerPaths,
-) -> Result<Vec<OwnedFd>, ChildFailure> {
+pub(super) fn make(files: &[ContainerFile], place: &Path) -> Result<Vec<OwnedFd>, ChildFailure> {
     if files.is_empty() {
         return Ok(Vec::new());
     }
@@ -30,10 +27,9 @@ pub(super) fn make(
         write(tmpfs.as_fd(), &number.to_string(), file)
             .doing(|| format!("write the file {}", file.target))?;
     }
-    let place = paths.files();
-    std::fs::create_dir(&place).doing(what)?;
+    std::fs::create_dir(place).doing(what)?;
     let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
-    rmount::move_mount(tmpfs.as_fd(), "", CWD, &place, flags).doing(what)?;
+    rmount::move_mount(tmpfs.as_fd(), "", CWD, place, flags).doing(what)?;
     let clone = |(number, file): (usize, &ContainerFile)| {
         let what = || format!("mount the file {}", file.target);
         let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;

@@ -16,23 +16,30 @@ mod exec;
 mod files;
 mod init;
 mod rootfs;
+mod stage;
 mod user;
 
 use std::fs;
 use std::io::{self, Read, Write};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::path::Path;
 
 use nix::sched::{CloneFlags, setns, unshare};
+use rustix::fs::{Mode, OFlags};
 use serde::{Deserialize, Serialize};
 
 use crate::Stream;
 use crate::cgroup::Cgroup;
 use crate::paths::ContainerPaths;
-use crate::plan::{Plan, ProcessPlan, Rlimit};
+use crate::plan::{Namespaces, Plan, ProcessPlan, Rlimit};
 use crate::seccomp::SeccompFilter;
 use crate::sys::process;
 
 pub(crate) use enter::{Entry, enter};
+pub(crate) use stage::{WARM, Waiting, wait};
+
+use rootfs::View;
+use stage::Stage;
 
 /// The byte that says a container is ready to be started.
 pub(crate) const READY: u8 = b'R';
@@ -86,14 +93,7 @@ pub(crate) fn run(plan: &Plan, paths: &ContainerPaths, cgroup: &Cgroup, descript
         process::exit_now(128)
     };
     let Err(failure) = build(plan, paths, cgroup, descriptors, &mut report);
-    let text = serde_json::to_vec(&failure).unwrap_or_default();
-    // The reader may be gone; the exit code is all that is left to say then.
-    let _ = report.write_all(&text);
-    process::exit_now(failure.exit_code)
-}
-
-fn open_fifo(path: &Path) -> io::Result<fs::File> {
-    fs::OpenOptions::new().read(true).write(true).open(path)
+    fail(&failure, &mut report)
 }
 
 fn build(
@@ -103,37 +103,88 @@ fn build(
     descriptors: &Rlimit,
     report: &mut fs::File,
 ) -> Result<std::convert::Infallible, ChildFailure> {
-    let mut start = open_fifo(&paths.start_fifo()).doing(|| "open the start FIFO".to_owned())?;
-    let stdio = [
-        fs::File::open("/dev/null").doing(|| "open /dev/null".to_owned())?,
-        open_fifo(&paths.fifo(Stream::Stdout)).doing(|| "open the stdout FIFO".to_owned())?,
-        open_fifo(&paths.fifo(Stream::Stderr)).doing(|| "open the stderr FIFO".to_owned())?,
-    ];
+    let pipes = Pipes::open(paths)?;
+    settle(&plan.namespaces, cgroup)?;
+    let view = View::of_host(plan, paths);
+    complete(plan, &view, cgroup, descriptors, None, &pipes, report)
+}
+
+fn fail(failure: &ChildFailure, report: &mut fs::File) -> ! {
+    let text = serde_json::to_vec(failure).unwrap_or_default();
+    // The reader may be gone; the exit code is all that is left to say then.
+    let _ = report.write_all(&text);
+    process::exit_now(failure.exit_code)
+}
+
+fn open_fifo(path: &Path) -> io::Result<fs::File> {
+    fs::OpenOptions::new().read(true).write(true).open(path)
+}
+
+/// What connects the container's process with the supervisor, beside the report.
+struct Pipes {
+    start: fs::File,
+    stdio: [fs::File; 3],
+}
+
+impl Pipes {
+    fn open(paths: &ContainerPaths) -> Result<Self, ChildFailure> {
+        let start = open_fifo(&paths.start_fifo()).doing(|| "open the start FIFO".to_owned())?;
+        let stdio = [
+            fs::File::open("/dev/null").doing(|| "open /dev/null".to_owned())?,
+            open_fifo(&paths.fifo(Stream::Stdout)).doing(|| "open the stdout FIFO".to_owned())?,
+            open_fifo(&paths.fifo(Stream::Stderr)).doing(|| "open the stderr FIFO".to_owned())?,
+        ];
+        Ok(Self { start, stdio })
+    }
+}
+
+/// Takes its place in session, groups and namespaces.
+fn settle(namespaces: &Namespaces, cgroup: &Cgroup) -> Result<(), ChildFailure> {
     rustix::process::setsid().doing(|| "make a session".to_owned())?;
     join_v1(cgroup)?;
-    if plan.namespaces.cgroup {
+    if namespaces.cgroup {
         unshare(CloneFlags::CLONE_NEWCGROUP).doing(|| "make a cgroup namespace".to_owned())?;
     }
-    if let Some(path) = &plan.namespaces.join_network {
+    if let Some(path) = &namespaces.join_network {
         let namespace =
             fs::File::open(path).doing(|| format!("open network namespace {}", path.display()))?;
         setns(namespace, CloneFlags::CLONE_NEWNET)
             .doing(|| format!("join network namespace {}", path.display()))?;
     }
+    Ok(())
+}
+
+/// Makes all that is the plan's own, and becomes its program.
+fn complete(
+    plan: &Plan,
+    view: &View,
+    cgroup: &Cgroup,
+    descriptors: &Rlimit,
+    stage: Option<Stage>,
+    pipes: &Pipes,
+    report: &mut fs::File,
+) -> Result<std::convert::Infallible, ChildFailure> {
     // Always, since the supervisor's own low score is inherited. Lowering it needs CAP_SYS_RESOURCE, which a daemon in a
     // container may lack.
     let score = plan.process.oom_score_adj.unwrap_or(0);
     let _ = fs::write("/proc/self/oom_score_adj", score.to_string());
     names(plan)?;
-    rootfs::enter(plan, paths, cgroup)?;
-    sysctls(plan)?;
+    rootfs::enter(plan, view, cgroup, stage.as_ref())?;
+    sysctls(plan, stage.as_ref())?;
     let owns_network = plan.namespaces.clone_flags & libc::CLONE_NEWNET as u64 != 0;
-    if owns_network {
+    if owns_network && stage.is_none() {
         process::loopback_up().doing(|| "bring lo up".to_owned())?;
     }
     // Docker makes a missing working directory, as root, with the umask of the daemon.
     let made = fs::create_dir_all(&plan.process.cwd);
-    rootfs::protect(plan)?;
+    if stage.is_none() {
+        rootfs::hide(&plan.readonly_paths, &plan.masked_paths)?;
+    }
+    // Nothing of the host is to be left in reach.
+    drop(stage);
+    if plan.readonly_root {
+        rootfs::protect_root()?;
+    }
     let user = user::resolve(&plan.process)?;
     if let Err(error) = made
         && !Path::new(&plan.process.cwd).is_dir()
@@ -147,14 +198,14 @@ fn build(
     for limit in [descriptors].into_iter().chain(&plan.process.rlimits) {
         set_rlimit(limit.resource, limit.soft, limit.hard)?;
     }
-    for file in &stdio[1..] {
+    let [input, out, err] = &pipes.stdio;
+    for file in [out, err] {
         // So that /dev/stdout can be opened again by the user the program runs as.
         rustix::fs::fchown(file, Some(rustix::fs::Uid::from_raw(user.uid)), None)
             .doing(|| "hand over the output FIFOs".to_owned())?;
     }
     process::new_session_keyring(&format!("_ses.{}", plan.id))
         .doing(|| "make a session keyring".to_owned())?;
-    let [input, out, err] = &stdio;
     rustix::stdio::dup2_stdin(input).doing(|| "set stdin".to_owned())?;
     rustix::stdio::dup2_stdout(out).doing(|| "set stdout".to_owned())?;
     rustix::stdio::dup2_stderr(err).doing(|| "set stderr".to_owned())?;
@@ -162,7 +213,7 @@ fn build(
     report
         .write_all(&[READY])
         .doing(|| "report ready".to_owned())?;
-    start
+    (&pipes.start)
         .read_exact(&mut [0])
         .doing(|| "wait for the start".to_owned())?;
 
@@ -188,12 +239,21 @@ fn names(plan: &Plan) -> Result<(), ChildFailure> {
     Ok(())
 }
 
-fn sysctls(plan: &Plan) -> Result<(), ChildFailure> {
+fn sysctls(plan: &Plan, stage: Option<&Stage>) -> Result<(), ChildFailure> {
     for (key, value) in &plan.sysctls {
-        fs::write(Path::new("/proc/sys").join(key), value)
-            .doing(|| format!("write sysctl {}", key.replace('/', ".")))?;
+        let written = match stage {
+            Some(stage) => write_below(stage.sysctls.as_fd(), key, value),
+            None => fs::write(Path::new("/proc/sys").join(key), value),
+        };
+        written.doing(|| format!("write sysctl {}", key.replace('/', ".")))?;
     }
     Ok(())
+}
+
+fn write_below(directory: BorrowedFd<'_>, path: &str, text: &str) -> io::Result<()> {
+    let flags = OFlags::WRONLY | OFlags::CLOEXEC;
+    let file = rustix::fs::openat(directory, path, flags, Mode::empty())?;
+    fs::File::from(file).write_all(text.as_bytes())
 }
 
 /// Sets a limit; one above our own hard limit is lowered to it where the kernel lets us raise nothing.

@@ -7,16 +7,17 @@
 use std::fs;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use rustix::fs::{AtFlags, CWD, Gid, Mode, OFlags, ResolveFlags, Uid};
 use rustix::mount as rmount;
 use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags};
 
+use super::stage::Stage;
 use super::{ChildFailure, Doing};
 use crate::cgroup::Cgroup;
 use crate::paths::ContainerPaths;
-use crate::plan::{DeviceNode, MountKind, MountPlan, Plan};
+use crate::plan::{DeviceNode, MountKind, MountPlan, Plan, STAGED};
 use crate::sys::mount::{self as attribute, MountAttributes, set_attributes};
 
 /// Devices every container has (OCI runtime spec, "default devices"), as (name, major, minor).
@@ -45,21 +46,54 @@ const ETC: [&str; 3] = ["hostname", "hosts", "resolv.conf"];
 struct Source {
     tree: OwnedFd,
     is_dir: bool,
+    /// The directory itself, when the image's files are to be copied into it.
+    fill: Option<OwnedFd>,
 }
 
-/// Builds the root and makes it ours.
+/// Where the container's process finds what its root is made of.
+pub(super) struct View {
+    /// What the names of layers are relative to.
+    pub(super) layers: PathBuf,
+    pub(super) upper: PathBuf,
+    pub(super) work: PathBuf,
+    /// Files of [`crate::EtcFiles`].
+    pub(super) etc: PathBuf,
+    /// The root is mounted here,
+    pub(super) root: PathBuf,
+    /// the files the container is given here, and this is the lowest layer of an image without one: none but the first
+    /// exist yet.
+    pub(super) files: PathBuf,
+    pub(super) empty: PathBuf,
+}
+
+impl View {
+    /// The host's.
+    pub(super) fn of_host(plan: &Plan, paths: &ContainerPaths) -> Self {
+        Self {
+            layers: plan.rootfs.layers_dir.clone(),
+            upper: paths.upper(),
+            work: paths.work(),
+            etc: paths.etc(),
+            root: paths.rootfs(),
+            files: paths.files(),
+            empty: paths.bundle.join("empty"),
+        }
+    }
+}
+
+/// Builds the root and makes it ours. Mounts of a sandbox are taken from its `stage`; then `groups` are not needed.
 pub(super) fn enter(
     plan: &Plan,
-    paths: &ContainerPaths,
+    view: &View,
     cgroup: &Cgroup,
+    stage: Option<&Stage>,
 ) -> Result<(), ChildFailure> {
-    let mut sources = Vec::new();
-    for mount in &plan.mounts {
-        sources.push(match &mount.kind {
-            MountKind::Bind { source, recursive } => Some(clone_source(source, *recursive, mount)?),
-            _ => None,
-        });
-    }
+    let staged = stage.map_or(0, |stage| stage.mounts);
+    let mounts = &plan.mounts[staged..];
+    let sources = match stage {
+        Some(stage) => stage.on_host(|| sources(mounts))?,
+        None => sources(mounts)?,
+    };
     let mut etc = Vec::new();
     for name in ETC {
         let target = format!("/etc/{name}");
@@ -76,47 +110,31 @@ pub(super) fn enter(
             recursive_attributes: false,
             copy_up: false,
         };
-        etc.push((
-            clone_source(&paths.etc().join(name), false, &own)?,
-            own.target,
-        ));
+        etc.push((clone_source(&view.etc.join(name), false, &own)?, own.target));
     }
-    let groups = clone_cgroups(plan, cgroup)?;
-
-    rmount::mount_change(
-        "/",
-        rmount::MountPropagationFlags::PRIVATE | rmount::MountPropagationFlags::REC,
-    )
-    .doing(|| "make mounts private".to_owned())?;
-    let files = super::files::make(&plan.files, paths)?;
-    mount_overlay(plan, paths)?;
-    let root = rustix::fs::open(
-        paths.rootfs(),
-        OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
-        Mode::empty(),
-    )
-    .doing(|| "open the root".to_owned())?;
+    let groups = clone_cgroups(mounts, cgroup)?;
+    if stage.is_none() {
+        make_private()?;
+    }
+    let files = super::files::make(&plan.files, &view.files)?;
+    mount_overlay(&plan.rootfs.lower, view)?;
+    let root = open_directory(&view.root).doing(|| "open the root".to_owned())?;
 
     // Before anything is mounted over what the image has.
-    for mount in &plan.mounts {
-        if let MountKind::Bind { source, .. } = &mount.kind
-            && mount.copy_up
-        {
-            copy_up(root.as_fd(), &mount.target, source)?;
+    for (mount, source) in mounts.iter().zip(&sources) {
+        if let Some(fill) = source.as_ref().and_then(|source| source.fill.as_ref()) {
+            copy_up(root.as_fd(), mount, fill.as_fd())?;
         }
     }
-    let mut own_dev = false;
-    for (mount, source) in plan.mounts.iter().zip(sources) {
-        match (&mount.kind, source) {
-            (MountKind::Filesystem { kind, source, data }, _) => {
-                own_dev |= mount.target == "/dev" && kind == "tmpfs";
-                mount_filesystem(root.as_fd(), mount, kind, source, data)?;
-            }
-            (MountKind::Cgroup, _) => mount_cgroups(root.as_fd(), mount, &groups)?,
-            (MountKind::Bind { .. }, Some(source)) => place(root.as_fd(), &source, &mount.target)?,
-            (MountKind::Bind { .. }, None) => {}
+    if stage.is_some() {
+        for top in STAGED {
+            let what = || format!("mount {top}");
+            let target = ensure(root.as_fd(), top, true).doing(what)?;
+            let flags = MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
+            rmount::move_mount(CWD, top, target.as_fd(), "", flags).doing(what)?;
         }
     }
+    let own_dev = mount_all(root.as_fd(), mounts, &sources, &groups)?;
     for (tree, file) in files.iter().zip(&plan.files) {
         let what = || format!("mount the file {}", file.target);
         let target = ensure(root.as_fd(), &file.target, false).doing(what)?;
@@ -131,8 +149,18 @@ pub(super) fn enter(
     for device in &plan.devices {
         make_device(root.as_fd(), device)?;
     }
+    pivot(&view.root)
+}
 
-    rustix::process::chdir(paths.rootfs()).doing(|| "enter the root".to_owned())?;
+/// Makes what is mounted everywhere in this mount namespace its own affair.
+pub(super) fn make_private() -> Result<(), ChildFailure> {
+    let flags = rmount::MountPropagationFlags::PRIVATE | rmount::MountPropagationFlags::REC;
+    rmount::mount_change("/", flags).doing(|| "make mounts private".to_owned())
+}
+
+/// Makes a mounted directory the root, and takes the old one out of sight.
+pub(super) fn pivot(root: &Path) -> Result<(), ChildFailure> {
+    rustix::process::chdir(root).doing(|| "enter the root".to_owned())?;
     // With both arguments "." the old root is stacked on the new one, from where it can be detached (pivot_root(2)).
     rustix::process::pivot_root(".", ".").doing(|| "pivot_root".to_owned())?;
     rmount::unmount(".", rmount::UnmountFlags::DETACH)
@@ -140,9 +168,65 @@ pub(super) fn enter(
     rustix::process::chdir("/").doing(|| "enter the new root".to_owned())
 }
 
-/// Hides and write-protects what the plan says, last of all the root itself.
-pub(super) fn protect(plan: &Plan) -> Result<(), ChildFailure> {
-    for path in &plan.readonly_paths {
+/// The host's paths that are mounted, each beside its mount.
+fn sources(mounts: &[MountPlan]) -> Result<Vec<Option<Source>>, ChildFailure> {
+    let source = |mount: &MountPlan| match &mount.kind {
+        MountKind::Bind { source, recursive } => clone_source(source, *recursive, mount).map(Some),
+        _ => Ok(None),
+    };
+    mounts.iter().map(source).collect()
+}
+
+/// Mounts in their order. Whether a `/dev` of our own was among them, which wants devices.
+fn mount_all(
+    root: BorrowedFd<'_>,
+    mounts: &[MountPlan],
+    sources: &[Option<Source>],
+    groups: &[(String, OwnedFd)],
+) -> Result<bool, ChildFailure> {
+    let mut own_dev = false;
+    for (mount, source) in mounts.iter().zip(sources) {
+        match (&mount.kind, source) {
+            (MountKind::Filesystem { kind, source, data }, _) => {
+                own_dev |= mount.target == "/dev" && kind == "tmpfs";
+                mount_filesystem(root, mount, kind, source, data)?;
+            }
+            (MountKind::Cgroup, _) => mount_cgroups(root, mount, groups)?,
+            (MountKind::Bind { .. }, Some(source)) => place(root, source, &mount.target)?,
+            (MountKind::Bind { .. }, None) => {}
+        }
+    }
+    Ok(own_dev)
+}
+
+/// Mounts what a sandbox has of its shape into a root that waits for a container's.
+pub(super) fn mount_staged(
+    root: BorrowedFd<'_>,
+    mounts: &[MountPlan],
+    groups: &[(String, OwnedFd)],
+) -> Result<(), ChildFailure> {
+    let none: Vec<Option<Source>> = mounts.iter().map(|_| None).collect();
+    if mount_all(root, mounts, &none, groups)? {
+        default_devices(root)?;
+    }
+    Ok(())
+}
+
+/// Makes a directory of the host's visible below a root.
+pub(super) fn show(root: BorrowedFd<'_>, source: &Path, target: &str) -> Result<(), ChildFailure> {
+    let own = MountPlan {
+        target: target.to_owned(),
+        kind: MountKind::Cgroup,
+        attributes: MountAttributes::default(),
+        recursive_attributes: false,
+        copy_up: false,
+    };
+    place(root, &clone_source(source, false, &own)?, target)
+}
+
+/// Hides and write-protects paths of the container's.
+pub(super) fn hide(readonly: &[String], masked: &[String]) -> Result<(), ChildFailure> {
+    for path in readonly {
         let what = || format!("make {path} read-only");
         let flags = OpenTreeFlags::OPEN_TREE_CLONE
             | OpenTreeFlags::OPEN_TREE_CLOEXEC
@@ -158,20 +242,26 @@ pub(super) fn protect(plan: &Plan) -> Result<(), ChildFailure> {
         set_attributes(tree.as_fd(), attributes, true).doing(what)?;
         attach(tree.as_fd(), CWD, path).doing(what)?;
     }
-    for path in &plan.masked_paths {
+    for path in masked {
         mask(path).doing(|| format!("mask {path}"))?;
     }
-    if plan.readonly_root {
-        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let what = || "make the root read-only".to_owned();
-        let root = rustix::fs::open("/", flags, Mode::empty()).doing(what)?;
-        let attributes = MountAttributes {
-            set: attribute::RDONLY,
-            ..MountAttributes::default()
-        };
-        set_attributes(root.as_fd(), attributes, false).doing(what)?;
-    }
     Ok(())
+}
+
+/// Makes the root itself read-only.
+pub(super) fn protect_root() -> Result<(), ChildFailure> {
+    let what = || "make the root read-only".to_owned();
+    let root = open_directory(Path::new("/")).doing(what)?;
+    let attributes = MountAttributes {
+        set: attribute::RDONLY,
+        ..MountAttributes::default()
+    };
+    set_attributes(root.as_fd(), attributes, false).doing(what)
+}
+
+pub(super) fn open_directory(path: &Path) -> io::Result<OwnedFd> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    Ok(rustix::fs::open(path, flags, Mode::empty())?)
 }
 
 /// Covers a file with `/dev/null` and a directory with an empty read-only tmpfs.
@@ -231,29 +321,30 @@ fn clone_source(source: &Path, recursive: bool, mount: &MountPlan) -> Result<Sou
     if !attributes.is_empty() {
         set_attributes(tree.as_fd(), attributes, mount.recursive_attributes).doing(what)?;
     }
-    Ok(Source { tree, is_dir })
+    let bound = matches!(mount.kind, MountKind::Bind { .. });
+    let fill = if bound && mount.copy_up {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        Some(rustix::fs::open(source, flags, Mode::empty()).doing(what)?)
+    } else {
+        None
+    };
+    Ok(Source { tree, is_dir, fill })
 }
 
 /// Mounts the overlay: by mount(2), the faster call, until its option page (4096 bytes) overflows, then layer by layer.
-fn mount_overlay(plan: &Plan, paths: &ContainerPaths) -> Result<(), ChildFailure> {
+fn mount_overlay(lower: &[String], view: &View) -> Result<(), ChildFailure> {
     const OPTION_PAGE: usize = 4096;
-    let what = || format!("mount overlay of {} layers", plan.rootfs.lower.len());
-    rustix::process::chdir(&plan.rootfs.layers_dir).doing(|| {
-        format!(
-            "enter layers directory {}",
-            plan.rootfs.layers_dir.display()
-        )
-    })?;
-    let empty = paths.bundle.join("empty");
-    let lower: Vec<String> = if plan.rootfs.lower.is_empty() {
+    let what = || format!("mount overlay of {} layers", lower.len());
+    rustix::process::chdir(&view.layers)
+        .doing(|| format!("enter layers directory {}", view.layers.display()))?;
+    let lower: Vec<String> = if lower.is_empty() {
         // An image from scratch: overlay wants a lower directory all the same.
-        fs::create_dir_all(&empty).doing(what)?;
-        vec![empty.to_string_lossy().into_owned()]
+        fs::create_dir_all(&view.empty).doing(what)?;
+        vec![view.empty.to_string_lossy().into_owned()]
     } else {
-        plan.rootfs.lower.clone()
+        lower.to_vec()
     };
-    let (upper, work) = (paths.upper(), paths.work());
-    let (upper, work) = (upper.to_string_lossy(), work.to_string_lossy());
+    let (upper, work) = (view.upper.to_string_lossy(), view.work.to_string_lossy());
     let escaped: Vec<String> = lower.iter().map(|name| escape(name, "\\:,")).collect();
     let options = format!(
         "lowerdir={},upperdir={},workdir={}",
@@ -267,7 +358,7 @@ fn mount_overlay(plan: &Plan, paths: &ContainerPaths) -> Result<(), ChildFailure
             .doing(what)?;
         return rmount::mount(
             "overlay",
-            paths.rootfs(),
+            &view.root,
             "overlay",
             rmount::MountFlags::empty(),
             options.as_c_str(),
@@ -291,7 +382,7 @@ fn mount_overlay(plan: &Plan, paths: &ContainerPaths) -> Result<(), ChildFailure
             mount.as_fd(),
             "",
             CWD,
-            paths.rootfs(),
+            &view.root,
             MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH,
         )
     };
@@ -347,12 +438,11 @@ fn mount_filesystem(
 }
 
 /// The container's own groups as detached mounts, each with the name of its hierarchy ("" for v2 alone).
-fn clone_cgroups(plan: &Plan, cgroup: &Cgroup) -> Result<Vec<(String, OwnedFd)>, ChildFailure> {
-    if !plan
-        .mounts
-        .iter()
-        .any(|mount| mount.kind == MountKind::Cgroup)
-    {
+pub(super) fn clone_cgroups(
+    mounts: &[MountPlan],
+    cgroup: &Cgroup,
+) -> Result<Vec<(String, OwnedFd)>, ChildFailure> {
+    if !mounts.iter().any(|mount| mount.kind == MountKind::Cgroup) {
         return Ok(Vec::new());
     }
     let clone = |path: &Path| {
@@ -544,31 +634,36 @@ fn split(path: &str) -> (&str, &str) {
     }
 }
 
-/// Fills the empty directory `source` with what the image has at `target`, if that is a directory. Whoever else does so at
-/// the same time is waited for.
-fn copy_up(root: BorrowedFd<'_>, target: &str, source: &Path) -> Result<(), ChildFailure> {
-    let what = || {
-        let source = source.display();
-        format!("copy the image's files from {target} to {source}")
-    };
-    let of_image = match open_in_root(root, target) {
+/// Fills the empty directory `volume`, which is mounted, with what the image has there, if that is a directory. Whoever else
+/// does so at the same time is waited for.
+fn copy_up(
+    root: BorrowedFd<'_>,
+    mount: &MountPlan,
+    volume: BorrowedFd<'_>,
+) -> Result<(), ChildFailure> {
+    let what = || format!("copy the image's files from {} to its mount", mount.target);
+    let of_image = match open_in_root(root, &mount.target) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
         other => other.doing(what)?,
     };
-    let is_dir = |fd: &OwnedFd| -> io::Result<bool> {
-        let mode = rustix::fs::fstat(fd)?.st_mode;
-        Ok(rustix::fs::FileType::from_raw_mode(mode).is_dir())
-    };
-    if !is_dir(&of_image).doing(what)? {
+    let mode = rustix::fs::fstat(&of_image).doing(what)?.st_mode;
+    if !rustix::fs::FileType::from_raw_mode(mode).is_dir() {
         return Ok(());
     }
-    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let volume = rustix::fs::open(source, flags, Mode::empty()).doing(what)?;
-    rustix::fs::flock(&volume, rustix::fs::FlockOperation::LockExclusive).doing(what)?;
-    if fs::read_dir(source).doing(what)?.next().is_some() {
+    rustix::fs::flock(volume, rustix::fs::FlockOperation::LockExclusive).doing(what)?;
+    if has_entries(volume).doing(what)? {
         return Ok(());
     }
-    copy_tree(of_image.as_fd(), volume.as_fd()).doing(what)
+    copy_tree(of_image.as_fd(), volume).doing(what)
+}
+
+fn has_entries(directory: BorrowedFd<'_>) -> io::Result<bool> {
+    for entry in rustix::fs::Dir::read_from(directory)? {
+        if !matches!(entry?.file_name().to_bytes(), b"." | b"..") {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 /// Copies a directory's contents with modes, owners and links, into the root of a detached mount.

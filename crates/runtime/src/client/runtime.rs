@@ -136,13 +136,21 @@ impl Runtime {
     /// Connects to the living supervisor or starts one, which adopts what a dead one left. A living one of another build goes
     /// on as the configured executable first; its containers do not notice.
     pub async fn open(config: RuntimeConfig) -> Result<Self, OpenError> {
+        let runtime = Self::unconnected(config)?;
+        runtime.inner.connect().await?;
+        runtime.upgrade_if_other().await?;
+        Ok(runtime)
+    }
+
+    /// A handle that does what [`Self::open`] does when it is first asked something.
+    pub fn unconnected(config: RuntimeConfig) -> Result<Self, OpenError> {
         let paths = Paths {
             exec_root: config.exec_root.clone(),
             state_root: config.state_root.clone(),
         };
         check(&config, &paths)?;
         empty_trash(&paths)?;
-        let runtime = Self {
+        Ok(Self {
             inner: Arc::new(Inner {
                 config,
                 paths,
@@ -153,10 +161,7 @@ impl Runtime {
                 trash_number: AtomicU64::new(0),
                 held: Mutex::new(HashMap::new()),
             }),
-        };
-        runtime.inner.connect().await?;
-        runtime.upgrade_if_other().await?;
-        Ok(runtime)
+        })
     }
 
     /// Upgrades a supervisor that is not the configured executable. One that cannot be, and with which we can talk, will do.

@@ -8,6 +8,7 @@ mod file;
 mod limits;
 mod mounts;
 mod prepare;
+mod shape;
 
 use std::path::PathBuf;
 
@@ -21,6 +22,7 @@ pub use default::default_spec;
 pub use file::ContainerFile;
 pub use prepare::InvalidSpec;
 pub(crate) use prepare::{capability_number, check_id};
+pub(crate) use shape::{STAGED, Shape};
 
 /// A container, ready to be made.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -85,7 +87,7 @@ impl Default for LogConfig {
     }
 }
 
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Namespaces {
     /// `CLONE_NEW*` flags for the clone; the cgroup namespace is made later, inside the cgroup.
     pub(crate) clone_flags: u64,

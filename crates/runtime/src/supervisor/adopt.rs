@@ -45,7 +45,7 @@ pub(super) fn adopt(paths: &Paths, cgroups: &CgroupHost) -> io::Result<Found> {
             Err(error) => {
                 found.errors.push(format!("adopt {id}: {error}"));
                 let readable = error.kind() != io::ErrorKind::InvalidData;
-                if readable || cgroups.of(&id).is_populated() {
+                if readable || cgroups.of(&paths.container(&id).group()).is_populated() {
                     found.postponed.insert(id);
                 } else {
                     found.errors.extend(discard(&id, paths, cgroups));
@@ -53,11 +53,20 @@ pub(super) fn adopt(paths: &Paths, cgroups: &CgroupHost) -> io::Result<Found> {
             }
         }
     }
-    for id in cgroups.leftovers() {
-        let adopted = |container: &Container| container.record.id == id;
-        if !found.containers.iter().any(adopted) && !found.postponed.contains(&id) {
-            found.errors.extend(discard(&id, paths, cgroups));
+    let adopted = found
+        .containers
+        .iter()
+        .map(|container| &container.record.id);
+    let known = adopted.chain(&found.postponed);
+    let groups: BTreeSet<String> = known.map(|id| paths.container(id).group()).collect();
+    for name in cgroups.leftovers() {
+        if !groups.contains(&name) {
+            found.errors.extend(discard(&name, paths, cgroups));
         }
+    }
+    // Those of sandboxes, whose groups were among the others.
+    for entry in fs::read_dir(paths.sandboxes())? {
+        fs::remove_dir_all(entry?.path())?;
     }
     Ok(found)
 }
@@ -89,7 +98,7 @@ pub(super) fn adopt_one(
         return Ok(None);
     }
     let output = Output::adopt(id, &own, record.log);
-    let cgroup = existing(cgroups, id);
+    let cgroup = existing(cgroups, &own.group());
     for exec in cgroup.execs() {
         // Nobody waits for them any more. A group that is still busy goes with the container's.
         let _ = exec.kill();
@@ -145,8 +154,8 @@ pub(super) fn adopt_one(
 }
 
 /// The groups of a container that were really made.
-fn existing(cgroups: &CgroupHost, id: &str) -> crate::cgroup::Cgroup {
-    let mut cgroup = cgroups.of(id);
+fn existing(cgroups: &CgroupHost, name: &str) -> crate::cgroup::Cgroup {
+    let mut cgroup = cgroups.of(name);
     cgroup.v1.retain(|(_, path)| path.is_dir());
     cgroup
 }
@@ -170,8 +179,8 @@ fn process_of(record: &Record) -> io::Result<Option<std::os::fd::OwnedFd>> {
 
 /// Kills and removes whatever there is under an id that is no container's.
 pub(super) fn discard(id: &str, paths: &Paths, cgroups: &CgroupHost) -> Vec<String> {
-    let cgroup = cgroups.of(id);
     let own = paths.container(id);
+    let cgroup = cgroups.of(&own.group());
     let mut errors = Vec::new();
     if cgroup.v2.as_ref().is_some_and(|path| path.is_dir()) || cgroup.v2.is_none() {
         if let Err(error) = cgroup.kill() {

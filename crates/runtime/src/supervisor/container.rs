@@ -21,8 +21,12 @@ use crate::cgroup::Cgroup;
 use crate::paths::ContainerPaths;
 use crate::{ContainerState, ExitStatus, LogConfig, Phase, Started, Stream};
 
-/// The form of the records written here; raised only when an older supervisor would misread one.
-pub(super) const RECORD_VERSION: u32 = 1;
+/// The form of the records written here; raised only when an older supervisor would misread one: in version 2 the
+/// container's cgroups may be named otherwise than by its id.
+pub(super) const RECORD_VERSION: u32 = 2;
+
+/// The form that a record has when every supervisor reads it well.
+pub(super) const FIRST_RECORD_VERSION: u32 = 1;
 
 /// What is kept of a container on disk. A record of another version must stay readable: a field that is new has a default.
 #[derive(Clone, Debug, Serialize, Deserialize)]

@@ -8,12 +8,15 @@
 mod adopt;
 mod container;
 mod create;
+mod endings;
 mod exec;
 mod journal;
 mod output;
+mod pool;
 mod protect;
 mod requests;
 mod server;
+mod streams;
 
 use std::ffi::OsString;
 use std::fs;
@@ -165,6 +168,7 @@ fn start(paths: &Paths, cgroup_parent: &str, resumed: bool) -> Result<server::Se
         &paths.exec_root,
         &paths.state_root,
         &paths.bundles(),
+        &paths.sandboxes(),
         &paths.states(),
         &paths.trash(),
     ] {

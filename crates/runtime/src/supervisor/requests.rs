@@ -16,6 +16,7 @@ use crate::protocol::{Failure, PROTOCOL, Reply, Request};
 
 impl Server {
     pub(super) fn request(&mut self, asker: Asker, request: Request) {
+        self.postpone_pool();
         match request {
             Request::Hello { exits } => {
                 for (id, status) in exits {
@@ -150,7 +151,9 @@ impl Server {
             };
         }
         self.postponed.remove(&plan.id);
-        let made = create::make(plan, &self.paths, &mut self.cgroups, &self.descriptors);
+        let sandbox = self.take_sandbox(plan);
+        let (cgroups, descriptors) = (&mut self.cgroups, &self.descriptors);
+        let made = create::make(plan, &self.paths, cgroups, descriptors, sandbox);
         match made {
             Err(failure) => self.answer(asker, Err(failure)),
             Ok(mut container) => {

@@ -9,43 +9,36 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use jiff::Timestamp;
 use rustix::event::epoll;
-use rustix::process::{WaitId, WaitIdOptions, waitid};
 
 use super::container::{Container, Stage};
 use super::exec::{self, Exec};
-use super::journal::{Journal, PumpError, Pumped, Unfinished};
+use super::journal::{Journal, Unfinished};
+use super::pool::Pool;
 use super::{adopt, create, note, protect};
+use crate::Stream;
 use crate::cgroup::CgroupHost;
-use crate::child::{ChildFailure, READY};
 use crate::paths::Paths;
 use crate::plan::Rlimit;
-use crate::protocol::{Decoder, Failure, Reply, Request, build_of, encode};
+use crate::protocol::{Decoder, Reply, Request, build_of, encode};
 use crate::sys::fdpass;
-use crate::sys::process::{self, pidfd_exit_status};
-use crate::{ExitStatus, Stream};
+use crate::sys::process;
 
-/// How long an adopted process's status may take to become known: it must be reaped by whoever inherited it.
-const STATUS_PATIENCE: Duration = Duration::from_secs(5);
 /// How often that is asked, and adopted containers without a process are looked at.
 const STATUS_INTERVAL: Duration = Duration::from_millis(20);
 /// After how long what failed for want of something (descriptors, room) is tried again.
-const RETRY_INTERVAL: Duration = Duration::from_secs(1);
-/// How often a container's log may be said to be in trouble.
-const NOTE_INTERVAL: Duration = Duration::from_mins(1);
-/// The exit code of a container that nobody saw end.
-const UNKNOWN_CODE: i32 = 255;
+pub(super) const RETRY_INTERVAL: Duration = Duration::from_secs(1);
 
 /// What an event is about. Containers and connections have numbers that are never used again.
 #[derive(Clone, Copy)]
-enum Source {
+pub(super) enum Source {
     Listener,
     Connection(u64),
     Process(u64),
     Output(u64, Stream),
     Report(u64),
     Exec(u64, exec::Part),
+    Sandbox(u64),
 }
 
 impl Source {
@@ -60,6 +53,7 @@ impl Source {
             Self::Exec(key, exec::Part::Process) => (6, key),
             Self::Exec(key, exec::Part::Output) => (7, key),
             Self::Exec(key, exec::Part::Report) => (8, key),
+            Self::Sandbox(key) => (9, key),
         };
         key << 4 | kind
     }
@@ -75,7 +69,8 @@ impl Source {
             5 => Self::Report(key),
             6 => Self::Exec(key, exec::Part::Process),
             7 => Self::Exec(key, exec::Part::Output),
-            _ => Self::Exec(key, exec::Part::Report),
+            8 => Self::Exec(key, exec::Part::Report),
+            _ => Self::Sandbox(key),
         }
     }
 }
@@ -102,8 +97,9 @@ pub(super) struct Server {
     /// Containers of a dead supervisor that could not be adopted yet, and when that is tried again.
     pub(super) postponed: BTreeSet<String>,
     adopt_at: Instant,
+    pub(super) pool: Pool,
     pub(super) next_key: u64,
-    journal: Journal,
+    pub(super) journal: Journal,
     unfinished: Option<Unfinished>,
     pub(super) stopping: bool,
     /// The executable to go on as.
@@ -131,6 +127,7 @@ impl Server {
             execs: BTreeMap::new(),
             postponed: BTreeSet::new(),
             adopt_at: Instant::now(),
+            pool: Pool::default(),
             next_key: 1,
             journal,
             unfinished,
@@ -246,8 +243,10 @@ impl Server {
             self.retry_outputs();
             self.look_after_execs();
             self.adopt_postponed();
+            self.tend_pool();
             self.upgrade_if_asked();
         }
+        self.retire_pool();
         let _ = fs::remove_file(self.paths.socket());
         self.cgroups.remove_parent();
     }
@@ -256,7 +255,8 @@ impl Server {
     fn patience(&self) -> Option<Duration> {
         let containers = self.patience_with_containers();
         let execs = self.patience_with_execs();
-        [containers, execs].into_iter().flatten().min()
+        let pool = self.patience_with_pool();
+        [containers, execs, pool].into_iter().flatten().min()
     }
 
     fn patience_with_containers(&self) -> Option<Duration> {
@@ -295,6 +295,7 @@ impl Server {
             words.iter().chain(&self.arguments).map(c_string).collect();
         if let Some(args) = args {
             note(&format!("going on as {}", exe.display()));
+            self.retire_pool();
             // The lock belongs to the process, not to the program: nobody else shall get it in between.
             if let Some(lock) = &self.lock {
                 let _ = rustix::io::fcntl_setfd(lock, rustix::io::FdFlags::empty());
@@ -325,6 +326,7 @@ impl Server {
             Source::Output(key, stream) => self.output_ready(key, stream),
             Source::Report(key) => self.report_ready(key),
             Source::Exec(key, part) => self.exec_ready(key, part),
+            Source::Sandbox(key) => self.sandbox_event(key),
         }
     }
 
@@ -478,345 +480,6 @@ impl Server {
             flags,
         );
     }
-
-    fn output_ready(&mut self, key: u64, stream: Stream) {
-        let Some(container) = self.containers.get_mut(&key) else {
-            return;
-        };
-        let Some(fifo) = &container.fifos[stream as usize] else {
-            return;
-        };
-        match self
-            .journal
-            .pump(fifo.as_fd(), stream, &mut container.output)
-        {
-            Ok(Pumped::Bytes(_) | Pumped::Empty) => {}
-            // All writers are gone though the process lives: a program that closed its output. The FIFO can be opened again
-            // through nobody, so there is nothing more to come.
-            Ok(Pumped::End) => self.close_output(key, stream),
-            Err(PumpError::Log(_, error)) => {
-                log_trouble(&mut container.log_noted, &container.record.id, &error);
-            }
-            Err(PumpError::Stuck(error)) => {
-                // It stays readable: without a pause it would be tried again without end.
-                let _ = epoll::delete(&self.epoll, fifo);
-                container.retries[stream as usize] = Some(Instant::now() + RETRY_INTERVAL);
-                log_trouble(&mut container.log_noted, &container.record.id, &error);
-            }
-        }
-    }
-
-    /// Listens again to the streams whose pause is over.
-    fn retry_outputs(&mut self) {
-        let now = Instant::now();
-        for (key, container) in &mut self.containers {
-            for stream in Stream::BOTH {
-                let retry = &mut container.retries[stream as usize];
-                if retry.is_none_or(|at| now < at) {
-                    continue;
-                }
-                *retry = None;
-                if let Some(fifo) = &container.fifos[stream as usize] {
-                    let source = data(Source::Output(*key, stream));
-                    let added = epoll::add(&self.epoll, fifo, source, epoll::EventFlags::IN);
-                    if let Err(error) = added {
-                        *retry = Some(now + RETRY_INTERVAL);
-                        log_trouble(
-                            &mut container.log_noted,
-                            &container.record.id,
-                            &error.into(),
-                        );
-                    }
-                }
-            }
-        }
-    }
-
-    fn close_output(&mut self, key: u64, stream: Stream) {
-        let Some(container) = self.containers.get_mut(&key) else {
-            return;
-        };
-        if let Some(fifo) = container.fifos[stream as usize].take() {
-            let _ = epoll::delete(&self.epoll, &fifo);
-        }
-        container.retries[stream as usize] = None;
-        if let Err(error) = self.journal.flush(stream, &mut container.output) {
-            log_trouble(&mut container.log_noted, &container.record.id, &error);
-        }
-    }
-
-    /// Reads what the container's process says of itself before it is the program.
-    fn report_ready(&mut self, key: u64) {
-        let Some(container) = self.containers.get_mut(&key) else {
-            return;
-        };
-        let Some(report) = &container.report else {
-            return;
-        };
-        let mut buffer = [0; 4096];
-        let ended = loop {
-            match rustix::io::read(report, &mut buffer) {
-                Ok(0) => break true,
-                Ok(count) => container.reported.extend_from_slice(&buffer[..count]),
-                Err(rustix::io::Errno::INTR) => {}
-                Err(_) => break false,
-            }
-        };
-        if container.stage == Stage::Making && container.reported.first() == Some(&READY) {
-            container.reported.remove(0);
-            self.made(key);
-        } else if ended {
-            self.close_report(key);
-            let Some(container) = self.containers.get_mut(&key) else {
-                return;
-            };
-            // With a failure the process ends itself; its death is what answers the askers.
-            if container.stage == Stage::Starting && container.reported.is_empty() {
-                container.stage = Stage::Running;
-                let askers = std::mem::take(&mut container.starting);
-                if let Some(started) = container.started() {
-                    self.reply_all(askers, &Reply::Started(started));
-                }
-            }
-        }
-    }
-
-    fn close_report(&mut self, key: u64) {
-        if let Some(report) = self
-            .containers
-            .get_mut(&key)
-            .and_then(|container| container.report.take())
-        {
-            let _ = epoll::delete(&self.epoll, &report);
-        }
-    }
-
-    fn made(&mut self, key: u64) {
-        let Some(container) = self.containers.get_mut(&key) else {
-            return;
-        };
-        container.stage = Stage::Created;
-        container.record.ready = true;
-        if let Err(error) = container.save() {
-            note(&format!("record of {}: {error}", container.record.id));
-        }
-        for asker in std::mem::take(&mut container.creating) {
-            self.reply_created(asker, key);
-        }
-    }
-
-    fn process_ended(&mut self, key: u64) {
-        let Some(container) = self.containers.get_mut(&key) else {
-            return;
-        };
-        let Some(pidfd) = &container.pidfd else {
-            return;
-        };
-        let status = if container.is_child {
-            match waitid(
-                WaitId::PidFd(pidfd.as_fd()),
-                WaitIdOptions::EXITED | WaitIdOptions::NOHANG,
-            ) {
-                Ok(Some(status)) => status
-                    .exit_status()
-                    .or_else(|| status.terminating_signal().map(|signal| 128 + signal)),
-                Ok(None) => return,
-                Err(error) => {
-                    note(&format!("wait for {}: {error}", container.record.id));
-                    Some(UNKNOWN_CODE)
-                }
-            }
-        } else {
-            pidfd_exit_status(pidfd.as_fd()).map(code_of_wait_status)
-        };
-        if let Some(code) = status {
-            self.ended(key, code, None);
-        } else {
-            // Not readable again until it is asked: the timer does that.
-            let _ = epoll::delete(&self.epoll, pidfd);
-            container.lost_since.get_or_insert_with(Instant::now);
-        }
-    }
-
-    /// Asks again for the statuses of adopted processes, and gives up after a while.
-    fn look_for_lost_statuses(&mut self) {
-        let mut found = Vec::new();
-        for (key, container) in &self.containers {
-            let Some(since) = container.lost_since else {
-                continue;
-            };
-            let status = container
-                .pidfd
-                .as_ref()
-                .and_then(|pidfd| pidfd_exit_status(pidfd.as_fd()));
-            match status {
-                Some(status) => found.push((*key, code_of_wait_status(status), None)),
-                None if since.elapsed() > STATUS_PATIENCE => {
-                    let reason = "ended while no supervisor was there to see it".to_owned();
-                    found.push((*key, UNKNOWN_CODE, Some(reason)));
-                }
-                None => {}
-            }
-        }
-        for (key, code, reason) in found {
-            self.ended(key, code, reason);
-        }
-    }
-
-    /// Takes the status of a lost container from the daemon, which held its pidfd.
-    pub(super) fn told_status(&mut self, id: &str, status: i32) {
-        let Some(key) = self.by_id.get(id).copied() else {
-            return;
-        };
-        if self
-            .containers
-            .get(&key)
-            .is_some_and(|container| container.lost_since.is_some())
-        {
-            self.ended(key, code_of_wait_status(status), None);
-        }
-    }
-
-    /// The process is gone, and with its pid namespace every other one: nothing writes any more.
-    fn ended(&mut self, key: u64, code: i32, reason: Option<String>) {
-        self.report_ready(key);
-        self.close_report(key);
-        for stream in Stream::BOTH {
-            self.drain(key, stream);
-            self.close_output(key, stream);
-        }
-        let Some(container) = self.containers.get_mut(&key) else {
-            return;
-        };
-        if let Some(pidfd) = container.pidfd.take() {
-            let _ = epoll::delete(&self.epoll, &pidfd);
-        }
-        container.lost_since = None;
-        let failure = serde_json::from_slice::<ChildFailure>(&container.reported).ok();
-        let made = container.stage != Stage::Making;
-        let was_starting = container.stage == Stage::Starting;
-        container.stage = Stage::Exited;
-        if !made {
-            let message = failure.map_or_else(
-                || format!("the container's process ended with code {code} before it was ready"),
-                |failure| failure.message,
-            );
-            return self.creation_failed(key, message);
-        }
-        let code = failure.as_ref().map_or(code, |failure| failure.exit_code);
-        let reason = failure
-            .as_ref()
-            .map(|failure| failure.message.clone())
-            .or(reason);
-        let status = ExitStatus {
-            code,
-            oom_killed: container.cgroup.oom_killed(),
-            at: Timestamp::now(),
-            reason,
-        };
-        container.record.exit = Some(status.clone());
-        if let Err(error) = container.save() {
-            note(&format!("record of {}: {error}", container.record.id));
-        }
-        // They are of no more use; whatever is still busy goes when the container is deleted.
-        let _ = container.cgroup.remove(Duration::ZERO);
-        let starting = std::mem::take(&mut container.starting);
-        let waiting = std::mem::take(&mut container.waiting);
-        let started = container.started();
-        match (failure, started) {
-            (Some(failure), _) => {
-                let failure = Failure::Start {
-                    message: failure.message,
-                    exit_code: failure.exit_code,
-                };
-                self.reply_all(starting, &Reply::Failed(failure));
-            }
-            (None, Some(started)) if was_starting => {
-                self.reply_all(starting, &Reply::Started(started));
-            }
-            (None, _) => {
-                let failure =
-                    Failure::State("the container was killed before it started".to_owned());
-                self.reply_all(starting, &Reply::Failed(failure));
-            }
-        }
-        self.reply_all(waiting, &Reply::Exited(status));
-        self.delete_if_asked(key);
-    }
-
-    /// Takes what an ended container has left in a FIFO: only that, since somebody else may hold it open and go on writing.
-    fn drain(&mut self, key: u64, stream: Stream) {
-        let Some(container) = self.containers.get_mut(&key) else {
-            return;
-        };
-        let Some(fifo) = &container.fifos[stream as usize] else {
-            return;
-        };
-        let mut left = match rustix::io::ioctl_fionread(fifo) {
-            Ok(left) => usize::try_from(left).unwrap_or(usize::MAX),
-            Err(error) => {
-                return log_trouble(
-                    &mut container.log_noted,
-                    &container.record.id,
-                    &error.into(),
-                );
-            }
-        };
-        while left > 0 {
-            let pumped = self
-                .journal
-                .pump(fifo.as_fd(), stream, &mut container.output);
-            let moved = match pumped {
-                Ok(Pumped::Bytes(moved)) => moved,
-                Ok(Pumped::Empty | Pumped::End) => return,
-                Err(PumpError::Log(moved, error)) => {
-                    log_trouble(&mut container.log_noted, &container.record.id, &error);
-                    moved
-                }
-                Err(PumpError::Stuck(error)) => {
-                    return log_trouble(&mut container.log_noted, &container.record.id, &error);
-                }
-            };
-            left = left.saturating_sub(moved);
-        }
-    }
-
-    fn creation_failed(&mut self, key: u64, message: String) {
-        let Some(container) = self.containers.remove(&key) else {
-            return;
-        };
-        self.by_id.remove(&container.record.id);
-        for error in create::remove(&container.paths, &container.cgroup) {
-            note(&error);
-        }
-        if container.record.made_state {
-            let _ = fs::remove_dir_all(&container.paths.state);
-        }
-        self.reply_all(container.creating, &Reply::Failed(Failure::Step(message)));
-        self.reply_all(container.deleting, &Reply::Done);
-        self.reply_all(container.waiting, &Reply::Failed(Failure::NotFound));
-        self.reply_all(container.starting, &Reply::Failed(Failure::NotFound));
-    }
-
-    /// Removes an ended container when somebody asked for that.
-    pub(super) fn delete_if_asked(&mut self, key: u64) {
-        let Some(container) = self.containers.get_mut(&key) else {
-            return;
-        };
-        if container.stage != Stage::Exited || container.deleting.is_empty() {
-            return;
-        }
-        let askers = std::mem::take(&mut container.deleting);
-        let errors = create::remove(&container.paths, &container.cgroup);
-        if errors.is_empty() {
-            let id = container.record.id.clone();
-            self.containers.remove(&key);
-            self.by_id.remove(&id);
-            self.reply_all(askers, &Reply::Done);
-        } else {
-            self.reply_all(askers, &Reply::Failed(Failure::Step(errors.join("; "))));
-        }
-    }
 }
 
 /// A container whose descriptors could not be registered, and why.
@@ -825,42 +488,14 @@ pub(super) struct Rejected {
     pub(super) error: io::Error,
 }
 
-/// Notes what is wrong with a container's log, not more often than somebody would read it.
-fn log_trouble(noted: &mut Option<Instant>, id: &str, error: &io::Error) {
-    let recently = |at: Instant| at.elapsed() < NOTE_INTERVAL;
-    if noted.is_some_and(recently) {
-        return;
-    }
-    *noted = Some(Instant::now());
-    note(&format!("log of {id}: {error}"));
+pub(super) fn sandbox_data(key: u64) -> epoll::EventData {
+    data(Source::Sandbox(key))
 }
 
 pub(super) fn exec_data(key: u64, part: exec::Part) -> epoll::EventData {
     data(Source::Exec(key, part))
 }
 
-fn data(source: Source) -> epoll::EventData {
+pub(super) fn data(source: Source) -> epoll::EventData {
     epoll::EventData::new_u64(source.pack())
-}
-
-/// A status as waitpid(2) gives it, as an exit code.
-fn code_of_wait_status(status: i32) -> i32 {
-    let signal = status & 0x7f;
-    if signal == 0 {
-        status >> 8 & 0xff
-    } else {
-        128 + signal
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn wait_statuses_become_codes() {
-        assert_eq!(code_of_wait_status(0x2a00), 42);
-        assert_eq!(code_of_wait_status(9), 137);
-        assert_eq!(code_of_wait_status(0x8b), 139);
-    }
 }

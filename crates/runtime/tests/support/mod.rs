@@ -28,7 +28,7 @@ pub(crate) struct Node {
     before: Traces,
 }
 
-/// What of this node the kernel and the file system know.
+/// What of this node the kernel and the file system know, sandboxes that wait for a container left out.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Traces {
     cgroups: BTreeSet<PathBuf>,
@@ -193,7 +193,36 @@ impl Node {
             .await
             .expect("shuts down");
         wait_for("the supervisor's end", || !alive(pid)).await;
-        assert_eq!(self.traces().cgroups, BTreeSet::new());
+        assert_eq!(cgroups(&self.config), BTreeSet::new());
+        assert_eq!(self.sandboxes(), Vec::<PathBuf>::new());
+    }
+
+    /// The bundles of sandboxes that wait, or are being made.
+    pub(crate) fn sandboxes(&self) -> Vec<PathBuf> {
+        let entries = fs::read_dir(self.config.exec_root.join("warm"));
+        let entries = entries.into_iter().flatten().flatten();
+        entries.map(|entry| entry.path()).collect()
+    }
+
+    /// Whether a container was made in a sandbox.
+    pub(crate) fn is_of_sandbox(&self, id: &str) -> bool {
+        let bundle = self.config.exec_root.join("containers").join(id);
+        assert!(bundle.is_dir(), "there is no container {id}");
+        bundle.join("group").exists()
+    }
+
+    /// Creates and starts a container in a sandbox: what `request` gives, until there is one that was ready; the id.
+    pub(crate) async fn run_in_sandbox(&self, request: impl Fn() -> CreateRequest) -> String {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let id = self.run(request()).await;
+            if self.is_of_sandbox(&id) {
+                return id;
+            }
+            assert!(Instant::now() < deadline, "no sandbox is ever ready");
+            self.runtime.delete(&id).await.expect("is deleted");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
     }
 }
 
@@ -299,18 +328,12 @@ pub(crate) fn cgroup_roots() -> Vec<PathBuf> {
 }
 
 fn traces(config: &RuntimeConfig, directory: &Path) -> Traces {
-    let mut cgroups = BTreeSet::new();
-    for root in cgroup_roots() {
-        let parent = root.join(&config.cgroup_parent);
-        cgroups.extend(
-            fs::read_dir(parent)
-                .into_iter()
-                .flatten()
-                .flatten()
-                .map(|entry| entry.path())
-                .filter(|path| path.is_dir()),
-        );
-    }
+    let waits = |path: &PathBuf| {
+        path.components()
+            .any(|part| part.as_os_str().as_encoded_bytes().starts_with(b"warm-"))
+    };
+    let mut cgroups = cgroups(config);
+    cgroups.retain(|path| !waits(path));
     let text = fs::read_to_string("/proc/self/mountinfo").expect("mountinfo");
     let own = directory.to_str().expect("UTF-8");
     let mounts = text
@@ -322,11 +345,21 @@ fn traces(config: &RuntimeConfig, directory: &Path) -> Traces {
     for root in [&config.exec_root, &config.state_root] {
         walk(root, &mut files);
     }
+    files.retain(|path| !waits(path));
     Traces {
         cgroups,
         mounts,
         files,
     }
+}
+
+/// All groups of the node's.
+fn cgroups(config: &RuntimeConfig) -> BTreeSet<PathBuf> {
+    let parents = cgroup_roots().into_iter();
+    let parents = parents.map(|root| root.join(&config.cgroup_parent));
+    let entries = parents.filter_map(|parent| fs::read_dir(parent).ok());
+    let paths = entries.flatten().flatten().map(|entry| entry.path());
+    paths.filter(|path| path.is_dir()).collect()
 }
 
 fn walk(directory: &Path, files: &mut BTreeSet<PathBuf>) {

@@ -12,7 +12,7 @@ use tokio_util::io::ReaderStream;
 
 use crate::{
     convert,
-    engine::{ImageDetails, ImageInfo, ImportRequest, Removed, progress},
+    engine::{EngineError, ImageDetails, ImageInfo, ImportRequest, Removed, progress},
     server::{
         Engine,
         body::{Json, reader, registry_auth},
@@ -57,10 +57,7 @@ pub(crate) async fn list(
 fn keep_references(filters: &Filters, image: &mut ImageInfo) -> bool {
     let is_wanted = |reference: &String| {
         filters.any("reference", |pattern| {
-            let familiar = reference
-                .strip_prefix("docker.io/library/")
-                .or_else(|| reference.strip_prefix("docker.io/"))
-                .unwrap_or(reference);
+            let familiar = familiar(reference);
             let end = familiar.find('@').or_else(|| familiar.rfind(':'));
             let name = end.map_or(familiar, |end| &familiar[..end]);
             glob(pattern.as_bytes(), familiar.as_bytes())
@@ -214,6 +211,9 @@ pub(crate) async fn post(
         )));
     }
     engine.local.tag_image(name, &target).await?;
+    let id = engine.local.image(&target).await?.info.id;
+    let attributes = [("name", familiar(&target))];
+    engine.journal.note("image", "tag", &id, attributes);
     Ok(StatusCode::CREATED)
 }
 
@@ -238,11 +238,17 @@ pub(crate) async fn remove(
     if query.has("platforms") {
         return Err(ApiError::not_yet("removing single platforms of an image"));
     }
+    let id = engine.local.image(&name).await?.info.id;
     let removed = engine
         .local
         .remove_image(&name, query.flag("force"))
         .await?;
-    let items = removed.into_iter().map(|removed| match removed {
+    note_removed(&engine, &id, &removed);
+    Ok(Json(removed.into_iter().map(deleted_item).collect()))
+}
+
+fn deleted_item(removed: Removed) -> wire::DeleteItem {
+    match removed {
         Removed::Untagged(untagged) => wire::DeleteItem {
             untagged,
             deleted: String::new(),
@@ -251,8 +257,26 @@ pub(crate) async fn remove(
             deleted,
             untagged: String::new(),
         },
-    });
-    Ok(Json(items.collect()))
+    }
+}
+
+fn note_removed(engine: &Engine, id: &str, removed: &[Removed]) {
+    for step in removed {
+        let action = match step {
+            Removed::Untagged(_) => "untag",
+            Removed::Deleted(deleted) if deleted == id => "delete",
+            Removed::Deleted(_) => continue,
+        };
+        engine.journal.note("image", action, id, [("name", id)]);
+    }
+}
+
+/// The name as people write it.
+fn familiar(reference: &str) -> &str {
+    reference
+        .strip_prefix("docker.io/library/")
+        .or_else(|| reference.strip_prefix("docker.io/"))
+        .unwrap_or(reference)
 }
 
 /// Pull or import.
@@ -288,6 +312,12 @@ async fn pull(
             .local
             .pull_image(&reference, auth.as_deref(), platform, sink)
             .await?;
+        let familiar = familiar(&reference);
+        let end = familiar.find('@').or_else(|| familiar.rfind(':'));
+        let name = end.map_or(familiar, |end| &familiar[..end]);
+        engine
+            .journal
+            .note("image", "pull", familiar, [("name", name)]);
         Ok(Vec::new())
     };
     stream::with_progress(lines, work).await
@@ -315,6 +345,9 @@ async fn import(engine: Engine, query: &Query, body: Body) -> ApiResult<Response
     let archive = reader(body);
     let work = async move {
         let id = engine.local.import_image(archive, request, sink).await?;
+        engine
+            .journal
+            .note("image", "import", &id, [("name", &*id)]);
         Ok(vec![wire::Progress {
             status: id,
             ..wire::Progress::default()
@@ -341,6 +374,12 @@ pub(crate) async fn load(
     let archive = reader(body);
     let work = async move {
         let loaded = engine.local.load_images(archive, sink).await?;
+        for name in &loaded {
+            if let Ok(image) = engine.local.image(name).await {
+                let id = &*image.info.id;
+                engine.journal.note("image", "load", id, [("name", id)]);
+            }
+        }
         let line = |name: String| {
             let what = if name.starts_with("sha256:") {
                 "Loaded image ID"
@@ -367,6 +406,10 @@ pub(crate) async fn save_many(State(engine): State<Engine>, query: Query) -> Api
 
 async fn save(engine: &Engine, names: &[String]) -> ApiResult<Response> {
     let archive = engine.local.save_images(names).await?;
+    for name in names {
+        let id = engine.local.image(name).await?.info.id;
+        engine.journal.note("image", "save", &id, [("name", &*id)]);
+    }
     // An error in the middle cuts the connection, so that no client takes a half archive for a whole one.
     let mut response = Response::new(Body::from_stream(ReaderStream::with_capacity(
         archive,
@@ -403,6 +446,48 @@ pub(crate) async fn distribution(
         },
         platforms: Some(platforms.collect()),
     }))
+}
+
+/// Removes images that no container has: those without a name, with `dangling=false` all of them.
+pub(crate) async fn prune(
+    State(engine): State<Engine>,
+    query: Query,
+) -> ApiResult<Json<wire::ImagesPruned>> {
+    let filters = query.filters(&["dangling", "label", "label!", "until"])?;
+    filters.without(&["label!", "until"])?;
+    let dangling = filters.flag("dangling")?.unwrap_or(true);
+    let mut pruned = wire::ImagesPruned::default();
+    for image in engine.local.images().await? {
+        let is_dangling = image.repo_tags.is_empty() && image.repo_digests.is_empty();
+        if image.containers != 0
+            || dangling && !is_dangling
+            || !filters.labels("label", &image.labels)
+        {
+            continue;
+        }
+        // By its names one after another, so that nothing has to be forced; the last one takes the image along.
+        let mut names = [image.repo_tags, image.repo_digests].concat();
+        if names.is_empty() {
+            names.push(image.id.clone());
+        }
+        for name in names {
+            match engine.local.remove_image(&name, false).await {
+                Ok(removed) => {
+                    note_removed(&engine, &image.id, &removed);
+                    let is_gone = |step: &Removed| *step == Removed::Deleted(image.id.clone());
+                    if removed.iter().any(is_gone) {
+                        pruned.reclaimed += image.size;
+                    }
+                    let deleted = pruned.deleted.get_or_insert_default();
+                    deleted.extend(removed.into_iter().map(deleted_item));
+                }
+                // Gone with another name, or a container has come meanwhile.
+                Err(EngineError::NotFound { .. } | EngineError::Conflict(_)) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+    Ok(Json(pruned))
 }
 
 #[cfg(test)]

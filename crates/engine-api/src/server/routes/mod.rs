@@ -63,6 +63,7 @@ pub(super) fn all() -> Router<Engine> {
         .route("/networks", get(networks::list))
         .route("/networks/", get(networks::list))
         .route("/networks/create", post(networks::create))
+        .route("/networks/prune", post(networks::prune))
         .route(
             "/networks/{id}",
             get(networks::inspect).delete(networks::remove),
@@ -85,6 +86,7 @@ pub(super) fn all() -> Router<Engine> {
         .route("/images/create", post(images::create))
         .route("/images/load", post(images::load))
         .route("/images/get", get(images::save_many))
+        .route("/images/prune", post(images::prune))
         // Names of images have slashes, and a wildcard may only end a path.
         .route(
             "/images/{*rest}",
@@ -100,7 +102,7 @@ pub(super) fn all() -> Router<Engine> {
 }
 
 /// Whether the answer is the cluster's, not this node's.
-pub(super) fn is_of_cluster(method: &Method, path: &str) -> bool {
+pub(super) fn is_of_cluster(path: &str) -> bool {
     let mut segments = path.split('/').filter(|segment| !segment.is_empty());
     let (kind, object, verb) = (segments.next(), segments.next(), segments.next());
     match (kind, object, verb) {
@@ -108,7 +110,6 @@ pub(super) fn is_of_cluster(method: &Method, path: &str) -> bool {
         // networks on their own node.
         (Some("swarm"), Some("init" | "join" | "leave" | "unlock"), _)
         | (Some("networks"), _, Some(_)) => false,
-        (Some("networks"), Some("prune"), None) => method != Method::POST,
         (
             Some("swarm" | "nodes" | "services" | "tasks" | "networks" | "secrets" | "configs"),
             ..,

@@ -6,16 +6,18 @@ use axum::{
     extract::{Path, State},
     response::{IntoResponse, Response},
 };
+use futures_util::StreamExt;
 use http::{StatusCode, header};
 use http_body::Body as _;
 use shoal_manager::State as Cluster;
-use shoal_types::{TaskState, object::Network};
+use shoal_types::{Desired, NetworkId, TaskState, object::Network};
+use tokio::time::{Duration, sleep};
 
 use crate::{
     convert,
     engine::{ContainerInfo, ControlError, LocalNetwork},
     server::{
-        Engine,
+        Engine, Manager,
         body::{BODY_LIMIT, Json, read},
         error::{ApiError, ApiResult},
         find,
@@ -23,6 +25,9 @@ use crate::{
     },
     wire::{self, json},
 };
+
+/// How long a removal waits for tasks to end; a manager that passed it on waits longer for the answer.
+const LEAVING: Duration = Duration::from_secs(20);
 
 const FILTERS: &[&str] = &["dangling", "driver", "id", "label", "name", "scope", "type"];
 
@@ -227,6 +232,72 @@ pub(crate) async fn remove(
         );
         return Err(ApiError::new(StatusCode::FORBIDDEN, message));
     }
-    manager.control.remove_network(network.id).await?;
+    let id = network.id;
+    until_left(&manager, id).await?;
+    manager.control.remove_network(id).await?;
     Ok(StatusCode::NO_CONTENT)
+}
+
+/// Waits while the only users of a network are tasks that are told to end: whoever removes a stack removes its
+/// networks right after its services, and does not ask twice.
+async fn until_left(manager: &Manager, network: NetworkId) -> ApiResult<()> {
+    let mut changes = manager.control.changes();
+    let mut end = std::pin::pin!(sleep(LEAVING));
+    loop {
+        if !is_being_left(&*manager.control.state().await?, network) {
+            return Ok(());
+        }
+        tokio::select! {
+            change = changes.next() => {
+                if change.is_none() {
+                    return Ok(());
+                }
+            }
+            () = &mut end => return Ok(()),
+        }
+    }
+}
+
+fn is_being_left(state: &Cluster, network: NetworkId) -> bool {
+    let is_wanted = state
+        .services()
+        .any(|s| s.spec.task.networks.iter().any(|n| n.network == network));
+    let mut users = state
+        .tasks()
+        .filter(|task| task.status.state <= TaskState::Running)
+        .filter(|task| task.attachments.iter().any(|a| a.network == network))
+        .peekable();
+    !is_wanted
+        && users.peek().is_some()
+        && users.all(|task| matches!(task.desired, Desired::Shutdown | Desired::Remove))
+}
+
+/// Removes the networks that no service and no task uses.
+pub(crate) async fn prune(
+    State(engine): State<Engine>,
+    query: Query,
+) -> ApiResult<Json<wire::NetworksPruned>> {
+    let filters = query.filters(&["label", "label!", "until"])?;
+    filters.without(&["label!", "until"])?;
+    let manager = engine.manager()?;
+    let state = manager.control.basis().await?;
+    let mut pruned = wire::NetworksPruned::default();
+    for network in state.networks() {
+        if network.predefined
+            || is_used(&state, network)
+            || !filters.labels("label", &network.spec.labels)
+        {
+            continue;
+        }
+        match manager.control.remove_network(network.id).await {
+            Ok(()) => {
+                let deleted = pruned.deleted.get_or_insert_default();
+                deleted.push(network.spec.name.clone());
+            }
+            // Gone, or used, meanwhile.
+            Err(ControlError::NotFound { .. } | ControlError::InUse(_)) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(Json(pruned))
 }

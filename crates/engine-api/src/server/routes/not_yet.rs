@@ -117,13 +117,11 @@ const ROUTES: &[(Method, &str, &str)] = &[
         "running commands in containers",
     ),
     (Method::Get, "/images/search", "searching registries"),
-    (Method::Post, "/images/prune", "removing unused images"),
     (Method::Post, "/commit", "making images of containers"),
     (Method::Post, "/build", "building images"),
     (Method::Post, "/build/prune", "building images"),
     (Method::Post, "/build/cancel", "building images"),
     (Method::Post, "/session", "building images"),
-    (Method::Post, "/networks/prune", "removing unused networks"),
     (
         Method::Post,
         "/networks/{id}/connect",

@@ -38,6 +38,7 @@ pub(crate) async fn init(
         outside(&engine)?;
     }
     let node = engine.local.init(init_request(request)?).await?;
+    engine.journal.catch_up().await;
     Ok(Json(node.to_string()))
 }
 
@@ -47,6 +48,7 @@ pub(crate) async fn join(
 ) -> ApiResult<()> {
     outside(&engine)?;
     engine.local.join(join_request(request)?).await?;
+    engine.journal.catch_up().await;
     Ok(())
 }
 

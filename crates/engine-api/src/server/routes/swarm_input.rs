@@ -2,10 +2,14 @@
 
 use std::{
     net::{IpAddr, SocketAddr},
+    ops::RangeInclusive,
     time::Duration,
 };
 
-use shoal_types::spec::{Availability, Ipv4Net};
+use shoal_types::{
+    object::Cluster,
+    spec::{Availability, Ipv4Net},
+};
 
 use crate::{
     convert,
@@ -22,6 +26,9 @@ const SUBNET_PREFIX: u32 = 24;
 const TASK_HISTORY: i64 = 5;
 /// SwarmKit's, `ca/certificates.go`.
 const SHORTEST_CERTIFICATE: Duration = Duration::from_hours(1);
+/// With less, a node would be given up before TCP has repeated one lost packet; with more, never.
+const HEARTBEAT_PERIODS: RangeInclusive<Duration> =
+    Duration::from_secs(1)..=Duration::from_hours(1);
 
 fn wrong(field: &str, why: impl std::fmt::Display) -> ApiError {
     ApiError::bad_request(format!("{why} ({field})"))
@@ -75,6 +82,7 @@ pub(super) fn init_request(request: wire::InitRequest) -> ApiResult<InitRequest>
         subnet_prefix,
         task_history_limit: settings.task_history_limit,
         certificate_life: settings.certificate_life,
+        heartbeat_period: settings.heartbeat_period,
         labels: settings.labels,
     })
 }
@@ -226,13 +234,6 @@ pub(super) fn settings(
         same(raft.heartbeat_tick, old.heartbeat_tick),
         "Raft.HeartbeatTick",
     )?;
-    kept(
-        same(
-            spec.dispatcher.heartbeat_period,
-            current.dispatcher.heartbeat_period,
-        ),
-        "Dispatcher.HeartbeatPeriod",
-    )?;
     let ca = &spec.ca_config;
     kept(ca.external_cas.is_empty(), "CAConfig.ExternalCAs")?;
     kept(
@@ -254,6 +255,25 @@ pub(super) fn settings(
             .task_history_retention_limit
             .unwrap_or(TASK_HISTORY),
         certificate_life: certificate_life(ca.node_cert_expiry)?,
+        heartbeat_period: heartbeat_period(spec.dispatcher.heartbeat_period)?,
+    })
+}
+
+/// Zero stands for the default.
+fn heartbeat_period(nanos: i64) -> ApiResult<Duration> {
+    if nanos == 0 {
+        return Ok(Cluster::HEARTBEAT_PERIOD);
+    }
+    let period = u64::try_from(nanos).map(Duration::from_nanos);
+    let possible = period
+        .ok()
+        .filter(|period| HEARTBEAT_PERIODS.contains(period));
+    possible.ok_or_else(|| {
+        let error = ControlError::Invalid {
+            field: "Dispatcher.HeartbeatPeriod".to_owned(),
+            message: "the dispatcher's heartbeat period must be between 1s and 1h0m0s".to_owned(),
+        };
+        error.into()
     })
 }
 
@@ -341,16 +361,27 @@ mod tests {
     }
 
     #[test]
+    fn heartbeat_periods_are_those_that_liveness_can_keep() {
+        assert_eq!(heartbeat_period(0), Ok(Cluster::HEARTBEAT_PERIOD));
+        assert_eq!(heartbeat_period(1_000_000_000), Ok(Duration::from_secs(1)));
+        for nanos in [-1, 1, 999_999_999, 3_600_000_000_001] {
+            let error = heartbeat_period(nanos).unwrap_err();
+            assert_eq!(error.status, http::StatusCode::BAD_REQUEST);
+            assert!(error.message.contains("between 1s and 1h"), "{error:?}");
+        }
+    }
+
+    #[test]
     fn settings_that_stay_as_they_are_may_be_sent() {
         let current = convert::default_swarm_spec();
         assert!(settings(&current, Some(&current)).is_ok());
         assert!(settings(&wire::SwarmSpec::default(), Some(&current)).is_ok());
         let mut spec = current.clone();
-        spec.dispatcher.heartbeat_period += 1;
+        spec.raft.snapshot_interval += 1;
         let error = settings(&spec, Some(&current)).unwrap_err();
         assert_eq!(
             error.message,
-            "changing Dispatcher.HeartbeatPeriod is not supported by shoal yet"
+            "changing Raft.SnapshotInterval is not supported by shoal yet"
         );
         let mut spec = current.clone();
         spec.ca_config.force_rotate = 1;

@@ -79,10 +79,14 @@ pub(crate) async fn create(
         request.name = ContainerId::from_random(rand::random()).to_string();
         request.labels.insert(ANONYMOUS.to_owned(), String::new());
     }
+    let is_new = engine.local.volume(&request.name).await.is_err();
     let volume = engine
         .local
         .create_volume(&request.name, request.labels)
         .await?;
+    if is_new {
+        note(&engine, "create", &volume.name);
+    }
     Ok((StatusCode::CREATED, Json(shown(volume))).into_response())
 }
 
@@ -94,9 +98,18 @@ pub(crate) async fn remove(
     match engine.local.remove_volume(&name).await {
         // Docker's `force` is for volumes that are gone already; one in use stays all the same.
         Err(EngineError::Missing(_)) if query.flag("force") => {}
-        other => other?,
+        other => {
+            other?;
+            note(&engine, "destroy", &name);
+        }
     }
     Ok(StatusCode::NO_CONTENT)
+}
+
+fn note(engine: &Engine, action: &str, name: &str) {
+    engine
+        .journal
+        .note("volume", action, name, [("driver", "local")]);
 }
 
 /// Removes the volumes that no container has: the anonymous ones, with the filter `all` every one.
@@ -117,6 +130,7 @@ pub(crate) async fn prune(
         let size = engine.local.volume_size(&name).await.unwrap_or(0);
         match engine.local.remove_volume(&name).await {
             Ok(()) => {
+                note(&engine, "destroy", &name);
                 pruned.reclaimed += size;
                 pruned.deleted.get_or_insert_default().push(name);
             }

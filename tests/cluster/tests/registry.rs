@@ -221,11 +221,16 @@ fn what_was_pulled_by_name_is_there_under_it_after_a_restart_without_the_registr
     host.docker(&["tag", &app, "mine:2"]);
     let format = "{{.Repository}} {{.Tag}} {{.Digest}} {{.ID}}";
     let list = ["images", "--digests", "--no-trunc", "--format", format];
-    let before = host.docker(&list);
+    // Images of the same age come in any order.
+    let sorted = |listed: String| {
+        let mut lines: Vec<String> = listed.lines().map(str::to_owned).collect();
+        lines.sort();
+        lines
+    };
+    let before = sorted(host.docker(&list));
     host.kill_daemon();
     host.start();
-    let after = host.docker(&list);
-    assert_eq!(after, before);
+    assert_eq!(sorted(host.docker(&list)), before);
     let pinned = format!("{ADDRESS}/app@{digest}");
     for (name, image) in [
         ("tag", app.as_str()),

@@ -185,7 +185,7 @@ impl Recorder {
         let Ok(found) = local.containers().await else {
             return;
         };
-        let found: BTreeMap<_, _> = found.into_iter().map(|c| (c.id.clone(), c)).collect();
+        let found: BTreeMap<_, _> = found.into_iter().map(|c| (c.id, c)).collect();
         if let (Some(before), Some(journal)) = (&self.containers, self.journal.upgrade()) {
             for event in differences(before, &found, now()) {
                 journal.record(local_event(event));
@@ -365,10 +365,7 @@ mod tests {
     }
 
     fn set(containers: &[ContainerInfo]) -> BTreeMap<ContainerId, ContainerInfo> {
-        containers
-            .iter()
-            .map(|c| (c.id.clone(), c.clone()))
-            .collect()
+        containers.iter().map(|c| (c.id, c.clone())).collect()
     }
 
     fn actions(before: &[ContainerInfo], after: &[ContainerInfo]) -> Vec<String> {

@@ -63,7 +63,7 @@ impl Registry {
             "the registry to answer",
             || {
                 registry
-                    .curl(&["--fail", &Registry::url("")])
+                    .curl(&["--fail", &Self::url("")])
                     .status
                     .success()
             },

@@ -143,7 +143,7 @@ impl Taken {
             engine.post("/services/create", &spec(tasks)).await?;
             wait_running(&mut engine, tasks).await?;
             self.create.samples.push(millis(started.elapsed()));
-            let spent = processor_time(&mut machines)? - before;
+            let spent = processor_time(&mut machines)?.saturating_sub(before);
             self.create_cpu.samples.push(spent.as_secs_f64());
         }
         for _ in 0..rounds {
@@ -157,7 +157,7 @@ impl Taken {
         let daemon = machines.nodes[leader].sandbox()?.daemon()?.as_raw();
         let before = process::processor_time(u32::try_from(daemon)?)?;
         tokio::time::sleep(WATCH).await;
-        let spent = process::processor_time(u32::try_from(daemon)?)? - before;
+        let spent = process::processor_time(u32::try_from(daemon)?)?.saturating_sub(before);
         let percent = 100.0 * spent.as_secs_f64() / WATCH.as_secs_f64();
         self.idle_cpu.samples.push(percent);
         for _ in 0..rounds {

@@ -61,12 +61,7 @@ impl Registry {
         };
         wait_for(
             "the registry to answer",
-            || {
-                registry
-                    .curl(&["--fail", &Self::url("")])
-                    .status
-                    .success()
-            },
+            || registry.curl(&["--fail", &Self::url("")]).status.success(),
             |answers| *answers,
         );
         registry

@@ -283,11 +283,10 @@ fn a_stack_is_the_same_whoever_deploys_it() {
         wait_for(
             &format!("docker and shoal to agree on {list:?}"),
             || {
-                let shown = ["shoal", "docker", "shoal"].map(|program| {
+                ["shoal", "docker", "shoal"].map(|program| {
                     let output = run(&host, program, list);
                     (output.status.code(), output.stdout, output.stderr)
-                });
-                shown
+                })
             },
             |[before, docker, after]| docker == before || docker == after,
         );
@@ -298,14 +297,18 @@ fn a_stack_is_the_same_whoever_deploys_it() {
     let by_shoal = done(&host, "shoal", deploy);
     let mut sides = [by_docker.stdout, by_shoal.stdout]
         .map(|text| text.lines().map(str::to_owned).collect::<Vec<_>>());
-    sides.iter_mut().for_each(|lines| lines.sort());
+    for side in &mut sides {
+        side.sort();
+    }
     assert_eq!(sides[0], sides[1]);
     assert_eq!(objects(&host, "reef"), first);
     host.wait_running("reef_web", 2);
     let removed_by_shoal = done(&host, "shoal", "stack rm --detach=false reef");
     let mut sides = [removed.stdout, removed_by_shoal.stdout]
         .map(|text| text.lines().map(str::to_owned).collect::<Vec<_>>());
-    sides.iter_mut().for_each(|lines| lines.sort());
+    for side in &mut sides {
+        side.sort();
+    }
     assert_eq!(sides[0], sides[1]);
     assert_eq!(
         run(&host, "shoal", "stack rm reef").stderr,

@@ -1,7 +1,5 @@
 //! docs/tutorial.md does what it says: every command of it is run here, as it stands there, in its order.
 
-#![expect(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
-
 use std::{env, fs};
 
 use cluster_tests::{Host, Registry, Runbook};

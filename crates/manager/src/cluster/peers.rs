@@ -607,7 +607,7 @@ mod tests {
         let mut bytes = BytesMut::new();
         put_message(&mut bytes, b"first").unwrap();
         put_message(&mut bytes, b"").unwrap();
-        put_message(&mut bytes, &[7; 100_000]).unwrap();
+        put_message(&mut bytes, &vec![7; 100_000]).unwrap();
         let whole = bytes.clone();
         let (near, mut far) = local_stream();
         let mut near: Stream = Box::new(near);

@@ -333,7 +333,7 @@ macro_rules! sections {
 
             fn write(&self) -> Node {
                 let mut entries = Vec::new();
-                $( if self.$field != <$ty>::default() {
+                $( if self.$field.ne(&<$ty>::default()) {
                     entries.push(($key.to_owned(), self.$field.write()));
                 } )*
                 entries.extend(self.extensions.write());

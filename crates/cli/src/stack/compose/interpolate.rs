@@ -64,7 +64,8 @@ fn substitute(text: &str, lookup: Lookup<'_>) -> Result<String, String> {
         } else {
             ("", tail)
         };
-        out.push_str(&value(name, operation, lookup).map_err(|own| own.unwrap_or(text.into()))?);
+        let value = value(name, operation, lookup);
+        out.push_str(&value.map_err(|own| own.unwrap_or_else(|| text.into()))?);
         rest = tail;
     }
     out.push_str(rest);

@@ -342,7 +342,7 @@ impl File<'_> {
             match (self.lookup)("HOME") {
                 Some(home) => mount.source = format!("{home}{rest}"),
                 None => {
-                    output::note("WARNING: cannot expand '~', because the environment lacks HOME")
+                    output::note("WARNING: cannot expand '~', because the environment lacks HOME");
                 }
             }
         }

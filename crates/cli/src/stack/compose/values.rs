@@ -445,16 +445,16 @@ impl Element for Mount {
             _ => return Err(bad("too many colons")),
         }
         if is_path(&mount.source) {
-            mount.kind = "bind".to_owned();
+            "bind".clone_into(&mut mount.kind);
         }
         Ok(vec![mount])
     }
 
     fn check(&self, node: &Node) -> Result<(), Fault> {
-        match self.kind.is_empty() {
-            true => Err(node.fault("type is required")),
-            false => Ok(()),
+        if self.kind.is_empty() {
+            return Err(node.fault("type is required"));
         }
+        Ok(())
     }
 }
 

@@ -109,7 +109,7 @@ impl Liveness {
     }
 
     /// The times are these from now on. Who was not given up by the ones before gets all of the new ones,
-    /// because agents have yet to hear how often they are to speak.
+    /// because agents have yet to hear how often they are to speak; who was stays so until it is heard.
     pub fn configure(&mut self, config: LivenessConfig, now: Timestamp) {
         if config == self.config {
             return;
@@ -118,6 +118,8 @@ impl Liveness {
             if now < contact.deadline(&self.config) {
                 contact.heard = now;
                 contact.closed = now;
+            } else {
+                contact.heard = contact.heard.min(now.before(config.silence));
             }
         }
         self.config = config;

@@ -32,6 +32,15 @@ impl Timestamp {
         )
     }
 
+    /// `self - duration`, stopping at the beginning of the range (the year 1677).
+    #[must_use]
+    pub fn before(self, duration: Duration) -> Self {
+        Self(
+            self.0
+                .saturating_sub(i64::try_from(duration.as_nanos()).unwrap_or(i64::MAX)),
+        )
+    }
+
     /// Time from `earlier` to `self`; zero when `earlier` is the later one (clocks differ between nodes).
     pub fn since(self, earlier: Self) -> Duration {
         let nanos = self.0.saturating_sub(earlier.0);

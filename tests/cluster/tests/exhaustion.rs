@@ -120,13 +120,14 @@ fn tasks_that_may_have_no_process_say_so_and_run_when_they_may() {
     fs::write(&limit, "max").unwrap();
     host.wait_running("inside", 2);
 
-    // The machine has, as far as the supervisor can tell.
+    // The machine has, as far as the supervisor can tell. More are wanted than may be waiting in
+    // sandboxes that were made ahead.
     let few = Few::holding(&cgroups[0], host.supervisor_pid());
-    create(&host, "outside", &["--replicas", "2"]);
+    create(&host, "outside", &["--replicas", "20"]);
     refused("outside");
     host.wait_running("inside", 2);
     drop(few);
-    host.wait_running("outside", 2);
+    host.wait_running("outside", 20);
     host.shoal(&["service", "rm", "inside", "outside"]);
     host.wait_clean(&before);
 }

@@ -7,6 +7,7 @@
 mod join;
 mod member;
 mod peers;
+mod pool;
 mod roles;
 
 use std::{net::SocketAddr, sync::Arc};

@@ -6,12 +6,7 @@
 //! A single question takes a connection from a pool, and gives it back when its answer is there; what
 //! was asked is forgotten with the connection when that does not come in time.
 
-use std::{
-    collections::HashMap,
-    fmt, io,
-    sync::{Mutex, PoisonError},
-    time::Duration,
-};
+use std::{fmt, io, time::Duration};
 
 use bytes::{Buf, BufMut, BytesMut};
 use futures_util::{
@@ -33,12 +28,10 @@ use tokio::{
     time::timeout,
 };
 
-use super::CallError;
+use super::{CallError, pool::Pool};
 
 /// Of one message; larger than any command and what is sent with it.
 const MAX_MESSAGE_BYTES: u32 = 256 << 20;
-/// Connections kept for one member and lane.
-const KEPT: usize = 4;
 const CHUNK_BYTES: usize = 256 << 10;
 /// A host that is there refuses a connection at once.
 const LOOK_LIMIT: Duration = Duration::from_secs(1);
@@ -76,65 +69,29 @@ type Key = (RaftId, Lane, String);
 /// Reaches other members by TLS.
 pub(crate) struct TlsPeers {
     tls: ClusterTls,
-    idle: Mutex<HashMap<Key, Vec<Stream>>>,
+    pool: Pool<Key, Stream>,
 }
 
 impl TlsPeers {
     pub(crate) fn new(tls: ClusterTls) -> Self {
         Self {
             tls,
-            idle: Mutex::default(),
+            pool: Pool::default(),
         }
-    }
-
-    fn take(&self, key: &Key) -> Option<Stream> {
-        let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
-        idle.get_mut(key).and_then(Vec::pop)
-    }
-
-    fn give_back(&self, key: Key, stream: Stream) {
-        let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
-        let streams = idle.entry(key).or_default();
-        if streams.len() < KEPT {
-            streams.push(stream);
-        }
-    }
-
-    /// One of them is broken, so the others, of the same age, are as well.
-    fn forget(&self, key: &Key) {
-        let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
-        idle.remove(key);
-    }
-
-    async fn connect(&self, to: &Peer) -> Result<Stream, PeerError> {
-        let unreachable = |source| PeerError::Unreachable {
-            id: to.id,
-            addr: to.addr.clone(),
-            source,
-        };
-        let reach = Reach::parse(&to.addr)
-            .ok_or_else(|| unreachable(io::Error::other("its address is not known")))?;
-        let purpose = Purpose::Raft {
-            to: to.id,
-            lane: lane(to.lane),
-        };
-        let connected = self
-            .tls
-            .connect(&reach.addr, Some(reach.node), purpose)
-            .await;
-        connected.map_err(|error: ConnectError| unreachable(io::Error::other(error)))
     }
 
     async fn converse(&self, to: &Peer, request: &[u8]) -> Result<Vec<u8>, PeerError> {
         let key = (to.id, to.lane, to.addr.clone());
         // A connection from the pool may have died since; a new one has not.
-        if let Some(mut stream) = self.take(&key) {
+        if let Some(mut stream) = self.pool.take(&key) {
             match exchange(&mut stream, request).await {
                 Ok(answer) => return self.finish(to, key, stream, answer),
-                Err(_stale) => self.forget(&key),
+                Err(_stale) => self.pool.forget(&key),
             }
         }
-        let mut stream = self.connect(to).await?;
+        let connect = connect(self.tls.clone(), to.clone());
+        let connected = self.pool.make(key.clone(), connect).await;
+        let mut stream = connected.unwrap_or(Err(PeerError::Timeout { id: to.id }))?;
         match exchange(&mut stream, request).await {
             Ok(answer) => self.finish(to, key, stream, answer),
             Err(source) => Err(PeerError::Unreachable {
@@ -154,7 +111,7 @@ impl TlsPeers {
     ) -> Result<Vec<u8>, PeerError> {
         match answer {
             Answer::Done(bytes) => {
-                self.give_back(key, stream);
+                self.pool.give_back(key, stream);
                 Ok(bytes)
             }
             Answer::Refused(reason) => Err(PeerError::Refused { id: to.id, reason }),
@@ -182,7 +139,7 @@ impl Peers for TlsPeers {
         limit: Duration,
     ) -> BoxFuture<'a, Result<Box<dyn Line>, PeerError>> {
         async move {
-            let connected = timeout(limit, self.connect(to)).await;
+            let connected = timeout(limit, connect(self.tls.clone(), to.clone())).await;
             let stream = connected.unwrap_or(Err(PeerError::Timeout { id: to.id }))?;
             let line = TlsLine {
                 to: to.clone(),
@@ -214,7 +171,7 @@ impl Peers for TlsPeers {
         idle: Duration,
     ) -> BoxFuture<'a, Result<Vec<u8>, PeerError>> {
         async move {
-            let connected = timeout(idle, self.connect(to)).await;
+            let connected = timeout(idle, connect(self.tls.clone(), to.clone())).await;
             let mut stream = connected.unwrap_or(Err(PeerError::Timeout { id: to.id }))?;
             let sent = send_body(&mut stream, &request, body, idle).await;
             match sent {
@@ -232,6 +189,22 @@ impl Peers for TlsPeers {
         }
         .boxed()
     }
+}
+
+async fn connect(tls: ClusterTls, to: Peer) -> Result<Stream, PeerError> {
+    let unreachable = |source| PeerError::Unreachable {
+        id: to.id,
+        addr: to.addr.clone(),
+        source,
+    };
+    let reach = Reach::parse(&to.addr)
+        .ok_or_else(|| unreachable(io::Error::other("its address is not known")))?;
+    let purpose = Purpose::Raft {
+        to: to.id,
+        lane: lane(to.lane),
+    };
+    let connected = tls.connect(&reach.addr, Some(reach.node), purpose).await;
+    connected.map_err(|error: ConnectError| unreachable(io::Error::other(error)))
 }
 
 enum Answer {
@@ -487,7 +460,10 @@ fn lane(lane: Lane) -> RaftLane {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
+    use std::{
+        collections::HashMap,
+        sync::{Arc, Mutex},
+    };
 
     use shoal_raft_store::{Change, Command, DataKey, RaftTuning, StoreConfig};
     use shoal_transport::session::local_stream;

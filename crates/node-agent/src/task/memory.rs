@@ -43,7 +43,12 @@ impl MemoryWorker {
                     message,
                     err,
                 } => self.report(state, message, err),
-                Action::Prepare => container = Container::Created,
+                Action::Prepare => {
+                    container = Container::Created;
+                    if state < TaskState::Ready {
+                        self.report(TaskState::Ready, "prepared", String::new());
+                    }
+                }
                 Action::Start => container = Container::Running,
                 Action::Stop => {
                     container = Container::Exited {

@@ -269,7 +269,11 @@ fn is_being_left(state: &Cluster, network: NetworkId) -> bool {
         .peekable();
     !is_wanted
         && users.peek().is_some()
-        && users.all(|task| matches!(task.desired, Desired::Shutdown | Desired::Remove))
+        && users.all(|task| {
+            // Nobody may have come to tell a task whose service was removed just now.
+            state.service(&task.service).is_none()
+                || matches!(task.desired, Desired::Shutdown | Desired::Remove)
+        })
 }
 
 /// Removes the networks that no service and no task uses.

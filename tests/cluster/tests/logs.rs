@@ -22,7 +22,8 @@ impl Talk {
         let host = Host::local();
         let tar = busybox_tar(host.dir()).unwrap();
         host.shoal(&["import", tar.to_str().unwrap(), "busybox"]);
-        let script = "trap 'exit 0' TERM; for i in 1 2 3 4 5 6; do echo line $i; sleep 0.02; done; \
+        // Lines that are read together have one time: a pause after each, long enough for a busy machine.
+        let script = "trap 'exit 0' TERM; for i in 1 2 3 4 5 6; do echo line $i; sleep 0.3; done; \
                       while :; do for said in /tmp/say-*; do [ -e $said ] && cat $said && rm $said; done; \
                       sleep 0.02; done";
         let head = ["service", "create", "--detach", "--name", "talk", "busybox"];

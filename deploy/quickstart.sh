@@ -97,10 +97,10 @@ shoal network inspect hello >/dev/null 2>&1 || show shoal network create --drive
 show shoal service create --name hello --replicas 3 --network hello --publish "$PORT:80" shoal/hello
 show shoal service ls
 
-bold "4. Nine requests to one address, answered by all three"
+bold "4. Thirty requests to one address, answered by all three"
 echo "The service's own address in its networks, which containers reach by the name hello:"
 show shoal service inspect hello --format '{{range .Endpoint.VirtualIPs}}{{println .Addr}}{{end}}'
-for _ in 1 2 3 4 5 6 7 8 9; do
+for _ in $(seq 30); do
     curl -fsS --max-time 5 "http://127.0.0.1:$PORT/" | grep '^task:'
 done | sort | uniq -c
 show curl -fsS --max-time 5 "http://127.0.0.1:$PORT/some/path"

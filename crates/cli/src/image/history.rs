@@ -1,7 +1,10 @@
 //! `shoal image history`.
 
 use clap::Args;
-use jiff::{Timestamp, tz::TimeZone};
+use jiff::{
+    Timestamp,
+    tz::{Offset, TimeZone},
+};
 
 use crate::{
     api::Request,
@@ -68,8 +71,13 @@ pub(super) async fn history(session: &Session, args: &HistoryArgs) -> Result {
             let id = text(layer, "/Id");
             let created = layer["Created"].as_i64().unwrap_or(0);
             let at = human::timestamp(&layer["Created"]).map_or_else(String::new, |time| {
-                time.to_zoned(TimeZone::system())
-                    .strftime("%Y-%m-%dT%H:%M:%S%:z")
+                let time = time.to_zoned(TimeZone::system());
+                let zone = if time.offset() == Offset::UTC {
+                    "Z"
+                } else {
+                    "%:z"
+                };
+                time.strftime(&format!("%Y-%m-%dT%H:%M:%S{zone}"))
                     .to_string()
             });
             let since = match created {

@@ -102,7 +102,11 @@ fn external_ca(spec: &str) -> Result<ExternalCa, BadValue> {
     Ok(ExternalCa(Value::Object(ca)))
 }
 
-pub(super) fn apply_ca(spec: &mut Map<String, Value>, settings: &CaSettings, trust_root: Option<&str>) {
+pub(super) fn apply_ca(
+    spec: &mut Map<String, Value>,
+    settings: &CaSettings,
+    trust_root: Option<&str>,
+) {
     if let Some(GoDuration(expiry)) = settings.cert_expiry {
         put(object(spec, "CAConfig"), "NodeCertExpiry", expiry);
     }

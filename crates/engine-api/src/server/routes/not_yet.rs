@@ -6,13 +6,11 @@ use axum::routing::{delete, get, post, put};
 
 /// Paths with their method, and what they would do.
 const ROUTES: &[(Method, &str, &str)] = &[
-    (Method::Post, "/auth", "checking credentials"),
     (
         Method::Post,
         "/containers/create",
         "creating containers outside a service",
     ),
-    (Method::Post, "/containers/prune", "removing containers"),
     (Method::Delete, "/containers/{id}", "removing containers"),
     (
         Method::Post,
@@ -119,7 +117,6 @@ const ROUTES: &[(Method, &str, &str)] = &[
     (Method::Get, "/images/search", "searching registries"),
     (Method::Post, "/commit", "making images of containers"),
     (Method::Post, "/build", "building images"),
-    (Method::Post, "/build/prune", "building images"),
     (Method::Post, "/build/cancel", "building images"),
     (Method::Post, "/session", "building images"),
     (

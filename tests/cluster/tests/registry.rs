@@ -4,7 +4,7 @@
 
 use std::fs;
 
-use cluster_tests::{Host, ADDRESS as ADDRESS, Registry, wait_for};
+use cluster_tests::{Host, REGISTRY as ADDRESS, Registry, wait_for};
 use serde_json::json;
 
 /// `diver:open sesame`.

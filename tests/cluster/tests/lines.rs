@@ -286,6 +286,9 @@ fn what_scripts_ask_is_answered_alike() {
         }
         assert_eq!(by[0].stdout, by[1].stdout, "{line}");
     }
+    // What is gone already is no reason to stop for.
+    let gone = try_docker(&host, "rm --force nope");
+    assert!(gone.status.success(), "{gone:?}");
     // What crontabs of Docker's hosts hold.
     for line in [
         "system prune --force",

@@ -47,7 +47,7 @@ const SERVICES: &[Refused] = &[
     ),
     (
         "service create --limit-memory 1x busybox:1",
-        "invalid size: '1x'",
+        "invalid suffix: 'x'",
     ),
     (
         "service create -d --restart-delay -1s busybox:1",
@@ -167,7 +167,10 @@ const OTHERS: &[Refused] = &[
     ("config rm nope", "config nope not found"),
     ("volume rm nope", "get nope: no such volume"),
     ("volume create -d foo x", "plugin \"foo\" not found"),
-    ("node update --availability foo self", "foo"),
+    (
+        "node update --availability drain nope",
+        "node nope not found",
+    ),
     ("node inspect nope", "node nope not found"),
     ("node rm nope", "node nope not found"),
     (

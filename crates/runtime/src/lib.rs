@@ -32,6 +32,7 @@ pub use plan::{ContainerFile, EtcFiles, InvalidSpec, LogConfig, Rootfs, default_
 pub use seccomp::{ProfileError, SeccompError, SeccompFilter, default_seccomp, docker_profile};
 pub use state::{ContainerState, ExitStatus, Phase, Started, Stream};
 pub use supervisor::supervisor_main;
+pub use sys::memory;
 
 /// A signal that can be sent to a container.
 pub use rustix::process::Signal;

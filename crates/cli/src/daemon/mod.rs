@@ -19,6 +19,7 @@ mod node;
 mod purge;
 mod resolver;
 mod swarm;
+mod thrift;
 mod translate;
 
 use std::{
@@ -37,7 +38,7 @@ use shoal_node_agent::{
     datapath::{Datapath, Ipv4Net, NetworkConfig},
     describe,
     image::{ImageConfig, ImageStore, RegistryConfig},
-    runtime::{Runtime, RuntimeConfig},
+    runtime::{Runtime, RuntimeConfig, memory},
 };
 use shoal_types::object::NodeDescription;
 use tokio::{
@@ -66,6 +67,7 @@ const LOG_VARIABLE: &str = "SHOAL_LOG";
 
 /// Runs a daemon on the calling thread until it is told to stop.
 pub(crate) fn start(args: DaemonArgs) -> Result<()> {
+    memory::share_heaps();
     start_logging(&args)?;
     // Every TLS client of the process uses this provider.
     let provider = rustls::crypto::aws_lc_rs::default_provider();
@@ -174,11 +176,12 @@ async fn run(mut args: DaemonArgs) -> Result<()> {
 
     let mut terminate = signal(SignalKind::terminate()).context("watch for SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("watch for SIGINT")?;
-    // Each arm only says that the daemon is to end.
+    // Each arm only says that the daemon is to end, but for the last, which never ends.
     tokio::select! {
         _ = terminate.recv() => info!("stopping: SIGTERM"),
         _ = interrupt.recv() => info!("stopping: SIGINT"),
         Some(_) = serving.join_next() => warn!("stopping: a listener ended"),
+        never = thrift::keep() => match never {},
     }
     stop.cancel();
     while serving.join_next().await.is_some() {}

@@ -268,7 +268,8 @@ cloud_init() {
     cloud $env
     cloud /etc/systemd/system/shoal.service
     chmod 755 $first
-    sed -i "s|^SHOAL_URL=.*|SHOAL_URL=file://$PWD/debug/shoal|; s|^ADVERTISE=.*|ADVERTISE=127.0.0.1|" $env
+    sed -i "s|^SHOAL_URL=.*|SHOAL_URL=file://$PWD/debug/shoal|; s|^ADVERTISE=.*|ADVERTISE=127.0.0.1|
+        s|^SHOAL_SHA256=.*|SHOAL_SHA256=$(echo | sha256sum | cut -d' ' -f1)|" $env
     refused "cloud-init: another program than meant" "FAILED" $first
     is "it is not installed" "$(ls /usr/local/bin)" "shoal.new"
     sed -i "s|^SHOAL_SHA256=.*|SHOAL_SHA256=$(sha256sum debug/shoal | cut -d' ' -f1)|" $env

@@ -4,7 +4,13 @@ use std::{
     fs::{self, File},
     io::{self, Read, Seek, Write},
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
-    os::unix::fs::DirBuilderExt,
+    os::{
+        linux::net::SocketAddrExt,
+        unix::{
+            fs::DirBuilderExt,
+            net::{SocketAddr as UnixAddr, UnixDatagram},
+        },
+    },
     path::{Path, PathBuf},
 };
 
@@ -36,6 +42,12 @@ pub(crate) enum HomeError {
          give this one another --data-root and --exec-root"
     )]
     InUse { path: PathBuf, pid: String },
+    #[error(
+        "the data directory {path} is a copy of one that another daemon on this machine uses (both are instance \
+         {instance}), whose containers and networks this one would take for its own; start it without the file \
+         {path}/instance, which gives it a name of its own"
+    )]
+    Copy { path: PathBuf, instance: String },
     #[error("the key of the swarm's state in {path} cannot be used")]
     Key {
         path: PathBuf,
@@ -68,6 +80,7 @@ pub(crate) struct Home {
     /// Names this daemon's objects in the kernel, and stays for the life of the data directory.
     pub(crate) instance: String,
     _lock: Flock<File>,
+    _claim: UnixDatagram,
 }
 
 /// Which swarm the node belongs to.
@@ -132,11 +145,13 @@ impl Home {
         }
         let lock = lock(&data.join("lock"))?;
         let instance = instance(&data.join("instance"))?;
+        let claim = claim(data, &instance)?;
         Ok(Self {
             data: data.to_owned(),
             exec: exec.to_owned(),
             instance,
             _lock: lock,
+            _claim: claim,
         })
     }
 
@@ -328,6 +343,24 @@ fn lock(path: &Path) -> Result<Flock<File>, HomeError> {
     }
 }
 
+/// Takes the instance's name for this process: an abstract address (unix(7)), which the kernel frees when the
+/// process ends, however it does.
+fn claim(data: &Path, instance: &str) -> Result<UnixDatagram, HomeError> {
+    let addr = UnixAddr::from_abstract_name(format!("shoal-{instance}"));
+    let claimed = addr.and_then(|addr| UnixDatagram::bind_addr(&addr));
+    claimed.map_err(|source| match source.kind() {
+        io::ErrorKind::AddrInUse => HomeError::Copy {
+            path: data.to_owned(),
+            instance: instance.to_owned(),
+        },
+        _ => HomeError::Io {
+            action: "take the instance's name for",
+            path: data.to_owned(),
+            source,
+        },
+    })
+}
+
 fn instance(path: &Path) -> Result<String, HomeError> {
     let io = |action| {
         move |source| HomeError::Io {
@@ -364,6 +397,13 @@ mod tests {
             "{error}"
         );
         let instance = home.instance.clone();
+        let (copy, other) = (dir.path().join("copy"), dir.path().join("other"));
+        fs::create_dir(&copy).unwrap();
+        fs::copy(data.join("instance"), copy.join("instance")).unwrap();
+        let error = Home::open(&copy, &other).expect_err("a copy");
+        assert!(error.to_string().contains(&instance), "{error}");
+        fs::remove_file(copy.join("instance")).unwrap();
+        assert_ne!(Home::open(&copy, &other).unwrap().instance, instance);
         drop(home);
         assert_eq!(Home::open(&data, &exec).unwrap().instance, instance);
     }

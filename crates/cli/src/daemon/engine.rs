@@ -25,7 +25,7 @@ use shoal_types::{ContainerId, NodeId, TaskId, object::Network};
 use tokio_stream::wrappers::WatchStream;
 
 use super::{
-    address::CLUSTER_PORT,
+    address::{self, CLUSTER_PORT},
     machine::Machine,
     member::MemberError,
     node::{InitError, JoinError, Joining, LeaveError, Node, Place},
@@ -238,7 +238,7 @@ impl LocalEngine for Engine {
                 });
             }
             let place = Place {
-                listen: Some(request.listen.unwrap_or(ANY)),
+                listen: Some(listening(request.listen.as_deref())?),
                 advertise: request.advertise,
                 data_path: request.data_path,
             };
@@ -277,7 +277,7 @@ impl LocalEngine for Engine {
             let token = request.token.parse::<JoinToken>();
             let joining = Joining {
                 place: Place {
-                    listen: Some(request.listen.unwrap_or(ANY)),
+                    listen: Some(listening(request.listen.as_deref())?),
                     advertise: request.advertise,
                     data_path: request.data_path,
                 },
@@ -573,6 +573,11 @@ impl LocalEngine for Engine {
         }
         .boxed()
     }
+}
+
+fn listening(text: Option<&str>) -> Result<SocketAddr> {
+    let found = text.map_or(Ok(ANY), address::listening);
+    found.map_err(|error| EngineError::Invalid(error.to_string()))
 }
 
 fn failed<E>(what: &'static str) -> impl FnOnce(E) -> EngineError

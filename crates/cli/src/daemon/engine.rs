@@ -9,10 +9,10 @@ use std::{
 use bytes::Bytes;
 use futures_util::{FutureExt, StreamExt, future::BoxFuture};
 use shoal_engine_api::engine::{
-    ActiveSwarm, BoxReader, BoxStream, ContainerInfo, ContainerMount, ControlError, Diagnosis,
-    EngineError, Forward, ImageDescriptor, ImageDetails, ImageInfo, ImportRequest, InitRequest,
-    JoinRequest, LocalEngine, LocalNetwork, LogRecord, LogRequest, NodeInfo, OutputStream,
-    ProgressSink, Removed, Result, SwarmState, Tokens, VolumeInfo,
+    ActiveSwarm, BoxReader, BoxStream, ContainerInfo, ContainerMount, ContainerSize, ControlError,
+    Diagnosis, EngineError, Forward, ImageDescriptor, ImageDetails, ImageInfo, ImportRequest,
+    InitRequest, JoinRequest, LocalEngine, LocalNetwork, LogRecord, LogRequest, NodeInfo,
+    OutputStream, ProgressSink, Removed, Result, SwarmState, Tokens, VolumeInfo,
 };
 use shoal_manager::{InitOptions, Leader};
 use shoal_node_agent::{
@@ -381,6 +381,19 @@ impl LocalEngine for Engine {
         .boxed()
     }
 
+    fn repository_tags<'a>(
+        &'a self,
+        repository: &'a str,
+        auth: Option<&'a str>,
+    ) -> BoxFuture<'a, Result<Vec<String>>> {
+        async move {
+            let auth = translate::auth(auth)?;
+            let tags = Self::images(self).tags(repository, auth).await;
+            tags.map_err(|error| translate::resolve_error(repository, error))
+        }
+        .boxed()
+    }
+
     fn load_images(
         &self,
         archive: BoxReader,
@@ -450,10 +463,15 @@ impl LocalEngine for Engine {
         &'a self,
         reference: &'a str,
         force: bool,
+        prune: bool,
     ) -> BoxFuture<'a, Result<Vec<Removed>>> {
         async move {
             let users = |image: &ImageId| self.users_of(image);
-            let removed = Self::images(self).remove(reference, force, &users).await;
+            let how = image::Removal {
+                force,
+                keep_parents: !prune,
+            };
+            let removed = Self::images(self).remove(reference, how, &users).await;
             let removed = removed.map_err(|error| translate::remove_error(reference, error))?;
             Ok(removed.into_iter().map(translate::removed).collect())
         }
@@ -538,6 +556,29 @@ impl LocalEngine for Engine {
 
     fn containers(&self) -> BoxFuture<'_, Result<Vec<ContainerInfo>>> {
         self.container_infos().boxed()
+    }
+
+    fn container_size<'a>(
+        &'a self,
+        container: &'a ContainerId,
+    ) -> BoxFuture<'a, Result<ContainerSize>> {
+        async move {
+            let tasks = self.node.agent().tasks();
+            let task = tasks
+                .iter()
+                .find(|task| container_id(&task.task.id) == *container);
+            let image = task.and_then(|task| task.image.clone().or_else(|| self.image_of(task)));
+            let (runtime, id) = (self.node.agent().runtime().clone(), container.to_string());
+            let counted = tokio::task::spawn_blocking(move || runtime.layer_size(&id)).await;
+            let own = counted
+                .map_err(failed("count the container's files"))?
+                .map_err(failed("count the container's files"))?;
+            Ok(ContainerSize {
+                own,
+                whole: own + image.map_or(0, |image| image.size),
+            })
+        }
+        .boxed()
     }
 
     fn container_logs<'a>(

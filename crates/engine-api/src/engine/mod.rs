@@ -232,6 +232,18 @@ pub struct Diagnosis {
     pub warnings: Vec<String>,
 }
 
+/// What of a container the kernel can limit.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Limits {
+    pub memory: bool,
+    pub swap: bool,
+    /// And its period.
+    pub cpu_quota: bool,
+    pub cpu_shares: bool,
+    pub cpuset: bool,
+    pub pids: bool,
+}
+
 /// The machine and the engine on it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct NodeInfo {
@@ -267,6 +279,10 @@ pub struct NodeInfo {
     pub insecure_registries: Vec<String>,
     /// Base URLs that are asked before Docker Hub.
     pub registry_mirrors: Vec<String>,
+    /// What the kernel can limit.
+    pub limits: Limits,
+    /// What people said that the machine has.
+    pub generic_resources: Vec<shoal_types::spec::GenericResource>,
     /// What people should know: `WARNING: no swap limit support`.
     pub warnings: Vec<String>,
 }

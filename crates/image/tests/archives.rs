@@ -12,8 +12,8 @@ use common::{
 };
 use serde_json::json;
 use shoal_image::{
-    Digest, HELLO_REFERENCE, ImageId, ImageStore, Loaded, LookupError, ProgressSink, RemoveError,
-    Removed,
+    Digest, HELLO_REFERENCE, ImageId, ImageStore, Loaded, LookupError, ProgressSink, Removal,
+    RemoveError, Removed,
 };
 
 fn nobody(_: &ImageId) -> Vec<String> {

@@ -18,6 +18,12 @@ const STOP_TIMEOUT: Duration = Duration::from_mins(1);
 /// replacement was made, after which nothing else is to be decided for the place.
 pub(super) fn tend(view: &ServiceView<'_>, place: &Place<'_>, plan: &mut ServicePlan) -> bool {
     let (over, live): (Vec<_>, Vec<_>) = place.wanted().partition(|task| view.is_over(task));
+    if let Some(newest) = over.last()
+        && live.is_empty()
+        && is_waiting(view, newest, plan)
+    {
+        return true;
+    }
     let replacement = replacement(view, place, &over, &live);
     let replaced = replacement.is_some();
     // One that leaves its node serves until its successor does, if there is to be one. Of several the newest.
@@ -36,6 +42,17 @@ pub(super) fn tend(view: &ServiceView<'_>, place: &Place<'_>, plan: &mut Service
         promote(view, place, task, plan);
     }
     replaced
+}
+
+/// Whether a task that ended before it was to start keeps its place until then: one that cannot be prepared is tried again
+/// once for each delay, not as fast as it fails.
+pub(super) fn is_waiting(view: &ServiceView<'_>, task: &Task, plan: &mut ServicePlan) -> bool {
+    let is_waiting =
+        task.status.state.is_terminal() && view.now < task.not_before && !is_dirty(view, task);
+    if is_waiting {
+        plan.wake(task.not_before);
+    }
+    is_waiting
 }
 
 /// The successor of the newest task that is over, if the place needs one.

@@ -263,6 +263,33 @@ fn a_failed_task_is_replaced_in_its_own_slot_after_the_delay() {
 }
 
 #[test]
+fn what_cannot_be_prepared_is_tried_again_once_for_each_delay() {
+    let mut scene = Scene::replicas(1);
+    scene.task(1, 1, 1, TaskState::Rejected);
+    scene.step(2);
+    let due = scene.now.after(Duration::from_secs(5));
+    scene.status(3, TaskState::Rejected);
+    let waits = ServicePlan {
+        actions: vec![],
+        wake_at: Some(due),
+        unfinished: false,
+    };
+    assert_eq!(scene.decide(), waits);
+    scene.pass_time(Duration::from_secs(5));
+    let replacement = Action::Create {
+        place: TaskPlace::Slot(Slot(1)),
+        desired: Desired::Ready,
+        not_before: due.after(Duration::from_secs(5)),
+    };
+    assert_eq!(scene.step(4), [set(3, Desired::Shutdown), replacement]);
+
+    // A new version need not wait for the end of the old one's delay.
+    scene.status(5, TaskState::Rejected);
+    scene.edit(|s| s.task.container.image = "busybox:2".to_owned());
+    assert_ne!(scene.decide().actions, []);
+}
+
+#[test]
 fn the_successor_of_a_task_on_a_drained_node_waits_for_its_end_but_for_no_delay() {
     let mut scene = Scene::replicas(1);
     scene.task(1, 1, 1, TaskState::Running);

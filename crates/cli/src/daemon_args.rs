@@ -43,6 +43,9 @@ pub(crate) struct DaemonArgs {
     /// Set the logging level ("debug"|"info"|"warn"|"error"|"fatal")
     #[arg(short, long, value_name = "string", default_value = "info", value_parser = ["trace", "debug", "info", "warn", "error", "fatal"], hide_possible_values = true)]
     pub(crate) log_level: String,
+    /// Advertise user-defined resource
+    #[arg(long, value_name = "list")]
+    pub(crate) node_generic_resource: Vec<String>,
     /// Run tasks in memory only: no image, container or network is made. Many such workers on one machine are a load
     /// generator for managers
     #[arg(long, hide = true, conflicts_with = "local")]

@@ -23,6 +23,7 @@ mod state;
 mod supervisor;
 mod sys;
 
+pub use cgroup::LimitSupport;
 pub use client::{
     CreateError, CreateRequest, DeleteError, ExecError, ExecOutcome, ExecSpec, Keep, LogError,
     LogLine, LogOptions, OpenError, OperationError, Runtime, RuntimeConfig, Sandbox, SignalError,

@@ -57,7 +57,10 @@ use self::{
     member::ServeApi,
     node::{Node, Place},
 };
-use crate::daemon_args::{DaemonArgs, PurgeArgs};
+use crate::{
+    daemon_args::{DaemonArgs, PurgeArgs},
+    opts::generic,
+};
 
 /// Where the API listens unless told otherwise.
 const DEFAULT_HOST: &str = "unix:///run/shoal/shoal.sock";
@@ -129,6 +132,8 @@ async fn run(mut args: DaemonArgs) -> Result<()> {
     }
     let _pidfile = Pidfile::write(&args.pidfile)?;
     let labels = labels(&args.label);
+    let generic =
+        generic::of_node(&args.node_generic_resource).context("--node-generic-resource")?;
 
     if args.null_runtime {
         home.check_null_runtime()?;
@@ -139,7 +144,7 @@ async fn run(mut args: DaemonArgs) -> Result<()> {
     let cluster = membership.filter(|membership| membership.listen.is_some());
     let description = NodeDescription {
         data_addr: cluster.and_then(|membership| membership.data_addr().ok()),
-        ..describe(labels.clone())
+        ..describe(labels.clone(), generic)
     };
     let agent = start_agent(&home, &args, description.clone()).await?;
     let machine = Machine::read(&home.instance, &args, labels, &description);

@@ -13,6 +13,7 @@ use shoal_node_agent::{
     image::{
         self, Image, Loaded, LookupError, PullError, RegistryAuth, RegistryError, ResolveError,
     },
+    resource_variables,
     runtime::Phase,
 };
 use shoal_types::{
@@ -241,7 +242,11 @@ pub(crate) fn container(
         },
         env: environment(
             default(config.env()),
-            spec.env.iter().map(|one| expanded(one)),
+            spec.env.iter().map(|one| expanded(one)).chain(
+                resource_variables(&task.generic)
+                    .into_iter()
+                    .map(|(name, value)| format!("{name}={value}")),
+            ),
         ),
         working_dir: if spec.dir.is_empty() {
             config.working_dir().clone().unwrap_or_default()

@@ -453,3 +453,41 @@ proptest! {
         prop_assert_eq!(again.as_ref(), Ok(&spec), "{}", String::from_utf8_lossy(&shown));
     }
 }
+
+#[test]
+fn what_of_a_network_is_otherwise_than_asked_for_is_said() {
+    let made = |driver: &str, attachable, options: &[(&str, &str)]| {
+        let options = options.iter().map(|(k, v)| ((*k).into(), (*v).into()));
+        let request = wire::NetworkCreate {
+            name: "n".into(),
+            driver: driver.into(),
+            attachable,
+            options: options.collect(),
+            ..wire::NetworkCreate::default()
+        };
+        let warning = super::network_warnings(&request);
+        network_spec(request).map(|spec| (spec.driver.clone(), spec.mtu(), warning))
+    };
+    let overlay = "overlay".to_owned();
+    let mtu = shoal_types::spec::NetworkSpec::MTU;
+    assert_eq!(
+        made("overlay", false, &[(mtu, "1400")]).unwrap(),
+        (overlay.clone(), Some(1400), String::new())
+    );
+    assert_eq!(
+        made("overlay", false, &[(mtu, "0")]).unwrap(),
+        (overlay.clone(), None, String::new())
+    );
+    for driver in ["", "bridge"] {
+        let (driver, mtu, warning) = made(driver, true, &[("color", "blue")]).unwrap();
+        assert_eq!((driver, mtu), (overlay.clone(), None));
+        for part in ["driver overlay and", "no option color", "attachable has no"] {
+            assert!(warning.contains(part), "{part}: {warning}");
+        }
+    }
+    for wrong in ["-1", "67", "65536", "x", ""] {
+        let error = made("overlay", false, &[(mtu, wrong)]).unwrap_err();
+        assert!(error.to_string().contains("invalid MTU value"), "{error}");
+    }
+    assert!(made("macvlan", false, &[]).is_err());
+}

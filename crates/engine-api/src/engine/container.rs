@@ -53,6 +53,15 @@ pub struct ContainerInfo {
     pub health: Option<ContainerHealth>,
 }
 
+/// Bytes of a container's files.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct ContainerSize {
+    /// Of those that it wrote.
+    pub own: u64,
+    /// With those of its image.
+    pub whole: u64,
+}
+
 /// What is known of a container's health.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ContainerHealth {

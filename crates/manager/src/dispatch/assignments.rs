@@ -212,6 +212,7 @@ fn network_assignment(state: &State, network: &Network) -> NetworkAssignment {
         vni: network.vni,
         internal: network.spec.internal,
         ingress: network.spec.ingress,
+        mtu: network.spec.mtu(),
         services: services.into_values().collect(),
         endpoints,
     }

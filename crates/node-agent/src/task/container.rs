@@ -22,6 +22,7 @@ use shoal_types::{
 use super::{
     container_id,
     mounts::{MountSource, TaskMount},
+    resources::resource_variables,
     template,
 };
 use crate::volumes::Volumes;
@@ -187,6 +188,7 @@ fn set_process(
             }
         }
     }
+    env.extend(resource_variables(&task.generic));
 
     let process = oci
         .process_mut()

@@ -34,7 +34,10 @@ pub(crate) struct DaemonArgs {
     /// Start a cluster of this one node that listens on nothing but its socket
     #[arg(long)]
     pub(crate) local: bool,
-    /// How much output of each container is kept: max-size=10m, max-file=3
+    /// Default driver for container logs ("json-file"|"local"|"none")
+    #[arg(long, value_name = "string", default_value = "json-file")]
+    pub(crate) log_driver: String,
+    /// Default log driver options for containers: max-size=10m, max-file=3
     #[arg(long, value_name = "list")]
     pub(crate) log_opt: Vec<String>,
     /// Set the logging format ("text"|"json")

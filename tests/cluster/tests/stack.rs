@@ -249,6 +249,8 @@ fn a_stack_is_the_same_whoever_deploys_it() {
     let by_docker = done(&host, "docker", deploy);
     let first = objects(&host, "reef");
     assert_eq!(first.len(), 8, "{first:#?}");
+    let log = &first["service reef_web"]["TaskTemplate"]["LogDriver"];
+    assert_eq!(log["Options"]["max-size"], "10m", "{log}");
     let tasks = host.wait_running("reef_web", 2);
     host.wait_running("reef_everywhere", 1);
 

@@ -90,6 +90,7 @@ impl Engine {
                     image.as_deref(),
                     &networks,
                     &node,
+                    self.node.agent().log_driver(),
                     self.mounts(task),
                 ))
             })

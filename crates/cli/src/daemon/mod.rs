@@ -232,7 +232,7 @@ async fn start_agent(
         datapath,
         description,
         search: resolver.search,
-        log: log_opts::parse(&args.log_opt)?,
+        log: log_opts::parse(&args.log_driver, &args.log_opt)?,
         name_servers: || resolver::read().map(|resolver| resolver.servers),
         in_memory: args.null_runtime,
     }))

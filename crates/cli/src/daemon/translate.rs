@@ -19,7 +19,7 @@ use shoal_node_agent::{
 use shoal_types::{
     Timestamp,
     object::{Network, NodeDescription},
-    spec::{HealthCheck, Protocol, PublishMode},
+    spec::{HealthCheck, LogDriver, Protocol, PublishMode},
 };
 
 /// Bytes between the writer of an archive and the client that reads it.
@@ -172,6 +172,7 @@ pub(crate) fn container(
     image: Option<&Image>,
     networks: &[Arc<Network>],
     here: &NodeDescription,
+    log: &LogDriver,
     mounts: Vec<ContainerMount>,
 ) -> ContainerInfo {
     let task = &local.task;
@@ -268,6 +269,7 @@ pub(crate) fn container(
         cap_add: spec.cap_add.clone(),
         cap_drop: spec.cap_drop.clone(),
         read_only: spec.read_only,
+        log: LogDriver::on(task.spec.log_driver.as_ref(), log),
         health: local.health.as_ref().map(health),
     };
     match phase {

@@ -4,7 +4,10 @@ use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 
 use bytes::Bytes;
-use shoal_types::{ContainerId, NodeId, ServiceId, TaskId, Timestamp, spec::Protocol};
+use shoal_types::{
+    ContainerId, NodeId, ServiceId, TaskId, Timestamp,
+    spec::{LogDriver, Protocol},
+};
 
 /// A container as the node knows it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -49,6 +52,8 @@ pub struct ContainerInfo {
     pub cap_add: Vec<String>,
     pub cap_drop: Vec<String>,
     pub read_only: bool,
+    /// Where its output goes.
+    pub log: LogDriver,
     /// `None` when nobody asks for it.
     pub health: Option<ContainerHealth>,
 }

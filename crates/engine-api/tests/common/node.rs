@@ -18,7 +18,7 @@ use shoal_engine_api::engine::{
     LogRecord, LogRequest, NodeInfo, OutputStream, Progress, ProgressSink, Removed, Result,
     SwarmState, Tokens,
 };
-use shoal_types::{ContainerId, NodeId, TaskId, TaskState, Timestamp};
+use shoal_types::{ContainerId, NodeId, TaskId, TaskState, Timestamp, spec::LogDriver};
 use tokio::io::AsyncReadExt;
 
 use super::MemoryCluster;
@@ -548,6 +548,7 @@ impl LocalEngine for MemoryNode {
                     cap_add: Vec::new(),
                     cap_drop: Vec::new(),
                     read_only: false,
+                    log: LogDriver::default(),
                     health: None,
                 })
             });

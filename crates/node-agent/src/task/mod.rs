@@ -58,6 +58,7 @@ pub(crate) mod tests {
                 placement: Placement::default(),
                 networks: Vec::new(),
                 force_update: 0,
+                log_driver: None,
             }
             .into(),
             service_labels: [("tier".to_owned(), "front".to_owned())].into(),

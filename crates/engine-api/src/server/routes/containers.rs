@@ -372,8 +372,8 @@ fn details(container: &ContainerInfo) -> wire::ContainerInspect {
         platform: "linux".to_owned(),
         host_config: wire::HostConfig {
             log_config: wire::LogConfig {
-                kind: "json-file".to_owned(),
-                config: None,
+                kind: container.log.name.clone(),
+                config: Some(container.log.options.clone()),
             },
             network_mode: network_mode(container),
             restart_policy: wire::RestartPolicyName {

@@ -315,11 +315,10 @@ fn update_config(config: Option<wire::UpdateConfig>, field: &str) -> Result<Upda
         return Ok(default);
     };
     let failure_action = match config.failure_action.as_str() {
-        "" | "pause" => FailureAction::Pause,
         "continue" => FailureAction::Continue,
         "rollback" if field == "UpdateConfig" => FailureAction::Rollback,
         // There is nothing to go back to from a rollback: it stops, as in Docker.
-        "rollback" => FailureAction::Pause,
+        "" | "pause" | "rollback" => FailureAction::Pause,
         other => {
             let message = format!("unrecognized update failure action {other}");
             return Err(SpecError::invalid(

@@ -19,7 +19,8 @@ pub enum Format {
     First,
     /// With that field.
     One,
-    /// With [`TaskSpec::log_driver`](crate::spec::TaskSpec::log_driver).
+    /// With [`TaskSpec::log_driver`](crate::spec::TaskSpec::log_driver) and
+    /// [`NetworkAssignment::mtu`](crate::wire::NetworkAssignment::mtu).
     Two,
 }
 

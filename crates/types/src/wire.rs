@@ -20,7 +20,7 @@ mod changes;
 pub use self::changes::{AssignmentChanges, ChangesError, NetworkChange};
 use crate::{
     ClusterId, Generation, NetworkId, NodeId, RaftId, ServiceId, TaskId, TaskState, TaskStatus,
-    Timestamp,
+    Timestamp, format,
     object::{Config, NodeDescription, Secret, Task},
     spec::{Availability, Ipv4Net, Protocol, Role},
 };
@@ -248,6 +248,7 @@ pub struct NetworkAssignment {
     pub internal: bool,
     pub ingress: bool,
     /// What packets between nodes may measure, where the user said so.
+    #[serde(with = "format::since_2")]
     pub mtu: Option<u16>,
     pub services: Vec<NetworkService>,
     /// Every task with an address here, by address.

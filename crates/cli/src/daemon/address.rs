@@ -95,14 +95,16 @@ fn only_address(
     match (v4.as_slice(), v6.as_slice()) {
         ([first, second, ..], _) => Err(several(4, *first, *second)),
         (_, [first, second, ..]) => Err(several(6, *first, *second)),
-        (of_one, of_other) => Ok(of_one.first().or(of_other.first()).copied()),
+        (of_one, of_other) => Ok(of_one.first().or_else(|| of_other.first()).copied()),
     }
 }
 
 /// One that leads further than a link.
 fn ip_of(address: SockaddrStorage) -> Option<IpAddr> {
     let v4 = address.as_sockaddr_in().map(|v4| IpAddr::V4(v4.ip()));
-    let v6 = address.as_sockaddr_in6().map(|v6| v6.ip());
+    let v6 = address
+        .as_sockaddr_in6()
+        .map(nix::sys::socket::SockaddrIn6::ip);
     v4.or_else(|| v6.filter(|ip| !ip.is_unicast_link_local()).map(IpAddr::V6))
 }
 

@@ -53,7 +53,7 @@ fn every_node_reaches_every_replica_and_only_those_that_are_there() {
     let sleep = ["busybox", "/bin/sleep", "100000"];
     cluster
         .host(0)
-        .shoal(&[&create[..], &["probe"], &probe].concat());
+        .shoal(&[&create[..], &["probe"], &probe, &sleep].concat());
     let web = cluster.wait_running(0, "web", REPLICAS);
     let probes = cluster.wait_running(0, "probe", NODES);
     let nodes: BTreeSet<&str> = web.iter().map(|task| task.node.as_str()).collect();

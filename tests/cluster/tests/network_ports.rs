@@ -30,7 +30,7 @@ fn create(host: &Host, name: &str, flags: &[&str], command: &[&str]) {
 
 /// A task of busybox that does nothing, on every node.
 fn probes(cluster: &Cluster, name: &str, flags: &[&str]) -> Vec<TaskLine> {
-    let flags = [&["--mode", "global"], flags].concat();
+    let flags = [&["--mode", "global", "--stop-grace-period", "0s"], flags].concat();
     let command = ["busybox", "/bin/sleep", "100000"];
     create(cluster.host(0), name, &flags, &command);
     cluster.wait_running(0, name, cluster.len())

@@ -63,6 +63,7 @@ const MAY_KNOW: &[(&str, &[&str])] = &[
         ],
     ),
     ("xtask", &[]),
+    ("base2histogram", &[]),
 ];
 
 /// Crates from outside that one crate alone may depend on.

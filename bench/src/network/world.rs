@@ -160,6 +160,7 @@ pub(super) fn states(vips: Vec<Vip>) -> Vec<NetworkState> {
         gateway: Ipv4Addr::new(10, 0, 0, 1),
         internal: false,
         ingress: false,
+        mtu: None,
         ipv6: true,
         vips: vips.clone(),
         published: Vec::new(),

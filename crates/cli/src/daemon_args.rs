@@ -34,7 +34,10 @@ pub(crate) struct DaemonArgs {
     /// Start a cluster of this one node that listens on nothing but its socket
     #[arg(long)]
     pub(crate) local: bool,
-    /// How much output of each container is kept: max-size=10m, max-file=3
+    /// Default driver for container logs ("json-file"|"local"|"none")
+    #[arg(long, value_name = "string", default_value = "json-file")]
+    pub(crate) log_driver: String,
+    /// Default log driver options for containers: max-size=10m, max-file=3
     #[arg(long, value_name = "list")]
     pub(crate) log_opt: Vec<String>,
     /// Set the logging format ("text"|"json")
@@ -43,6 +46,9 @@ pub(crate) struct DaemonArgs {
     /// Set the logging level ("debug"|"info"|"warn"|"error"|"fatal")
     #[arg(short, long, value_name = "string", default_value = "info", value_parser = ["trace", "debug", "info", "warn", "error", "fatal"], hide_possible_values = true)]
     pub(crate) log_level: String,
+    /// Advertise user-defined resource
+    #[arg(long, value_name = "list")]
+    pub(crate) node_generic_resource: Vec<String>,
     /// Run tasks in memory only: no image, container or network is made. Many such workers on one machine are a load
     /// generator for managers
     #[arg(long, hide = true, conflicts_with = "local")]

@@ -1,7 +1,7 @@
 //! The same words given to the docker CLI and to ours must reach the daemon as the same request bodies.
 //!
 //! A small server on a unix socket answers what both clients ask for and keeps every body that is posted. Without a
-//! docker CLI on this machine there is nothing to compare with, and the comparison says so and is skipped.
+//! docker CLI on this machine there is nothing to compare with, and the tests fail.
 
 #![expect(clippy::unwrap_used, reason = "helpers of a test fail by panicking")]
 
@@ -378,19 +378,17 @@ fn normalized(mut posted: Posted) -> Posted {
     posted
 }
 
-fn docker() -> Option<PathBuf> {
-    let path = std::env::var_os("PATH")?;
+fn docker() -> PathBuf {
+    let path = std::env::var_os("PATH").unwrap_or_default();
     std::env::split_paths(&path)
         .map(|dir| dir.join("docker"))
         .find(|program| program.is_file())
+        .expect("there is no docker CLI to compare with: tests/run.sh --prepare installs it")
 }
 
 #[test]
 fn the_same_words_make_the_same_requests() {
-    let Some(docker) = docker() else {
-        eprintln!("skipped: there is no docker CLI to compare with");
-        return;
-    };
+    let docker = docker();
     let shoal = PathBuf::from(env!("CARGO_BIN_EXE_shoal"));
     let recorder = Recorder::start(service());
     let dir = recorder.socket.parent().unwrap();
@@ -495,10 +493,7 @@ fn complaint(output: &Output) -> String {
 
 #[test]
 fn the_same_words_are_refused_for_the_same_reason() {
-    let Some(docker) = docker() else {
-        eprintln!("skipped: there is no docker CLI to compare with");
-        return;
-    };
+    let docker = docker();
     let shoal = PathBuf::from(env!("CARGO_BIN_EXE_shoal"));
     let recorder = Recorder::start(service());
     let mut differences = Vec::new();
@@ -555,10 +550,7 @@ const SAID: &[&str] = &[
 
 #[test]
 fn the_same_words_are_answered_in_the_same_words() {
-    let Some(docker) = docker() else {
-        eprintln!("skipped: there is no docker CLI to compare with");
-        return;
-    };
+    let docker = docker();
     let shoal = PathBuf::from(env!("CARGO_BIN_EXE_shoal"));
     let recorder = Recorder::start(service());
     let said = |output: &Output| {

@@ -50,7 +50,7 @@ async fn docker_joins_shows_and_leaves() {
         let joins = server.node.joins.lock().unwrap();
         let request = &joins[0];
         assert_eq!(request.remotes, ["10.0.0.1:2377"]);
-        assert_eq!(request.listen.unwrap().to_string(), "0.0.0.0:4000");
+        assert_eq!(request.listen.as_deref(), Some("0.0.0.0:4000"));
         assert_eq!(
             (request.advertise.as_str(), request.data_path.as_str()),
             ("eth1", "10.1.0.9")
@@ -137,9 +137,9 @@ async fn joins_that_cannot_work_are_refused_before_anything_is_tried() {
         ("JoinToken", r#""SWMTKN-1-abc""#, token),
         (
             "ListenAddr",
-            r#""eth0:2377""#,
-            "listen address must be an IP address (with optional port number), not \"eth0:2377\" \
-             (ListenAddr)",
+            r#""eth0:x""#,
+            "listen address must be an IP address or network interface (with optional port number), \
+             not \"eth0:x\" (ListenAddr)",
         ),
         (
             "Availability",

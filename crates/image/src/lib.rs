@@ -68,7 +68,7 @@ pub use registry::{
     DistributionInfo, ManifestError, ParseAuthError, Platform, RegistryAuth, RegistryConfig,
     RegistryConfigError, RegistryError, ResolveError,
 };
-pub use remove::{RemoveError, Removed};
+pub use remove::{Removal, RemoveError, Removed};
 pub use save::SaveError;
 pub use store::{ImageConfig, ImageStore, OpenError, TagError};
 pub use unpack::{EntryProblem, TarError, UnpackError, UnpackLimits};

@@ -23,6 +23,15 @@ pub enum Removed {
     Deleted(ImageId),
 }
 
+/// How far a removal goes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Removal {
+    /// Names that containers use, and all names of an image at once, go as well.
+    pub force: bool,
+    /// Untagged parents that only the image kept stay.
+    pub keep_parents: bool,
+}
+
 /// Nothing was removed. Messages are Docker's; all but the lookup are conflicts (409).
 #[derive(Debug, thiserror::Error)]
 pub enum RemoveError {
@@ -58,7 +67,7 @@ impl ImageStore {
     pub async fn remove(
         &self,
         name_or_id: &str,
-        force: bool,
+        how: Removal,
         used_by: &(dyn Fn(&ImageId) -> Vec<String> + Sync),
     ) -> Result<Vec<Removed>, RemoveError> {
         let users = {
@@ -78,7 +87,7 @@ impl ImageStore {
         };
         let name = name_or_id.to_owned();
         self.blocking(move |inner| {
-            let removed = inner.update(|catalog| decide(catalog, &name, force, &users))?;
+            let removed = inner.update(|catalog| decide(catalog, &name, how, &users))?;
             inner.sweep();
             Ok(removed)
         })
@@ -92,6 +101,7 @@ type Users = BTreeMap<ImageId, Vec<String>>;
 struct Plan<'a> {
     catalog: Catalog,
     users: &'a Users,
+    keep_parents: bool,
     changes: Vec<Change>,
     removed: Vec<Removed>,
 }
@@ -99,13 +109,17 @@ struct Plan<'a> {
 fn decide(
     catalog: &Catalog,
     name: &str,
-    force: bool,
+    Removal {
+        force,
+        keep_parents,
+    }: Removal,
     users: &Users,
 ) -> Result<(Vec<Change>, Vec<Removed>), RemoveError> {
     let id = catalog.find(name)?.clone();
     let mut plan = Plan {
         catalog: catalog.clone(),
         users,
+        keep_parents,
         changes: Vec::new(),
         removed: Vec::new(),
     };
@@ -241,7 +255,7 @@ impl Plan<'_> {
             .and_then(|image| image.record.parent.clone());
         self.step(Change::DropImage(id.clone()));
         self.removed.push(Removed::Deleted(id.clone()));
-        if let Some(parent) = parent
+        if let Some(parent) = parent.filter(|_| !self.keep_parents)
             && self.catalog.stored(&parent).is_some()
             && !self.has_names(&parent)
         {
@@ -258,6 +272,11 @@ fn repository(key: &str) -> String {
 mod tests {
     use super::*;
     use crate::{catalog::ImageRecord, digest::Digest, document::ImageDocument};
+
+    const FORCE: Removal = Removal {
+        force: true,
+        keep_parents: false,
+    };
 
     fn put(catalog: &mut Catalog, marker: &str, parent: Option<&ImageId>) -> ImageId {
         let raw = format!(
@@ -291,10 +310,12 @@ mod tests {
         tag(&mut catalog, "docker.io/library/a:2", &id);
         let digest = format!("docker.io/library/a@{}", Digest::of(b"m"));
         catalog.apply(vec![Change::SetDigest(digest.clone(), id.clone())]);
-        let (changes, removed) = decide(&catalog, "a:1", false, &Users::new()).unwrap();
+        let (changes, removed) =
+            decide(&catalog, "a:1", Removal::default(), &Users::new()).unwrap();
         assert_eq!(removed, [untagged("a:1")]);
         catalog.apply(changes);
-        let (changes, removed) = decide(&catalog, "a:2", false, &Users::new()).unwrap();
+        let (changes, removed) =
+            decide(&catalog, "a:2", Removal::default(), &Users::new()).unwrap();
         let familiar = format!("a@{}", Digest::of(b"m"));
         assert_eq!(
             removed,
@@ -310,7 +331,7 @@ mod tests {
         let id = put(&mut catalog, "a", None);
         tag(&mut catalog, "docker.io/library/a:1", &id);
         tag(&mut catalog, "quay.io/b:1", &id);
-        let error = decide(&catalog, id.short(), false, &Users::new()).unwrap_err();
+        let error = decide(&catalog, id.short(), Removal::default(), &Users::new()).unwrap_err();
         assert_eq!(
             error.to_string(),
             format!(
@@ -318,7 +339,7 @@ mod tests {
                 id.short()
             )
         );
-        let (_, removed) = decide(&catalog, id.short(), true, &Users::new()).unwrap();
+        let (_, removed) = decide(&catalog, id.short(), FORCE, &Users::new()).unwrap();
         assert_eq!(
             removed,
             [
@@ -335,7 +356,7 @@ mod tests {
         let id = put(&mut catalog, "a", None);
         tag(&mut catalog, "docker.io/library/a:1", &id);
         let users = Users::from([(id.clone(), vec!["0123456789abcdef".to_owned()])]);
-        let error = decide(&catalog, "a:1", false, &users)
+        let error = decide(&catalog, "a:1", Removal::default(), &users)
             .unwrap_err()
             .to_string();
         assert!(
@@ -343,10 +364,10 @@ mod tests {
             "{error}"
         );
         assert!(matches!(
-            decide(&catalog, id.as_str(), true, &users),
+            decide(&catalog, id.as_str(), FORCE, &users),
             Err(RemoveError::InUse { .. })
         ));
-        let (changes, removed) = decide(&catalog, "a:1", true, &users).unwrap();
+        let (changes, removed) = decide(&catalog, "a:1", FORCE, &users).unwrap();
         assert_eq!(removed, [untagged("a:1")]);
         catalog.apply(changes);
         assert!(catalog.stored(&id).is_some());
@@ -360,16 +381,22 @@ mod tests {
         let top = put(&mut catalog, "top", Some(&middle));
         tag(&mut catalog, "docker.io/library/base:1", &base);
         tag(&mut catalog, "docker.io/library/top:1", &top);
-        let error = decide(&catalog, middle.as_str(), true, &Users::new()).unwrap_err();
+        let error = decide(&catalog, middle.as_str(), FORCE, &Users::new()).unwrap_err();
         assert!(matches!(error, RemoveError::HasChildren { .. }));
-        let (_, removed) = decide(&catalog, "top:1", false, &Users::new()).unwrap();
+        let (_, removed) = decide(&catalog, "top:1", Removal::default(), &Users::new()).unwrap();
         assert_eq!(
             removed,
             [
                 untagged("top:1"),
-                Removed::Deleted(top),
+                Removed::Deleted(top.clone()),
                 Removed::Deleted(middle)
             ]
         );
+        let alone = Removal {
+            keep_parents: true,
+            ..Removal::default()
+        };
+        let (_, removed) = decide(&catalog, "top:1", alone, &Users::new()).unwrap();
+        assert_eq!(removed, [untagged("top:1"), Removed::Deleted(top)]);
     }
 }

@@ -12,8 +12,8 @@ use common::{
 };
 use serde_json::json;
 use shoal_image::{
-    Digest, HELLO_REFERENCE, ImageId, ImageStore, Loaded, LookupError, ProgressSink, RemoveError,
-    Removed,
+    Digest, HELLO_REFERENCE, ImageId, ImageStore, Loaded, LookupError, ProgressSink, Removal,
+    RemoveError, Removed,
 };
 
 fn nobody(_: &ImageId) -> Vec<String> {
@@ -361,14 +361,22 @@ async fn removing_frees_only_what_nobody_needs() {
             Vec::new()
         }
     };
-    let error = t.store.remove("first:1", false, &used).await.unwrap_err();
+    let error = t
+        .store
+        .remove("first:1", Removal::default(), &used)
+        .await
+        .unwrap_err();
     assert!(
         matches!(&error, RemoveError::ReferenceInUse { .. }),
         "{error}"
     );
     assert_eq!(t.store.get("first:1").unwrap().id, first.id);
 
-    let removed = t.store.remove("first:1", false, &nobody).await.unwrap();
+    let removed = t
+        .store
+        .remove("first:1", Removal::default(), &nobody)
+        .await
+        .unwrap();
     assert_eq!(
         removed,
         [
@@ -379,7 +387,10 @@ async fn removing_frees_only_what_nobody_needs() {
     assert_eq!(t.count("layers"), layers0 + 2);
     assert!(!t.layer(&first, 0).exists());
     assert_eq!(listing(&t.layer(&second, 1))["base"], "file b");
-    t.store.remove("second:1", false, &nobody).await.unwrap();
+    t.store
+        .remove("second:1", Removal::default(), &nobody)
+        .await
+        .unwrap();
     assert_eq!(
         (t.count("layers"), t.count("blobs/sha256")),
         (layers0, blobs0)
@@ -392,7 +403,7 @@ async fn removing_frees_only_what_nobody_needs() {
     assert!(!first.lower.contains(&third.lower[0]) && !second.lower.contains(&third.lower[0]));
     assert!(
         t.store
-            .remove("gone", false, &nobody)
+            .remove("gone", Removal::default(), &nobody)
             .await
             .unwrap_err()
             .to_string()
@@ -500,7 +511,7 @@ async fn the_store_itself_is_the_registry_of_the_built_in_image() {
 
     // Removed, it is made again for whoever pulls it.
     t.store
-        .remove(HELLO_REFERENCE, false, &nobody)
+        .remove(HELLO_REFERENCE, Removal::default(), &nobody)
         .await
         .unwrap();
     assert!(t.store.get(&pinned).is_err());
@@ -540,7 +551,7 @@ async fn the_built_in_image_is_there_and_the_same_everywhere() {
 
     // Removed, it comes back with the next start; a user's own image of the name is left alone.
     a.store
-        .remove(HELLO_REFERENCE, false, &nobody)
+        .remove(HELLO_REFERENCE, Removal::default(), &nobody)
         .await
         .unwrap();
     let own = load_layers(
@@ -551,7 +562,7 @@ async fn the_built_in_image_is_there_and_the_same_everywhere() {
     .await
     .unwrap();
     b.store
-        .remove(HELLO_REFERENCE, false, &nobody)
+        .remove(HELLO_REFERENCE, Removal::default(), &nobody)
         .await
         .unwrap();
     for (t, want) in [(a, &own.id), (b, &image.id)] {

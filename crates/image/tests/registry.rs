@@ -757,3 +757,36 @@ async fn a_pull_that_nobody_waits_for_leaves_nothing() {
     })
     .await;
 }
+
+#[tokio::test]
+async fn all_pages_of_a_repositorys_tags_are_read() {
+    let server = Scripted::start(|asked, _| match asked.target.as_str() {
+        "/v2/app/tags/list" => Answer::new(200, r#"{"name":"app","tags":["1","2"]}"#)
+            .with("link", r#"</v2/app/tags/list?last=2>; rel="next""#),
+        "/v2/app/tags/list?last=2" => Answer::new(200, r#"{"name":"app","tags":["3"]}"#).with(
+            "link",
+            r#"<http://192.0.2.1/v2/app/tags/list?last=3>; rel="next""#,
+        ),
+        "/v2/empty/tags/list" => Answer::new(200, r#"{"name":"empty","tags":null}"#),
+        "/v2/odd/tags/list" => Answer::new(200, "<html>"),
+        _ => Answer::new(
+            404,
+            r#"{"errors":[{"code":"NAME_UNKNOWN","message":"unknown"}]}"#,
+        ),
+    })
+    .await;
+    let t = TestStore::new().await;
+    let tags = |name: &str| {
+        let name = format!("{}/{name}", server.host);
+        let store = t.store.clone();
+        async move { store.tags(&name, None).await }
+    };
+    // Another host than the registry is not asked for more.
+    assert_eq!(tags("app").await.unwrap(), ["1", "2", "3"]);
+    assert!(tags("empty").await.unwrap().is_empty());
+    let odd = tags("odd").await.unwrap_err().to_string();
+    assert!(odd.ends_with("the answer holds no list of tags"), "{odd}");
+    let missing = tags("none").await.unwrap_err().to_string();
+    assert!(missing.contains("none not found"), "{missing}");
+    assert_eq!(t.store.tags("shoal/hello", None).await.unwrap(), ["latest"]);
+}

@@ -32,6 +32,7 @@ fn spec(name: String) -> ServiceSpec {
             placement: Placement::default(),
             networks: Vec::new(),
             force_update: 0,
+            log_driver: None,
         }
         .into(),
         mode: ServiceMode::Replicated { replicas: 0 },

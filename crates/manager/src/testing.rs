@@ -80,6 +80,7 @@ pub(crate) fn task_spec() -> TaskSpec {
         placement: Placement::default(),
         networks: Vec::new(),
         force_update: 0,
+        log_driver: None,
     }
 }
 

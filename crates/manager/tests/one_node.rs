@@ -239,6 +239,7 @@ fn spec(name: &str, replicas: u64) -> ServiceSpec {
             placement: Placement::default(),
             networks: Vec::new(),
             force_update: 0,
+            log_driver: None,
         }
         .into(),
         mode: ServiceMode::Replicated { replicas },

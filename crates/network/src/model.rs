@@ -22,6 +22,9 @@ pub struct NetworkState {
     /// The network that published ports of services go through; has an uplink in any case. Only
     /// here published ports lead to backends on other nodes.
     pub ingress: bool,
+    /// Bytes that packets between nodes may have, instead of what the interface to them takes; containers get what
+    /// VXLAN leaves of it, also while there are no other nodes.
+    pub mtu: Option<u16>,
     /// Containers have an IPv6 address each, too, so that published ports answer clients of IPv6;
     /// names and vips stay of IPv4. Without effect where the host has no IPv6, where no way leads
     /// out, and where the MTU is below 1280.

@@ -411,9 +411,15 @@ pub(crate) struct Mtu {
 impl Mtu {
     /// Of the interfaces of `state`'s containers.
     pub(crate) fn of(&self, state: &NetworkState) -> u32 {
-        let underlay = |overlay: &Overlay| *self.at.get(&overlay.local).unwrap_or(&self.out);
-        let overlay = state.overlay.as_ref();
-        overlay.map_or(self.out, |overlay| mtu(underlay(overlay), overlay.local))
+        let local = state.overlay.as_ref().map(|overlay| overlay.local);
+        match (state.mtu, local) {
+            (Some(told), local) => {
+                let local = local.unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED));
+                mtu(told.into(), local)
+            }
+            (None, Some(local)) => mtu(*self.at.get(&local).unwrap_or(&self.out), local),
+            (None, None) => self.out,
+        }
     }
 
     /// Whether `state`'s containers can have IPv6.

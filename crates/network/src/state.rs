@@ -186,8 +186,10 @@ impl State {
         // The same state again needs no more than this one comparison.
         let last = self.networks[id].state.clone();
         let state = &last
+            .clone()
             .filter(|last| last == state)
             .unwrap_or_else(|| state.clone());
+        let lost = last.map_or_else(Vec::new, |last| lost_with_their_nodes(&last, state));
         let was_known = self.networks[id].uplink_is_known(state);
         self.apply_uplink(id, state)?;
         self.apply_tunnel(id, state)?;
@@ -198,6 +200,19 @@ impl State {
             mtu: &self.mtu,
         };
         let network = self.networks.get_mut(id).expect("inserted above");
+        if !lost.is_empty() {
+            // While there still is a way to them, which swallows what is sent: who tries to connect is
+            // sent to others by the next try, instead of being told that there is no way.
+            network
+                .apply_table(&self.config, state, &ports.network)
+                .map_err(failed("load the table"))?;
+            for addr in lost {
+                let forgotten = network.forget_connections_to(addr);
+                errors.extend(forgotten.err().map(failed("forget connections")));
+            }
+            // The table's state is known by now, that of the ways is not.
+            network.forget_base();
+        }
         network
             .apply_base(around, state)
             .map_err(failed("set up the namespace"))?;
@@ -574,6 +589,18 @@ pub(crate) fn remove_all(config: &NetworkConfig) -> Vec<KernelError> {
         fs::remove_dir(config.pins()),
     ));
     errors
+}
+
+/// Addresses of `old` on nodes that `new` does not know, and which it knows nowhere else.
+fn lost_with_their_nodes(old: &NetworkState, new: &NetworkState) -> Vec<Ipv4Addr> {
+    let (Some(old), Some(new)) = (&old.overlay, &new.overlay) else {
+        return Vec::new();
+    };
+    let remote = old.remote.iter();
+    remote
+        .filter(|(addr, node)| !new.peers.contains(node) && !new.remote.contains_key(addr))
+        .map(|(addr, _)| *addr)
+        .collect()
 }
 
 /// Removes the interface to other nodes from the namespace pinned at `pin`, if there are such.

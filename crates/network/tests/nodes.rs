@@ -238,6 +238,45 @@ fn containers_made_before_there_were_other_nodes_reach_them() {
 }
 
 #[test]
+fn who_was_sent_to_a_node_that_is_lost_is_sent_to_another() {
+    in_cluster(3, |cluster| async move {
+        let datapaths = cluster.open().await;
+        let places = [("10.0.1.5", 0), ("10.0.1.11", 0), ("10.0.1.12", 1)];
+        let mut state = cluster.network("a", "10.0.1.0/24", 4097, &places)[0].clone();
+        state.vips = vec![vip("10.0.1.100", &["10.0.1.12"])];
+        // The other node was never told of the network: what is sent there is swallowed.
+        apply(&datapaths[0], &[state.clone()]).await;
+        let client = attached(&datapaths[0], &[("a", "10.0.1.5")]).await;
+        let near = attached(&datapaths[0], &[("a", "10.0.1.11")]).await;
+        let _server = near.serve("near", 80);
+        let socket = client.run(|| std::net::UdpSocket::bind("0.0.0.0:0").unwrap());
+        socket.connect((ip("10.0.1.100"), 80)).unwrap();
+        let patience = Some(std::time::Duration::from_secs(1));
+        socket.set_read_timeout(patience).unwrap();
+        let ask = || {
+            let mut buffer = [0; 64];
+            socket.send(b"x").unwrap();
+            let length = socket.recv(&mut buffer).ok()?;
+            let answer = String::from_utf8_lossy(&buffer[..length]);
+            answer.split(' ').next().map(str::to_owned)
+        };
+        assert_eq!(ask(), None);
+        state.vips = vec![vip("10.0.1.100", &["10.0.1.11"])];
+        apply(&datapaths[0], &[state.clone()]).await;
+        assert_eq!(
+            ask(),
+            None,
+            "a flow stays where it is while the node is there"
+        );
+        let overlay = state.overlay.as_mut().unwrap();
+        let lost = overlay.remote.remove(&ip("10.0.1.12")).unwrap();
+        overlay.peers.remove(&lost);
+        apply(&datapaths[0], &[state]).await;
+        assert_eq!(ask().as_deref(), Some("near"));
+    });
+}
+
+#[test]
 fn networks_with_the_same_addresses_are_apart_on_the_wire_too() {
     in_cluster(2, |cluster| async move {
         let datapaths = cluster.open().await;

@@ -12,11 +12,12 @@ use std::{
 use futures_util::future::Either;
 use shoal_image::ImageStore;
 use shoal_network::{ApplyError, Datapath, NetworkState};
-use shoal_runtime::{LogConfig, Runtime};
+use shoal_runtime::Runtime;
 use shoal_transport::dial::Dialer;
 use shoal_types::{
     ContainerId, Generation, NetworkId, NodeId, TaskId, TaskState,
     object::NodeDescription,
+    spec::LogDriver,
     wire::{Assignments, Open},
 };
 use tokio::{
@@ -54,8 +55,8 @@ pub struct AgentConfig {
     pub description: NodeDescription,
     /// `search` line of the node's resolv.conf, for containers.
     pub search: Vec<String>,
-    /// How much of the output of each container is kept, from its creation on.
-    pub log: LogConfig,
+    /// Where the output of containers goes whose service does not say otherwise, from their creation on.
+    pub log: LogDriver,
     /// Reads the node's name servers, which may change while it runs; after an error they stay.
     pub name_servers: fn() -> io::Result<Vec<SocketAddr>>,
     /// Tasks run in memory only, and nothing is asked of `runtime` or `datapath`: such a node is a load
@@ -253,6 +254,11 @@ impl Agent {
 
     pub fn runtime(&self) -> &Runtime {
         &self.inner.tools.runtime
+    }
+
+    /// Where the output of containers goes whose service does not say otherwise.
+    pub fn log_driver(&self) -> &LogDriver {
+        &self.inner.tools.log
     }
 
     pub fn description(&self) -> NodeDescription {

@@ -4,11 +4,15 @@ use std::{collections::BTreeMap, fs};
 
 use shoal_types::{
     object::{NodeDescription, NodeResources},
-    spec::Platform,
+    spec::{GenericResource, Platform},
 };
 
-/// Reads the machine: hostname, processors that this process may use, memory.
-pub fn describe(labels: BTreeMap<String, String>) -> NodeDescription {
+/// Reads the machine: hostname, processors that this process may use, memory. `generic` is what only people know
+/// that it has.
+pub fn describe(
+    labels: BTreeMap<String, String>,
+    generic: Vec<GenericResource>,
+) -> NodeDescription {
     let cpus = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     NodeDescription {
         hostname: nix::unistd::gethostname().map_or_else(
@@ -22,7 +26,7 @@ pub fn describe(labels: BTreeMap<String, String>) -> NodeDescription {
         resources: NodeResources {
             nano_cpus: u64::try_from(cpus).unwrap_or(1) * 1_000_000_000,
             memory_bytes: memory_bytes(&fs::read_to_string("/proc/meminfo").unwrap_or_default()),
-            generic: Vec::new(),
+            generic,
         },
         engine_version: env!("CARGO_PKG_VERSION").to_owned(),
         engine_labels: labels,
@@ -58,7 +62,7 @@ mod tests {
             24_615_196 * 1024
         );
         assert_eq!(memory_bytes(""), 0);
-        let here = describe(BTreeMap::new());
+        let here = describe(BTreeMap::new(), Vec::new());
         assert!(here.resources.memory_bytes > 0 && here.resources.nano_cpus >= 1_000_000_000);
     }
 }

@@ -24,6 +24,7 @@ pub use task::{
     container_id,
     health::{Health, HealthStatus, Probe},
     mounts::{MountSource, TaskMount, VolumeUse},
+    resources::resource_variables,
     template::expanded,
 };
 pub use volumes::{Volume, VolumeError, Volumes};

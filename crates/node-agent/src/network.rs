@@ -33,6 +33,7 @@ pub fn desired(
             gateway: network.gateway,
             internal: network.internal,
             ingress: network.ingress,
+            mtu: network.mtu,
             // For those who ask published ports; without a way out there are none.
             ipv6: network.ingress || !network.internal,
             vips: vips(network, gone),
@@ -284,6 +285,7 @@ mod tests {
             vni: 4097,
             internal: false,
             ingress,
+            mtu: None,
             services: vec![service],
             endpoints: vec![endpoint],
         };

@@ -177,12 +177,20 @@ impl Session {
                 description,
             })
             .await?;
-        let welcome = time::timeout(WELCOME_TIMEOUT, from_manager.receive()).await;
-        let period = match welcome.map_err(|_elapsed| SessionError::Silent)?? {
-            Some(ManagerMessage::Welcome { heartbeat }) => heartbeat,
-            Some(ManagerMessage::Refused { reason }) => return Err(SessionError::Refused(reason)),
-            Some(ManagerMessage::Elsewhere { leader }) => return Err(self.elsewhere(leader)),
-            Some(_) | None => return Err(SessionError::Closed),
+        let period = loop {
+            let answer = time::timeout(WELCOME_TIMEOUT, from_manager.receive()).await;
+            match answer.map_err(|_elapsed| SessionError::Silent)?? {
+                Some(ManagerMessage::Welcome { heartbeat }) => break heartbeat,
+                // A node that was removed has nothing to run, and hears why next.
+                Some(ManagerMessage::Assignments(set)) => {
+                    self.take(set);
+                }
+                Some(ManagerMessage::Refused { reason }) => {
+                    return Err(SessionError::Refused(reason));
+                }
+                Some(ManagerMessage::Elsewhere { leader }) => return Err(self.elsewhere(leader)),
+                Some(_) | None => return Err(SessionError::Closed),
+            }
         };
         info!(
             heartbeat_ms = period.as_millis(),

@@ -23,6 +23,7 @@ mod state;
 mod supervisor;
 mod sys;
 
+pub use cgroup::LimitSupport;
 pub use client::{
     CreateError, CreateRequest, DeleteError, ExecError, ExecOutcome, ExecSpec, Keep, LogError,
     LogLine, LogOptions, OpenError, OperationError, Runtime, RuntimeConfig, Sandbox, SignalError,
@@ -32,6 +33,7 @@ pub use plan::{ContainerFile, EtcFiles, InvalidSpec, LogConfig, Rootfs, default_
 pub use seccomp::{ProfileError, SeccompError, SeccompFilter, default_seccomp, docker_profile};
 pub use state::{ContainerState, ExitStatus, Phase, Started, Stream};
 pub use supervisor::supervisor_main;
+pub use sys::memory;
 
 /// A signal that can be sent to a container.
 pub use rustix::process::Signal;

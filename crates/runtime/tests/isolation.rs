@@ -112,7 +112,10 @@ async fn what_the_host_must_not_allow_is_refused() {
             "Operation not permitted",
         ),
         (&format!("kill -0 {host_pid}"), "No such process"),
-        ("ls /proc/1/root/work", "No such file"),
+        (
+            &format!("ls /proc/1/root{}", env!("CARGO_MANIFEST_DIR")),
+            "No such file",
+        ),
         (
             "chroot /proc/1/cwd/.. /bin/busybox test -e /boot -a -e /usr/sbin",
             "",

@@ -169,6 +169,7 @@ async fn a_follower_reads_through_rotations() {
     request.log = LogConfig {
         max_size: Some(64 * 1024),
         max_files: 200,
+        ..LogConfig::default()
     };
     let id = node.run(request).await;
     let stream = node.runtime.logs(
@@ -209,6 +210,7 @@ async fn rotation_keeps_only_so_many_files() {
     request.log = LogConfig {
         max_size: Some(8 * 1024),
         max_files: 3,
+        ..LogConfig::default()
     };
     let id = node.run(request).await;
     within(node.runtime.wait(&id)).await.expect("ends");
@@ -230,6 +232,41 @@ async fn rotation_keeps_only_so_many_files() {
         )
         .await;
     assert_eq!(last[0].bytes, b"end\n");
+    node.finish().await;
+}
+
+#[tokio::test]
+async fn lines_that_are_written_at_once_have_times_that_grow() {
+    let node = Node::start().await;
+    let id = node.run(node.shell("seq 1 500; seq 501 1000 >&2")).await;
+    within(node.runtime.wait(&id)).await.expect("ends");
+    let lines = node.lines(&id, BOTH).await;
+    assert_eq!(lines.len(), 1000);
+    assert!(lines.windows(2).all(|pair| pair[0].at < pair[1].at));
+    let middle = LogOptions {
+        since: Some(lines[300].at),
+        until: Some(lines[302].at),
+        ..BOTH
+    };
+    assert_eq!(node.lines(&id, middle).await, lines[300..=302]);
+    node.finish().await;
+}
+
+#[tokio::test]
+async fn output_that_nobody_wants_is_read_and_not_kept() {
+    let node = Node::start().await;
+    // More than a pipe holds: it would never end if nobody read.
+    let mut request = node.shell("seq 1 100000; seq 1 100000 >&2; exit 3");
+    request.log.discard = true;
+    let id = node.run(request).await;
+    assert_eq!(within(node.runtime.wait(&id)).await.expect("ends").code, 3);
+    assert_eq!(node.lines(&id, BOTH).await, []);
+    let files = std::fs::read_dir(node.config.state_root.join("containers").join(&id));
+    let logs = files.expect("a directory").filter(|entry| {
+        let name = entry.as_ref().expect("an entry").file_name();
+        name.to_string_lossy().contains(".log")
+    });
+    assert_eq!(logs.count(), 0);
     node.finish().await;
 }
 

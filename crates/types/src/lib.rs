@@ -5,10 +5,10 @@
 //! no async here, and nothing that bincode cannot carry (no `skip_serializing_if`, `flatten` or
 //! `untagged`). Docker's JSON is not known here; `engine-api` converts at the edge.
 //!
-//! Enum variants are only ever appended and fields only ever added behind a new format byte of
-//! `transport::codec`, because every one of these types is written to disk or sent to a node that
-//! may run another release.
+//! Enum variants are only ever appended and fields only ever added behind a new [format], because every
+//! one of these types is written to disk or sent to a node that may run another release.
 
+pub mod format;
 mod id;
 pub mod object;
 mod shared;

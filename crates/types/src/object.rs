@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     ClusterId, ConfigId, Desired, NetworkId, NodeId, RaftId, SecretId, ServiceId, Shared, Slot,
-    TaskId, TaskStatus, Timestamp, Version,
+    TaskId, TaskStatus, Timestamp, Version, format,
     spec::{
         EndpointMode, GenericResource, Ipv4Net, NetworkSpec, NodeSpec, Platform, PortConfig,
         Resources, Role, ServiceSpec, TaskSpec,
@@ -46,6 +46,7 @@ pub struct Cluster {
     /// agents have seen.
     pub epoch: u16,
     /// How soon a silent node is given up, in Docker's measure; see [`Cluster::HEARTBEAT_PERIOD`].
+    #[serde(with = "format::heartbeat_period")]
     pub heartbeat_period: Duration,
 }
 

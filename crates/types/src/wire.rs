@@ -247,6 +247,8 @@ pub struct NetworkAssignment {
     pub vni: u32,
     pub internal: bool,
     pub ingress: bool,
+    /// What packets between nodes may measure, where the user said so.
+    pub mtu: Option<u16>,
     pub services: Vec<NetworkService>,
     /// Every task with an address here, by address.
     pub endpoints: Vec<NetworkEndpoint>,

@@ -68,10 +68,14 @@ impl TaskLine {
 
 /// Hosts `node1`, `node2`… on one switch, and a client outside. Hosts are named by their index, from 0.
 ///
-/// Dropping it takes all of them away; when the test is failing, their logs are kept and printed.
+/// Dropping it has every host whose daemon runs leave its swarm, fails the test when anything but what was
+/// there before the swarm stays then, and takes all of them away; when the test is failing, their logs are
+/// kept and printed.
 #[derive(Debug)]
 pub struct Cluster {
     hosts: Vec<Host>,
+    /// What the hosts had when their daemons had started, in their order.
+    before: Vec<Inventory>,
     client: Network,
     switch: Arc<Switch>,
 }
@@ -95,6 +99,7 @@ impl Cluster {
             .collect::<Result<Vec<_>>>();
         let mut cluster = Self {
             hosts: hosts.expect("make the hosts"),
+            before: Vec::new(),
             client: switch.client().expect("make a client"),
             switch,
         };
@@ -104,6 +109,7 @@ impl Cluster {
                 scope.spawn(|| host.start());
             }
         });
+        cluster.before = cluster.inventory();
         cluster
     }
 
@@ -447,6 +453,41 @@ impl Cluster {
         self.hosts.iter().map(Host::inventory).collect()
     }
 
+    /// The end of a swarm, without force on the kernel's side: every host whose daemon runs leaves, and then
+    /// has nothing that it had not before. Those whose daemon was killed for good are left out.
+    #[track_caller]
+    fn end(&self) {
+        let running = || (0..self.len()).filter(|i| self.hosts[*i].daemon_pid() > 0);
+        let is_manager = |i: &usize| {
+            let format = "{{.Swarm.ControlAvailable}}";
+            let info = self.hosts[*i].try_shoal(&["info", "--format", format]);
+            info.stdout.trim() == "true"
+        };
+        running().for_each(|i| self.hosts[i].resume());
+        let (managers, others): (Vec<usize>, Vec<usize>) = running().partition(is_manager);
+        let leave = |i: usize| {
+            let left = self.hosts[i].try_shoal(&["swarm", "leave", "--force"]);
+            let outside = left.stderr.contains("not part of a swarm");
+            assert!(left.status.success() || outside, "node{}: {left:?}", i + 1);
+        };
+        thread::scope(|scope| {
+            for i in others {
+                scope.spawn(move || leave(i));
+            }
+        });
+        // One by one, so that there are enough of them to agree on it.
+        managers.into_iter().rev().for_each(leave);
+        // Whether it was the daemon that switched forwarding on is remembered until it is purged.
+        let kept = |change: &String| change.ends_with("/run/netns.forwarding");
+        for i in running() {
+            wait_for(
+                &format!("nothing to be left on node{}", i + 1),
+                || self.hosts[i].inventory().changes_since(&self.before[i]),
+                |changes| changes.iter().all(kept),
+            );
+        }
+    }
+
     /// Imports the image that `tar` makes in a host's directory, on every host.
     #[track_caller]
     pub fn import(&self, name: &str, tar: impl Fn(&std::path::Path) -> Result<std::path::PathBuf>) {
@@ -465,6 +506,9 @@ impl Drop for Cluster {
         let failing = thread::panicking();
         // All at once, and while the switch is whole; each host's own drop says what went wrong.
         let _ = self.switch.heal();
+        if !failing {
+            self.end();
+        }
         thread::scope(|scope| {
             for host in &mut self.hosts {
                 scope.spawn(move || {

@@ -72,7 +72,9 @@ impl Inventory {
                 .collect(),
             links: command(host, "ip", &["-o", "link"])
                 .lines()
-                .filter_map(|line| line.split(": ").nth(1).map(str::to_owned))
+                .filter_map(|line| line.split(": ").nth(1))
+                // After it comes the number of its other end, which is another one after a boot.
+                .filter_map(|name| name.split('@').next().map(str::to_owned))
                 .collect(),
             rules: command(host, "nft", &["list", "ruleset"])
                 .lines()

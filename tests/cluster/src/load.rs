@@ -14,8 +14,9 @@ use std::{
 
 use nix::sched::{CloneFlags, setns};
 
-use crate::Network;
+use crate::{DEADLINE, Network};
 
+/// An answer takes no longer, nor does a connection that is not waited for.
 const TIMEOUT: Duration = Duration::from_secs(5);
 
 /// What came of the requests.
@@ -23,6 +24,14 @@ const TIMEOUT: Duration = Duration::from_secs(5);
 pub struct Answers {
     pub answered: u64,
     pub failures: Vec<String>,
+}
+
+impl Answers {
+    /// The failures of requests that had a connection: there was somebody who could have answered.
+    pub fn cut_off(&self) -> usize {
+        let cut_off = |failure: &&String| !failure.starts_with(NO_CONNECTION);
+        self.failures.iter().filter(cut_off).count()
+    }
 }
 
 /// How requests are sent.
@@ -42,6 +51,9 @@ pub struct Load {
     thread: JoinHandle<Vec<String>>,
 }
 
+/// How a request failed that never had a connection.
+const NO_CONNECTION: &str = "connect: ";
+
 impl Load {
     /// Requests from a host or client, each on a new connection.
     pub fn start(from: &impl AsRef<Network>, to: SocketAddr) -> Self {
@@ -53,18 +65,21 @@ impl Load {
         to: SocketAddr,
         connections: Connections,
     ) -> Self {
-        let name = from.as_ref().name();
-        let netns = File::open(format!("/run/netns/{name}")).expect("a network");
-        Self::run(netns, to, connections)
+        Self::run(netns(from), to, connections, TIMEOUT)
+    }
+
+    /// Requests from a host or client that waits for a connection for as long as it takes, and tries on.
+    pub fn patient(from: &impl AsRef<Network>, to: SocketAddr, connections: Connections) -> Self {
+        Self::run(netns(from), to, connections, DEADLINE)
     }
 
     /// Requests from the network of the container with this process.
     pub fn from_container(pid: u32, to: SocketAddr, connections: Connections) -> Self {
         let netns = File::open(format!("/proc/{pid}/ns/net")).expect("a network");
-        Self::run(netns, to, connections)
+        Self::run(netns, to, connections, TIMEOUT)
     }
 
-    fn run(netns: File, to: SocketAddr, connections: Connections) -> Self {
+    fn run(netns: File, to: SocketAddr, connections: Connections, patience: Duration) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
         let answered = Arc::new(AtomicU64::new(0));
         let (stopping, count) = (stop.clone(), answered.clone());
@@ -73,7 +88,7 @@ impl Load {
             let mut failures = Vec::new();
             let mut kept = None;
             while !stopping.load(Ordering::Relaxed) && failures.len() < 20 {
-                match request(to, connections, &mut kept) {
+                match request(to, connections, patience, &mut kept) {
                     Ok(()) => {
                         count.fetch_add(1, Ordering::Relaxed);
                     }
@@ -105,16 +120,22 @@ impl Load {
     }
 }
 
+fn netns(of: &impl AsRef<Network>) -> File {
+    let name = of.as_ref().name();
+    File::open(format!("/run/netns/{name}")).expect("a network")
+}
+
 /// Sends one request, over the `kept` connection if there is one that is still open.
 fn request(
     to: SocketAddr,
     connections: Connections,
+    patience: Duration,
     kept: &mut Option<TcpStream>,
 ) -> Result<(), String> {
     let open = kept.take().filter(|stream| !has_ended(stream));
     let mut stream = match open {
         Some(stream) => stream,
-        None => connect(to)?,
+        None => connect(to, patience)?,
     };
     let header = match connections {
         Connections::New => "close",
@@ -138,9 +159,9 @@ fn request(
     Ok(())
 }
 
-fn connect(to: SocketAddr) -> Result<TcpStream, String> {
-    let stream =
-        TcpStream::connect_timeout(&to, TIMEOUT).map_err(|error| format!("connect: {error}"))?;
+fn connect(to: SocketAddr, patience: Duration) -> Result<TcpStream, String> {
+    let stream = TcpStream::connect_timeout(&to, patience)
+        .map_err(|error| format!("{NO_CONNECTION}{error}"))?;
     stream
         .set_read_timeout(Some(TIMEOUT))
         .and_then(|()| stream.set_nodelay(true))

@@ -138,6 +138,22 @@ impl Registry {
     #[track_caller]
     pub fn push(&self, repository: &str, tag: &str) -> String {
         docker_archive(&self.dir, "made:here").expect("the registry's files and answers");
+        self.push_layer(repository, tag, "tar", "layer.tar")
+    }
+
+    /// The same, its layer packed with zstd.
+    #[track_caller]
+    pub fn push_zstd(&self, repository: &str, tag: &str) -> String {
+        docker_archive(&self.dir, "made:here").expect("the registry's files and answers");
+        let packed = Command::new("zstd")
+            .args(["-qf", &self.path("save/layer.tar")])
+            .status()
+            .expect("zstd is missing: tests/run.sh --prepare installs it");
+        assert!(packed.success(), "{packed}");
+        self.push_layer(repository, tag, "tar+zstd", "layer.tar.zst")
+    }
+
+    fn push_layer(&self, repository: &str, tag: &str, packed: &str, layer: &str) -> String {
         let saved = |name: &str| self.path(&format!("save/{name}"));
         let mut config: Value = serde_json::from_slice(
             &fs::read(saved("config.json")).expect("the registry's files and answers"),
@@ -151,11 +167,47 @@ impl Registry {
             "schemaVersion": 2,
             "mediaType": kind("manifest.v1+json"),
             "config": self.push_blob(repository, &kind("config.v1+json"), &saved("config.json")),
-            "layers": [self.push_blob(repository, &kind("layer.v1.tar"), &saved("layer.tar"))],
+            "layers": [self.push_blob(repository, &kind(&format!("layer.v1.{packed}")), &saved(layer))],
         });
         fs::write(saved("pushed.json"), manifest.to_string())
             .expect("the registry's files and answers");
         self.put_manifest(repository, tag)
+    }
+
+    /// The image that was pushed last, of manifest `digest`, as an archive with an OCI layout; its path.
+    #[track_caller]
+    pub fn oci_archive(&self, digest: &str, name: &str) -> String {
+        const WHY: &str = "the archive's files";
+        let blobs = self.dir.join("oci/blobs/sha256");
+        fs::create_dir_all(&blobs).expect(WHY);
+        let manifest = fs::read(self.path("save/pushed.json")).expect(WHY);
+        let parsed: Value = serde_json::from_slice(&manifest).expect(WHY);
+        let hex = |digest: &str| digest.trim_start_matches("sha256:").to_owned();
+        for (descriptor, file) in [
+            (&parsed["config"], "config.json"),
+            (&parsed["layers"][0], "layer.tar"),
+        ] {
+            let named = blobs.join(hex(descriptor["digest"].as_str().expect(WHY)));
+            fs::copy(self.path(&format!("save/{file}")), named).expect(WHY);
+        }
+        fs::write(blobs.join(hex(digest)), &manifest).expect(WHY);
+        let index = json!({
+            "schemaVersion": 2,
+            "manifests": [{
+                "mediaType": "application/vnd.oci.image.manifest.v1+json",
+                "digest": digest,
+                "size": manifest.len(),
+                "annotations": { "io.containerd.image.name": name },
+            }],
+        });
+        fs::write(self.dir.join("oci/index.json"), index.to_string()).expect(WHY);
+        let layout = r#"{"imageLayoutVersion":"1.0.0"}"#;
+        fs::write(self.dir.join("oci/oci-layout"), layout).expect(WHY);
+        let (archive, directory) = (self.path("oci.tar"), self.path("oci"));
+        let tar = ["-C", &directory, "-cf", &archive, "."];
+        let made = Command::new("tar").args(tar).status().expect(WHY);
+        assert!(made.success(), "{made}");
+        archive
     }
 
     /// Gives the image that was pushed last the name `tag`; the digest of its manifest.

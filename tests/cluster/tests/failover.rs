@@ -149,6 +149,104 @@ fn a_leader_that_is_killed_or_cut_off_costs_no_acknowledged_write() {
     );
 }
 
+/// A change that goes all the way to every node and back.
+fn reach_all(cluster: &Cluster, via: usize, name: &str) {
+    create(cluster, via, name, &["--mode", "global"]);
+    cluster.wait_running(via, name, cluster.len());
+    cluster.host(via).shoal(&["service", "rm", name]);
+}
+
+/// Waits until these managers have the same services, and all of the `acknowledged` ones.
+fn wait_agreed(cluster: &Cluster, managers: &[usize], acknowledged: &BTreeSet<String>) {
+    wait_for(
+        "all managers to agree",
+        || managers.iter().map(|via| services(cluster, *via)).collect(),
+        |seen: &Vec<BTreeSet<String>>| {
+            seen.iter()
+                .all(|services| *services == seen[0] && services.is_superset(acknowledged))
+        },
+    );
+}
+
+#[test]
+fn a_leader_that_is_not_heard_or_does_not_hear_and_a_lossy_network_restart_nothing() {
+    let cluster = Cluster::formed(3, 1);
+    create(&cluster, 0, "hello", &["--replicas", "8"]);
+    let tasks = identities(&cluster.wait_running(0, "hello", 8));
+    let mut acknowledged = BTreeSet::new();
+    for is_heard in [false, true] {
+        let leader = cluster.leader(0);
+        let managers: Vec<usize> = (0..3).filter(|i| *i != leader).collect();
+        let others: Vec<usize> = (0..4).filter(|i| *i != leader).collect();
+        let leader = [leader];
+        let (from, to) = match is_heard {
+            false => (&leader[..], &others[..]),
+            true => (&others[..], &leader[..]),
+        };
+        cluster.cut_one_way(from, to);
+        let name = format!("heard-{is_heard}");
+        acknowledged.extend(write(&cluster, &managers, &name, 5));
+        cluster.heal();
+        wait_agreed(&cluster, &[0, 1, 2], &acknowledged);
+        reach_all(&cluster, managers[0], &format!("{name}-after"));
+        let after = identities(&cluster.wait_running(managers[0], "hello", 8));
+        assert_eq!(after, tasks, "the leader was heard: {is_heard}");
+    }
+
+    cluster.lose(20, &[0, 1, 2, 3]);
+    acknowledged.extend(write(&cluster, &[0, 1, 2], "lossy", 10));
+    reach_all(&cluster, 0, "lossy-everywhere");
+    cluster.heal();
+    wait_agreed(&cluster, &[0, 1, 2], &acknowledged);
+    let after = identities(&cluster.wait_running(0, "hello", 8));
+    assert_eq!(after, tasks, "one frame of five was lost");
+}
+
+#[test]
+fn five_managers_do_without_the_leader_they_demote_and_without_two_that_die() {
+    let mut cluster = Cluster::formed(5, 0);
+    let mut acknowledged = write(&cluster, &[0, 1, 2, 3, 4], "before", 5);
+
+    // By itself.
+    let first = cluster.leader(0);
+    let name = Cluster::hostname(first);
+    cluster.host(first).shoal(&["node", "demote", &name]);
+    let other = (first + 1) % 5;
+    cluster.wait_new_leader(other, first);
+    wait_for(
+        "the old leader to be a worker",
+        || cluster.node(other, first).manager,
+        String::is_empty,
+    );
+    wait_for(
+        "the old leader to know it",
+        || cluster.host(first).try_shoal(&["node", "ls"]).stderr,
+        |said| said.contains("This node is not a swarm manager."),
+    );
+    let four: Vec<usize> = (0..5).filter(|i| *i != first).collect();
+    acknowledged.extend(write(&cluster, &four, "demoted", 5));
+    cluster.host(other).shoal(&["node", "promote", &name]);
+    wait_for(
+        "the old leader to be a manager again",
+        || cluster.node(other, first).manager,
+        |manager| manager == "Reachable",
+    );
+
+    let second = cluster.leader(other);
+    let third = (0..5).find(|i| ![first, second].contains(i)).unwrap();
+    for dead in [second, third] {
+        cluster.host_mut(dead).kill_daemon();
+    }
+    let living: Vec<usize> = (0..5).filter(|i| ![second, third].contains(i)).collect();
+    acknowledged.extend(write(&cluster, &living, "three", 5));
+    assert!(living.contains(&cluster.wait_new_leader(living[0], second)));
+    for dead in [second, third] {
+        cluster.host_mut(dead).start();
+    }
+    wait_agreed(&cluster, &[0, 1, 2, 3, 4], &acknowledged);
+    cluster.wait_ready(0, 5);
+}
+
 #[test]
 fn tasks_stay_through_hiccups_move_from_dead_and_drained_nodes_and_are_never_twice() {
     let mut cluster = Cluster::new(5);

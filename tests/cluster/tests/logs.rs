@@ -193,3 +193,128 @@ fn long_logs_are_rotated_as_the_daemon_is_told_and_read_as_one() {
         kept.len()
     );
 }
+
+/// What `service logs` shows of a service that wrote `line 1` to `line 2000`: how many of its newest lines.
+fn kept_lines(host: &Host, service: &str) -> usize {
+    let log = wait_for(
+        "the last line",
+        || host.docker(&["service", "logs", "--raw", service]),
+        |log| log.contains("line 2000\n"),
+    );
+    let kept: Vec<u32> = log
+        .lines()
+        .map(|line| line.strip_prefix("line ").unwrap().parse().unwrap())
+        .collect();
+    assert!(kept.windows(2).all(|pair| pair[1] == pair[0] + 1), "{log}");
+    kept.len()
+}
+
+#[test]
+fn a_services_log_driver_and_options_are_for_its_containers() {
+    let host = Host::local();
+    let tar = busybox_tar(host.dir()).unwrap();
+    host.shoal(&["import", tar.to_str().unwrap(), "busybox"]);
+    let script = "trap 'exit 0' TERM; i=0; while [ $i -lt 2000 ]; do i=$((i+1)); echo line $i; \
+                  [ $((i % 100)) != 0 ] || sleep 0.05; done; while :; do sleep 0.1; done";
+    let create = |program: &str, name: &str, flags: &str| {
+        let words = format!("service create --detach --name {name} {flags} busybox sh -c");
+        let mut words: Vec<&str> = words.split_whitespace().collect();
+        words.push(script);
+        match program {
+            "shoal" => host.try_shoal(&words),
+            _ => host.try_docker(&words),
+        }
+    };
+    let json = |name: &str| {
+        let template = "{{json .Spec.TaskTemplate.LogDriver}}";
+        host.docker(&["service", "inspect", "--format", template, name])
+    };
+
+    let small = "--log-driver json-file --log-opt max-size=8k --log-opt max-file=3";
+    for program in ["shoal", "docker"] {
+        create(program, program, small).success(program);
+    }
+    create("docker", "all", "--log-driver json-file").success("create");
+    create("docker", "none", "--log-driver none").success("create");
+    // Three files of about 8 kB, of lines of some 75 bytes in Docker's JSON.
+    for name in ["shoal", "docker"] {
+        let kept = kept_lines(&host, name);
+        assert!(kept > 100 && kept < 1000, "{kept} lines are kept");
+        let options = r#"{"Name":"json-file","Options":{"max-file":"3","max-size":"8k"}}"#;
+        assert_eq!(json(name), format!("{options}\n"));
+        let pretty = |text: String| {
+            let from = text.find("Log Driver:").unwrap();
+            text[from..].lines().take(5).collect::<Vec<_>>().join("\n")
+        };
+        let inspect = ["service", "inspect", "--pretty", name];
+        let shown = pretty(host.docker(&inspect));
+        assert!(shown.contains("max-size:       8k"), "{shown}");
+        assert_eq!(pretty(host.shoal(&inspect)), shown);
+    }
+    assert_eq!(kept_lines(&host, "all"), 2000);
+
+    // Every line has a time of its own, also of those that were written at once.
+    let dated = host.docker(&["service", "logs", "--raw", "--timestamps", "all"]);
+    let times: Vec<&str> = dated
+        .lines()
+        .map(|line| line.split(' ').next().unwrap())
+        .collect();
+    assert!(times.windows(2).all(|pair| pair[0] < pair[1]), "{dated}");
+    let from = ["service", "logs", "--raw", "--since", times[1000], "all"];
+    assert_eq!(host.docker(&from).lines().count(), 1000);
+    assert_eq!(host.shoal(&from), host.docker(&from));
+
+    host.wait_running("none", 1);
+    let container = host.shoal(&["ps", "--quiet", "--filter", "name=none"]);
+    for args in [
+        &["service", "logs", "none"][..],
+        &["logs", container.trim()],
+    ] {
+        for output in [host.try_shoal(args), host.try_docker(args)] {
+            assert!(!output.status.success(), "{args:?}: {output:?}");
+            let words = "configured logging driver does not support reading";
+            assert!(output.stderr.contains(words), "{args:?}: {output:?}");
+        }
+    }
+    let template = "{{.HostConfig.LogConfig.Type}}";
+    let of_container = ["inspect", "--format", template, container.trim()];
+    assert_eq!(host.docker(&of_container), "none\n");
+
+    for (flags, words) in [
+        (
+            "--log-driver fluentd",
+            "no log driver named 'fluentd' is registered",
+        ),
+        (
+            "--log-driver local --log-opt colour=blue",
+            "unknown log opt 'colour' for local log driver",
+        ),
+        (
+            "--log-driver json-file --log-opt max-size=much",
+            "max-size must be a positive number",
+        ),
+    ] {
+        let refused = create("docker", "refused", flags);
+        assert!(!refused.status.success(), "{flags}");
+        assert!(refused.stderr.contains(words), "{refused:?}");
+    }
+
+    // Another driver is another task; what the one before wrote can still be read.
+    let update = [
+        "service",
+        "update",
+        "--detach",
+        "--log-driver",
+        "none",
+        "all",
+    ];
+    host.docker(&update);
+    assert_eq!(json("all"), "{\"Name\":\"none\"}\n");
+    wait_for(
+        "another task",
+        || host.tasks("all").len(),
+        |tasks| *tasks == 2,
+    );
+    host.wait_running("all", 1);
+    assert_eq!(kept_lines(&host, "all"), 2000);
+}

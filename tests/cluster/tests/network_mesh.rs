@@ -49,7 +49,8 @@ fn every_node_reaches_every_replica_and_only_those_that_are_there() {
     cluster
         .host(0)
         .shoal(&[&create[..], &["web"], &hello].concat());
-    let probe = ["--mode", "global", "busybox", "/bin/sleep", "100000"];
+    let probe = ["--mode", "global", "--stop-grace-period", "0s"];
+    let sleep = ["busybox", "/bin/sleep", "100000"];
     cluster
         .host(0)
         .shoal(&[&create[..], &["probe"], &probe].concat());

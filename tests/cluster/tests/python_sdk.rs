@@ -18,13 +18,11 @@ fn python() -> PathBuf {
 #[test]
 fn the_python_sdk_runs_a_service() {
     let python = python();
-    if !python.exists() {
-        eprintln!(
-            "left out: {} is missing, see tests/run.sh",
-            python.display()
-        );
-        return;
-    }
+    assert!(
+        python.exists(),
+        "{} is missing: tests/run.sh --prepare installs it",
+        python.display()
+    );
     let host = Host::local();
     let archive = docker_archive(host.dir(), "busybox:sdk").unwrap();
     let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/python_sdk.py");

@@ -209,6 +209,53 @@ fn a_registry_that_wants_a_password_gets_the_one_of_whoever_created_the_service(
 }
 
 #[test]
+fn all_tags_of_a_repository_come_at_once_and_layers_as_they_are_packed() {
+    let host = Host::local();
+    let registry = Registry::start(&host, true);
+    registry.push("app", "1");
+    registry.push("app", "2");
+    let app = format!("{ADDRESS}/app");
+    fs::create_dir_all(host.path("docker-config")).unwrap();
+    let config = json!({ "auths": { ADDRESS: { "auth": ENCODED } } });
+    fs::write(host.path("docker-config/config.json"), config.to_string()).unwrap();
+    let names =
+        |tags: &[&str]| -> Vec<String> { tags.iter().map(|tag| format!("{app}:{tag}")).collect() };
+    let listed = || {
+        let format = "{{.Repository}}:{{.Tag}}";
+        let list = host.docker(&["images", "--format", format, &app]);
+        let mut list: Vec<String> = list.lines().map(str::to_owned).collect();
+        list.sort();
+        list
+    };
+    host.docker(&["pull", "--all-tags", &app]);
+    assert_eq!(listed(), names(&["1", "2"]));
+    registry.push("app", "3");
+    let config = host.path("docker-config");
+    host.shoal(&["--config", &config, "pull", "--all-tags", &app]);
+    assert_eq!(listed(), names(&["1", "2", "3"]));
+    registry.push_zstd("packed", "1");
+    host.docker(&["pull", "--quiet", &format!("{ADDRESS}/packed:1")]);
+    let digest = registry.push("app", "loaded");
+    let archive = registry.oci_archive(&digest, "mine.test/app:loaded");
+    let loaded = host.docker(&["load", "--input", &archive]);
+    assert_eq!(loaded, "Loaded image: mine.test/app:loaded\n");
+    for (name, image) in [
+        ("packed", format!("{ADDRESS}/packed:1")),
+        ("loaded", "mine.test/app:loaded".to_owned()),
+    ] {
+        let head = ["service", "create", "--detach", "--name", name];
+        let tail = ["--stop-grace-period", "1s", &image, "sh", "-c", SCRIPT];
+        host.docker(&[&head[..], &tail].concat());
+        host.wait_running(name, 1);
+    }
+    let missing = host.try_docker(&["pull", "--all-tags", &format!("{ADDRESS}/none")]);
+    assert!(
+        !missing.status.success() && missing.stderr.contains("repository"),
+        "{missing:?}"
+    );
+}
+
+#[test]
 fn what_was_pulled_by_name_is_there_under_it_after_a_restart_without_the_registry() {
     let mut host = Host::local();
     let app = format!("{ADDRESS}/app:1");

@@ -69,6 +69,9 @@ fn config_prints_what_docker_prints() {
         "-c compose.yml -c override.yml",
         "-c compose.yml,override.yml",
         "-c override.yml -c compose.yml",
+        "-c shop.yml",
+        "-c edge.yml",
+        "-c shop.yml -c edge.yml",
         "-c texts.yml",
         "-c texts.yml --skip-interpolation",
     ] {
@@ -246,6 +249,8 @@ fn a_stack_is_the_same_whoever_deploys_it() {
     let by_docker = done(&host, "docker", deploy);
     let first = objects(&host, "reef");
     assert_eq!(first.len(), 8, "{first:#?}");
+    let log = &first["service reef_web"]["TaskTemplate"]["LogDriver"];
+    assert_eq!(log["Options"]["max-size"], "10m", "{log}");
     let tasks = host.wait_running("reef_web", 2);
     host.wait_running("reef_everywhere", 1);
 
@@ -315,6 +320,47 @@ fn a_stack_is_the_same_whoever_deploys_it() {
         "Nothing found in stack: reef\n"
     );
     gone(&host, "reef");
+}
+
+/// What a stack has, but for the addresses that its networks were given.
+fn meaning(host: &Host, stack: &str) -> BTreeMap<String, Value> {
+    let mut found = objects(host, stack);
+    for (key, spec) in &mut found {
+        if key.starts_with("network ") {
+            spec.as_object_mut().unwrap().remove("IPAM");
+        }
+    }
+    found
+}
+
+/// Services with every option that people's files have. None of them runs: what they run as is tested elsewhere.
+#[test]
+fn files_as_people_have_them_mean_the_same_to_both() {
+    let host = Host::local();
+    with_files(&host);
+    done(
+        &host,
+        "docker",
+        "network create -d overlay --attachable traefik-public",
+    );
+    done(&host, "docker", "config create shared_cfg page.html");
+    for (stack, count) in [("shop", 5), ("edge", 5)] {
+        let deploy = |program: &str| {
+            let line = format!("stack deploy --resolve-image never -c {stack}.yml {stack}");
+            done(&host, program, &line)
+        };
+        deploy("docker");
+        let first = meaning(&host, stack);
+        assert_eq!(first.len(), count, "{first:#?}");
+        deploy("shoal");
+        assert_eq!(meaning(&host, stack), first);
+        done(&host, "docker", &format!("stack rm {stack}"));
+        deploy("shoal");
+        assert_eq!(meaning(&host, stack), first);
+        deploy("docker");
+        assert_eq!(meaning(&host, stack), first);
+        done(&host, "shoal", &format!("stack rm {stack}"));
+    }
 }
 
 #[test]

@@ -129,6 +129,7 @@ pub(crate) fn service(name: &str, image: &str, mode: ServiceMode) -> ServiceSpec
             placement: Placement::default(),
             networks: Vec::new(),
             force_update: 0,
+            log_driver: None,
         }
         .into(),
         mode,

@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 
-use nix::{ifaddrs::getifaddrs, net::if_::InterfaceFlags};
+use nix::{ifaddrs::getifaddrs, net::if_::InterfaceFlags, sys::socket::SockaddrStorage};
 
 /// Docker's.
 pub(crate) const CLUSTER_PORT: u16 = 2377;
@@ -21,6 +21,14 @@ pub(crate) enum AddressError {
     Several { list: String },
     #[error("{text:?} is neither an IP address nor an interface of this system with one ({flag})")]
     Unknown { flag: &'static str, text: String },
+    /// Docker's words.
+    #[error("interface {interface} has more than one IPv{version} address ({first} and {second})")]
+    Ambiguous {
+        interface: String,
+        version: u8,
+        first: IpAddr,
+        second: IpAddr,
+    },
     #[error("{text:?}: the port is not a number from 1 to 65535 ({flag})")]
     Port { flag: &'static str, text: String },
     #[error("{text:?}: others cannot reach an address that stands for all of them ({flag})")]
@@ -39,15 +47,8 @@ pub(crate) fn resolve<'a>(
     let (host, port) = split(flag, text, default_port)?;
     let ip = if host.is_empty() {
         chosen(toward)?
-    } else if let Ok(ip) = host.parse::<IpAddr>() {
-        ip
     } else {
-        let found = interfaces().into_iter().find(|(name, _)| name == host);
-        let unknown = || AddressError::Unknown {
-            flag,
-            text: text.to_owned(),
-        };
-        found.ok_or_else(unknown)?.1
+        located(flag, host, text)?
     };
     if ip.is_unspecified() {
         return Err(AddressError::Unspecified {
@@ -56,6 +57,53 @@ pub(crate) fn resolve<'a>(
         });
     }
     Ok(SocketAddr::new(ip, port))
+}
+
+/// What `--listen-addr` says: an address, that for all of them included, or an interface.
+pub(crate) fn listening(text: &str) -> Result<SocketAddr, AddressError> {
+    const FLAG: &str = "--listen-addr";
+    let (host, port) = split(FLAG, text, CLUSTER_PORT)?;
+    Ok(SocketAddr::new(located(FLAG, host, text)?, port))
+}
+
+fn located(flag: &'static str, host: &str, text: &str) -> Result<IpAddr, AddressError> {
+    if let Ok(ip) = host.parse::<IpAddr>() {
+        return Ok(ip);
+    }
+    let all = getifaddrs().map_err(|_| AddressError::None)?;
+    let own = all.filter(|entry| entry.interface_name == host);
+    only_address(host, own.filter_map(|entry| ip_of(entry.address?)))?.ok_or_else(|| {
+        AddressError::Unknown {
+            flag,
+            text: text.to_owned(),
+        }
+    })
+}
+
+/// As Docker: an interface's one address of version 4, or else its one of version 6.
+fn only_address(
+    interface: &str,
+    addresses: impl Iterator<Item = IpAddr>,
+) -> Result<Option<IpAddr>, AddressError> {
+    let (v4, v6): (Vec<IpAddr>, Vec<IpAddr>) = addresses.partition(IpAddr::is_ipv4);
+    let several = |version, first, second| AddressError::Ambiguous {
+        interface: interface.to_owned(),
+        version,
+        first,
+        second,
+    };
+    match (v4.as_slice(), v6.as_slice()) {
+        ([first, second, ..], _) => Err(several(4, *first, *second)),
+        (_, [first, second, ..]) => Err(several(6, *first, *second)),
+        (of_one, of_other) => Ok(of_one.first().or(of_other.first()).copied()),
+    }
+}
+
+/// One that leads further than a link.
+fn ip_of(address: SockaddrStorage) -> Option<IpAddr> {
+    let v4 = address.as_sockaddr_in().map(|v4| IpAddr::V4(v4.ip()));
+    let v6 = address.as_sockaddr_in6().map(|v6| v6.ip());
+    v4.or_else(|| v6.filter(|ip| !ip.is_unicast_link_local()).map(IpAddr::V6))
 }
 
 fn split<'a>(
@@ -134,15 +182,8 @@ fn interfaces() -> Vec<(String, IpAddr)> {
         let up = flags.contains(InterfaceFlags::IFF_UP)
             && !flags.contains(InterfaceFlags::IFF_LOOPBACK)
             && !entry.interface_name.starts_with("docker");
-        let address = entry.address?;
-        let v4 = address.as_sockaddr_in().map(|v4| IpAddr::V4(v4.ip()));
-        let v4 = v4.filter(|ip| !is_uplink(*ip));
-        let v6 = address.as_sockaddr_in6().map(|v6| IpAddr::V6(v6.ip()));
-        let v6 = v6.filter(|ip| !is_uplink(*ip));
-        let ip = v4.or_else(|| {
-            v6.filter(|ip| matches!(ip, IpAddr::V6(ip) if !ip.is_unicast_link_local()))
-        });
-        Some((entry.interface_name, ip.filter(|_| up)?))
+        let ip = ip_of(entry.address?).filter(|ip| up && !is_uplink(*ip));
+        Some((entry.interface_name, ip?))
     });
     let mut usable: Vec<(String, IpAddr)> = usable.collect();
     usable.sort_by_key(|(_, ip)| ip.is_ipv6());
@@ -174,6 +215,23 @@ mod tests {
         assert!(is("100.64.3.2") && is("100.127.0.1") && is("fd12:3456:789a:bcde::100.64.3.2"));
         assert!(!is("100.128.0.1") && !is("10.64.0.1") && !is("fd12:3456:789a:bcde::10.64.3.2"));
         assert!(!is("2001:db8::100.64.3.2") && !is("fd12::1:0:100.64.3.2"));
+    }
+
+    #[test]
+    fn interfaces_stand_for_their_only_address() {
+        assert_eq!(listening("lo:99").unwrap().to_string(), "127.0.0.1:99");
+        assert_eq!(listening("0.0.0.0").unwrap().to_string(), "0.0.0.0:2377");
+        assert_eq!(at("lo").unwrap().to_string(), "127.0.0.1:2377");
+        let of = |list: &[&str]| only_address("eth0", list.iter().map(|ip| ip.parse().unwrap()));
+        let both = of(&["fd00::1", "10.0.0.1"]).unwrap().unwrap();
+        assert_eq!(both.to_string(), "10.0.0.1");
+        assert_eq!(of(&[]), Ok(None));
+        assert_eq!(
+            of(&["10.0.0.1", "10.0.0.2"]).unwrap_err().to_string(),
+            "interface eth0 has more than one IPv4 address (10.0.0.1 and 10.0.0.2)"
+        );
+        let error = listening("nosuchif0:1").unwrap_err().to_string();
+        assert!(error.contains("--listen-addr"), "{error}");
     }
 
     #[test]

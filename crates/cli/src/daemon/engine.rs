@@ -9,10 +9,10 @@ use std::{
 use bytes::Bytes;
 use futures_util::{FutureExt, StreamExt, future::BoxFuture};
 use shoal_engine_api::engine::{
-    ActiveSwarm, BoxReader, BoxStream, ContainerInfo, ContainerMount, ControlError, Diagnosis,
-    EngineError, Forward, ImageDescriptor, ImageDetails, ImageInfo, ImportRequest, InitRequest,
-    JoinRequest, LocalEngine, LocalNetwork, LogRecord, LogRequest, NodeInfo, OutputStream,
-    ProgressSink, Removed, Result, SwarmState, Tokens, VolumeInfo,
+    ActiveSwarm, BoxReader, BoxStream, ContainerInfo, ContainerMount, ContainerSize, ControlError,
+    Diagnosis, EngineError, Forward, ImageDescriptor, ImageDetails, ImageInfo, ImportRequest,
+    InitRequest, JoinRequest, LocalEngine, LocalNetwork, LogRecord, LogRequest, NodeInfo,
+    OutputStream, ProgressSink, Removed, Result, SwarmState, Tokens, VolumeInfo,
 };
 use shoal_manager::{InitOptions, Leader};
 use shoal_node_agent::{
@@ -25,7 +25,7 @@ use shoal_types::{ContainerId, NodeId, TaskId, object::Network};
 use tokio_stream::wrappers::WatchStream;
 
 use super::{
-    address::CLUSTER_PORT,
+    address::{self, CLUSTER_PORT},
     machine::Machine,
     member::MemberError,
     node::{InitError, JoinError, Joining, LeaveError, Node, Place},
@@ -90,6 +90,7 @@ impl Engine {
                     image.as_deref(),
                     &networks,
                     &node,
+                    self.node.agent().log_driver(),
                     self.mounts(task),
                 ))
             })
@@ -238,7 +239,7 @@ impl LocalEngine for Engine {
                 });
             }
             let place = Place {
-                listen: Some(request.listen.unwrap_or(ANY)),
+                listen: Some(listening(request.listen.as_deref())?),
                 advertise: request.advertise,
                 data_path: request.data_path,
             };
@@ -277,7 +278,7 @@ impl LocalEngine for Engine {
             let token = request.token.parse::<JoinToken>();
             let joining = Joining {
                 place: Place {
-                    listen: Some(request.listen.unwrap_or(ANY)),
+                    listen: Some(listening(request.listen.as_deref())?),
                     advertise: request.advertise,
                     data_path: request.data_path,
                 },
@@ -381,6 +382,19 @@ impl LocalEngine for Engine {
         .boxed()
     }
 
+    fn repository_tags<'a>(
+        &'a self,
+        repository: &'a str,
+        auth: Option<&'a str>,
+    ) -> BoxFuture<'a, Result<Vec<String>>> {
+        async move {
+            let auth = translate::auth(auth)?;
+            let tags = Self::images(self).tags(repository, auth).await;
+            tags.map_err(|error| translate::resolve_error(repository, error))
+        }
+        .boxed()
+    }
+
     fn load_images(
         &self,
         archive: BoxReader,
@@ -450,10 +464,15 @@ impl LocalEngine for Engine {
         &'a self,
         reference: &'a str,
         force: bool,
+        prune: bool,
     ) -> BoxFuture<'a, Result<Vec<Removed>>> {
         async move {
             let users = |image: &ImageId| self.users_of(image);
-            let removed = Self::images(self).remove(reference, force, &users).await;
+            let how = image::Removal {
+                force,
+                keep_parents: !prune,
+            };
+            let removed = Self::images(self).remove(reference, how, &users).await;
             let removed = removed.map_err(|error| translate::remove_error(reference, error))?;
             Ok(removed.into_iter().map(translate::removed).collect())
         }
@@ -549,6 +568,29 @@ impl LocalEngine for Engine {
         self.container_infos().boxed()
     }
 
+    fn container_size<'a>(
+        &'a self,
+        container: &'a ContainerId,
+    ) -> BoxFuture<'a, Result<ContainerSize>> {
+        async move {
+            let tasks = self.node.agent().tasks();
+            let task = tasks
+                .iter()
+                .find(|task| container_id(&task.task.id) == *container);
+            let image = task.and_then(|task| task.image.clone().or_else(|| self.image_of(task)));
+            let (runtime, id) = (self.node.agent().runtime().clone(), container.to_string());
+            let counted = tokio::task::spawn_blocking(move || runtime.layer_size(&id)).await;
+            let own = counted
+                .map_err(failed("count the container's files"))?
+                .map_err(failed("count the container's files"))?;
+            Ok(ContainerSize {
+                own,
+                whole: own + image.map_or(0, |image| image.size),
+            })
+        }
+        .boxed()
+    }
+
     fn container_logs<'a>(
         &'a self,
         container: &'a ContainerId,
@@ -582,6 +624,11 @@ impl LocalEngine for Engine {
         }
         .boxed()
     }
+}
+
+fn listening(text: Option<&str>) -> Result<SocketAddr> {
+    let found = text.map_or(Ok(ANY), address::listening);
+    found.map_err(|error| EngineError::Invalid(error.to_string()))
 }
 
 fn failed<E>(what: &'static str) -> impl FnOnce(E) -> EngineError

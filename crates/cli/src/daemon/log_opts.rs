@@ -1,63 +1,59 @@
-//! `--log-opt`: how much of the output of containers is kept.
+//! `--log-driver` and `--log-opt`: where the output of containers goes whose service does not say otherwise.
 
-use anyhow::{Result, bail, ensure};
-use shoal_node_agent::runtime::LogConfig;
+use anyhow::{Result, ensure};
+use shoal_types::spec::{LogDriver, LogKeeping};
 
-use crate::opts::Bytes;
-
-/// Reads `max-size=SIZE` and `max-file=NUMBER`, dockerd's options of `json-file`; sizes as for `--limit-memory`.
-pub(super) fn parse(options: &[String]) -> Result<LogConfig> {
-    let mut config = LogConfig::default();
-    for option in options {
-        let (key, value) = option.split_once('=').unwrap_or((option, ""));
-        match key {
-            "max-size" => {
-                let size = value.parse::<Bytes>().ok();
-                let size = size.and_then(|Bytes(size)| u64::try_from(size).ok());
-                let Some(size) = size.filter(|size| *size > 0) else {
-                    bail!("--log-opt {option}: max-size must be a positive number, such as 10m");
-                };
-                config.max_size = Some(size);
-            }
-            "max-file" => match value.parse() {
-                Ok(files @ 1..) => config.max_files = files,
-                _ => bail!("--log-opt {option}: max-file must be a number from 1"),
-            },
-            _ => bail!("--log-opt {option}: unknown log opt; there are max-size and max-file"),
-        }
+/// Reads `max-size=SIZE` and `max-file=NUMBER` as dockerd does: `10m` are ten million bytes.
+pub(super) fn parse(driver: &str, options: &[String]) -> Result<LogDriver> {
+    let words = options
+        .iter()
+        .map(|option| option.split_once('=').unwrap_or((option, "")));
+    let driver = LogDriver {
+        name: driver.to_owned(),
+        options: words.map(|(k, v)| (k.to_owned(), v.to_owned())).collect(),
+    };
+    if let LogKeeping::Files {
+        max_size: None,
+        max_files: Some(files),
+    } = driver.keeping()?
+    {
+        ensure!(
+            files == 1,
+            "--log-opt max-file={files}: name a max-size as well"
+        );
     }
-    ensure!(
-        config.max_files == 1 || config.max_size.is_some(),
-        "--log-opt max-file={}: name a max-size as well",
-        config.max_files
-    );
-    Ok(config)
+    Ok(driver)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn read(options: &[&str]) -> Result<LogConfig> {
+    fn read(driver: &str, options: &[&str]) -> Result<LogDriver> {
         let options: Vec<String> = options.iter().map(|text| (*text).to_owned()).collect();
-        parse(&options)
+        parse(driver, &options)
     }
 
     #[test]
     fn options_are_dockers_and_what_makes_no_sense_is_refused() {
-        assert_eq!(read(&[]).unwrap(), LogConfig::default());
-        let both = read(&["max-size=10m", "max-file=3"]).unwrap();
-        assert_eq!((both.max_size, both.max_files), (Some(10 << 20), 3));
+        let both = read("json-file", &["max-size=10m", "max-file=3"]).unwrap();
+        assert_eq!(
+            both.keeping().unwrap(),
+            LogKeeping::Files {
+                max_size: Some(10_000_000),
+                max_files: Some(3)
+            }
+        );
+        assert!(read("none", &[]).is_ok() && read("local", &["max-file=3"]).is_ok());
         for bad in [
             &["max-size=0"][..],
-            &["max-size=-1"],
-            &["max-size=much"],
             &["max-size"],
             &["max-size=1m", "max-file=0"],
             &["max-file=3"],
             &["colour=blue"],
         ] {
-            assert!(read(bad).is_err(), "{bad:?}");
+            assert!(read("json-file", bad).is_err(), "{bad:?}");
         }
+        assert!(read("syslog", &[]).is_err());
     }
 }

@@ -3,7 +3,8 @@
 use std::{collections::BTreeMap, fs, path::Path};
 
 use nix::sys::utsname::uname;
-use shoal_engine_api::engine::NodeInfo;
+use shoal_engine_api::engine::{Limits, NodeInfo};
+use shoal_node_agent::runtime::LimitSupport;
 use shoal_types::object::NodeDescription;
 
 use crate::daemon_args::DaemonArgs;
@@ -30,6 +31,7 @@ impl Machine {
                 (text(name.release()), text(name.machine()))
             },
         );
+        let limits = LimitSupport::of_kernel();
         let info = NodeInfo {
             id: id.to_owned(),
             hostname: description.hostname.clone(),
@@ -56,7 +58,16 @@ impl Machine {
             default_runtime: String::new(),
             insecure_registries: args.insecure_registry.clone(),
             registry_mirrors: args.registry_mirror.clone(),
-            warnings: Vec::new(),
+            generic_resources: description.resources.generic.clone(),
+            limits: Limits {
+                memory: limits.memory,
+                swap: limits.swap,
+                cpu_quota: limits.cpu_quota,
+                cpu_shares: limits.cpu_shares,
+                cpuset: limits.cpuset,
+                pids: limits.pids,
+            },
+            warnings: warnings(limits),
         };
         Self { info }
     }
@@ -68,6 +79,26 @@ impl Machine {
             ..self.info.clone()
         }
     }
+}
+
+/// Docker's words for what the kernel cannot do, and what is otherwise than there.
+fn warnings(limits: LimitSupport) -> Vec<String> {
+    let lacking = [
+        (limits.memory, "memory limit"),
+        (limits.swap, "swap limit"),
+        (limits.cpu_quota, "cpu cfs quota"),
+        (limits.cpu_quota, "cpu cfs period"),
+        (limits.cpu_shares, "cpu shares"),
+        (limits.cpuset, "cpuset"),
+        (limits.pids, "pids limit"),
+    ];
+    let lacking = lacking.into_iter().filter(|(is_there, _)| !is_there);
+    let apparmor = fs::read_to_string("/sys/module/apparmor/parameters/enabled")
+        .is_ok_and(|text| text.trim() == "Y");
+    lacking
+        .map(|(_, what)| format!("WARNING: No {what} support"))
+        .chain(apparmor.then(|| "WARNING: containers have no AppArmor profile".to_owned()))
+        .collect()
 }
 
 fn forwarding() -> bool {

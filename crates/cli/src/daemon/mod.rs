@@ -19,6 +19,7 @@ mod node;
 mod purge;
 mod resolver;
 mod swarm;
+mod thrift;
 mod translate;
 
 use std::{
@@ -37,7 +38,7 @@ use shoal_node_agent::{
     datapath::{Datapath, Ipv4Net, NetworkConfig},
     describe,
     image::{ImageConfig, ImageStore, RegistryConfig},
-    runtime::{Runtime, RuntimeConfig},
+    runtime::{Runtime, RuntimeConfig, memory},
 };
 use shoal_types::object::NodeDescription;
 use tokio::{
@@ -56,7 +57,10 @@ use self::{
     member::ServeApi,
     node::{Node, Place},
 };
-use crate::daemon_args::{DaemonArgs, PurgeArgs};
+use crate::{
+    daemon_args::{DaemonArgs, PurgeArgs},
+    opts::generic,
+};
 
 /// Where the API listens unless told otherwise.
 const DEFAULT_HOST: &str = "unix:///run/shoal/shoal.sock";
@@ -66,6 +70,7 @@ const LOG_VARIABLE: &str = "SHOAL_LOG";
 
 /// Runs a daemon on the calling thread until it is told to stop.
 pub(crate) fn start(args: DaemonArgs) -> Result<()> {
+    memory::share_heaps();
     start_logging(&args)?;
     // Every TLS client of the process uses this provider.
     let provider = rustls::crypto::aws_lc_rs::default_provider();
@@ -127,6 +132,8 @@ async fn run(mut args: DaemonArgs) -> Result<()> {
     }
     let _pidfile = Pidfile::write(&args.pidfile)?;
     let labels = labels(&args.label);
+    let generic =
+        generic::of_node(&args.node_generic_resource).context("--node-generic-resource")?;
 
     if args.null_runtime {
         home.check_null_runtime()?;
@@ -137,7 +144,7 @@ async fn run(mut args: DaemonArgs) -> Result<()> {
     let cluster = membership.filter(|membership| membership.listen.is_some());
     let description = NodeDescription {
         data_addr: cluster.and_then(|membership| membership.data_addr().ok()),
-        ..describe(labels.clone())
+        ..describe(labels.clone(), generic)
     };
     let agent = start_agent(&home, &args, description.clone()).await?;
     let machine = Machine::read(&home.instance, &args, labels, &description);
@@ -174,11 +181,12 @@ async fn run(mut args: DaemonArgs) -> Result<()> {
 
     let mut terminate = signal(SignalKind::terminate()).context("watch for SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("watch for SIGINT")?;
-    // Each arm only says that the daemon is to end.
+    // Each arm only says that the daemon is to end, but for the last, which never ends.
     tokio::select! {
         _ = terminate.recv() => info!("stopping: SIGTERM"),
         _ = interrupt.recv() => info!("stopping: SIGINT"),
         Some(_) = serving.join_next() => warn!("stopping: a listener ended"),
+        never = thrift::keep() => match never {},
     }
     stop.cancel();
     while serving.join_next().await.is_some() {}
@@ -224,7 +232,7 @@ async fn start_agent(
         datapath,
         description,
         search: resolver.search,
-        log: log_opts::parse(&args.log_opt)?,
+        log: log_opts::parse(&args.log_driver, &args.log_opt)?,
         name_servers: || resolver::read().map(|resolver| resolver.servers),
         in_memory: args.null_runtime,
     }))

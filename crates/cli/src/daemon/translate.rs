@@ -13,12 +13,13 @@ use shoal_node_agent::{
     image::{
         self, Image, Loaded, LookupError, PullError, RegistryAuth, RegistryError, ResolveError,
     },
+    resource_variables,
     runtime::Phase,
 };
 use shoal_types::{
     Timestamp,
     object::{Network, NodeDescription},
-    spec::{HealthCheck, Protocol, PublishMode},
+    spec::{HealthCheck, LogDriver, Protocol, PublishMode},
 };
 
 /// Bytes between the writer of an archive and the client that reads it.
@@ -171,6 +172,7 @@ pub(crate) fn container(
     image: Option<&Image>,
     networks: &[Arc<Network>],
     here: &NodeDescription,
+    log: &LogDriver,
     mounts: Vec<ContainerMount>,
 ) -> ContainerInfo {
     let task = &local.task;
@@ -241,7 +243,11 @@ pub(crate) fn container(
         },
         env: environment(
             default(config.env()),
-            spec.env.iter().map(|one| expanded(one)),
+            spec.env.iter().map(|one| expanded(one)).chain(
+                resource_variables(&task.generic)
+                    .into_iter()
+                    .map(|(name, value)| format!("{name}={value}")),
+            ),
         ),
         working_dir: if spec.dir.is_empty() {
             config.working_dir().clone().unwrap_or_default()
@@ -263,6 +269,7 @@ pub(crate) fn container(
         cap_add: spec.cap_add.clone(),
         cap_drop: spec.cap_drop.clone(),
         read_only: spec.read_only,
+        log: LogDriver::on(task.spec.log_driver.as_ref(), log),
         health: local.health.as_ref().map(health),
     };
     match phase {

@@ -1,6 +1,9 @@
 //! `--generic-resource KIND=COUNT` (SwarmKit `genericresource.Parse`).
 
+use std::collections::BTreeMap;
+
 use serde_json::{Value, json};
+use shoal_types::spec::GenericResource;
 
 use super::BadValue;
 
@@ -49,6 +52,50 @@ pub(crate) fn resources(entries: &[String]) -> Result<Vec<(String, Value)>, BadV
     Ok(resources)
 }
 
+/// What a node has, as `--node-generic-resource` says it: `KIND=COUNT` once, or `KIND=NAME` for each of a kind.
+pub(crate) fn of_node(entries: &[String]) -> Result<Vec<GenericResource>, BadValue> {
+    let invalid =
+        |why: String| BadValue::new(format!("invalid generic resource specification: {why}"));
+    let mut kinds: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+    for entry in entries.iter().flat_map(|entry| entry.split(',')) {
+        let pair = entry.split_once('=');
+        let (kind, value) = pair
+            .filter(|(kind, value)| !kind.is_empty() && !value.is_empty())
+            .ok_or_else(|| {
+                invalid(format!(
+                    "incorrect term {entry}, missing '=' or malformed expression"
+                ))
+            })?;
+        let values = kinds.entry(kind).or_default();
+        if !values.contains(&value) {
+            values.push(value);
+        }
+    }
+    let mut resources = Vec::new();
+    for (kind, values) in kinds {
+        let kind = kind.to_owned();
+        match values.as_slice() {
+            [count] if count.parse::<i64>().is_ok() => {
+                let count = count.parse::<u64>();
+                let negative = |_| invalid(format!("cannot ask for negative resource {kind}"));
+                let count = count.map_err(negative)?;
+                resources.push(GenericResource::Discrete { kind, count });
+            }
+            names if names.iter().any(|name| name.parse::<i64>().is_ok()) => {
+                let names = names.join(",");
+                return Err(invalid(format!(
+                    "mixed discrete and named resources in expression '{kind}={names}'"
+                )));
+            }
+            names => resources.extend(names.iter().map(|name| GenericResource::Named {
+                kind: kind.clone(),
+                value: (*name).to_owned(),
+            })),
+        }
+    }
+    Ok(resources)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -64,6 +111,20 @@ mod tests {
             "invalid generic-resource request `GPU=UUID1`, Named Generic Resources is not supported for service create or update"
         );
         assert!(entry("GPU").is_err());
+        assert_eq!(of_node(&[]), Ok(Vec::new()));
+        let node = of_node(&["GPU=a".into(), "SSD=3".into(), "GPU=b,GPU=a".into()]).unwrap();
+        let gpu = |value: &str| GenericResource::Named {
+            kind: "GPU".into(),
+            value: value.into(),
+        };
+        let ssd = GenericResource::Discrete {
+            kind: "SSD".into(),
+            count: 3,
+        };
+        assert_eq!(node, [gpu("a"), gpu("b"), ssd]);
+        for wrong in ["GPU", "=1", "GPU=", "GPU=-1", "GPU=1,GPU=a"] {
+            assert!(of_node(&[wrong.into()]).is_err(), "{wrong}");
+        }
         assert!(resources(&["GPU=1".into(), "GPU=2".into()]).is_err());
     }
 }

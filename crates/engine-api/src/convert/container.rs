@@ -202,8 +202,12 @@ fn privileges(privileges: wire::Privileges) -> Result<Privileges> {
             }
         },
         apparmor_disabled: match privileges.app_armor.unwrap_or_default().mode.as_str() {
-            "" | "default" => false,
+            "" => false,
             "disabled" => true,
+            "default" => {
+                let message = "containers have no AppArmor profile; leave it out";
+                return Err(SpecError::unsupported(field("AppArmor.Mode"), message));
+            }
             other => {
                 let message = format!("invalid AppArmor mode {other:?}");
                 return Err(SpecError::invalid(field("AppArmor.Mode"), message));

@@ -20,7 +20,10 @@ use shoal_types::object::Meta;
 
 pub(crate) use self::{
     container::image_reference,
-    network::{is_predefined, local_network, network_inspect, network_spec, swarm_network},
+    network::{
+        is_predefined, local_network, network_inspect, network_spec, network_warnings,
+        swarm_network,
+    },
     node::{availability, node, node_spec},
     secret::{config, config_spec, secret, secret_spec},
     service::{Resolve, service_spec},

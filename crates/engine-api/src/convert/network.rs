@@ -8,6 +8,9 @@ use shoal_types::{
 use super::{Result, SpecError, created, dns_name, only_empty, updated, version};
 use crate::{engine::LocalNetwork, wire};
 
+const OVERLAY: &str = "overlay";
+/// What every link must take (RFC 791), and 70 bytes of headers around it on the way between nodes.
+const LEAST_MTU: u16 = 68 + 70;
 /// What Docker calls the only kind of driver options that Shoal can honour by doing nothing more.
 const ENCRYPTED: &str = "encrypted";
 /// Docker's name for the option with a network's VXLAN id.
@@ -22,23 +25,17 @@ pub(crate) fn network_spec(request: wire::NetworkCreate) -> Result<NetworkSpec> 
         );
         return Err(SpecError::invalid("Name", message));
     }
-    let driver = match request.driver.as_str() {
-        // Docker's default is a bridge of one node; here every network spans the cluster.
-        "" => "bridge",
-        driver @ ("bridge" | "overlay") => driver,
-        other => {
-            let message =
-                format!("could not find plugin {other} in v2 plugin registry: use overlay");
-            return Err(SpecError::invalid("Driver", message));
-        }
-    };
-    match request.scope.as_str() {
-        "" | "swarm" => {}
-        "local" if driver == "bridge" => {}
-        other => {
-            let message = format!("a network of driver {driver} cannot have the scope {other:?}");
-            return Err(SpecError::invalid("Scope", message));
-        }
+    // Docker's default is a bridge of one node; here every network spans the cluster.
+    if !matches!(request.driver.as_str(), "" | "bridge" | "overlay") {
+        let message = format!(
+            "could not find plugin {} in v2 plugin registry: use overlay",
+            request.driver
+        );
+        return Err(SpecError::invalid("Driver", message));
+    }
+    if !matches!(request.scope.as_str(), "" | "swarm") {
+        let message = format!("a network cannot have the scope {:?}", request.scope);
+        return Err(SpecError::invalid("Scope", message));
     }
     if request.enable_ipv6 == Some(true) {
         return Err(SpecError::unsupported(
@@ -62,16 +59,43 @@ pub(crate) fn network_spec(request: wire::NetworkCreate) -> Result<NetworkSpec> 
             "traffic between nodes is not encrypted yet",
         ));
     }
+    if let Some(mtu) = request.options.get(NetworkSpec::MTU) {
+        // 0 stands for the default, as in Docker.
+        let is_good = |mtu: u16| mtu == 0 || mtu >= LEAST_MTU;
+        if !mtu.parse().is_ok_and(is_good) {
+            return Err(SpecError::invalid(
+                format!("Options.{}", NetworkSpec::MTU),
+                format!("invalid MTU value: {mtu}: use {LEAST_MTU} to {}", u16::MAX),
+            ));
+        }
+    }
     Ok(NetworkSpec {
         name: request.name,
         labels: request.labels,
-        driver: driver.to_owned(),
+        driver: OVERLAY.to_owned(),
         driver_options: request.options,
         internal: request.internal,
         attachable: request.attachable,
         ingress: request.ingress,
         ipam: ipam(request.ipam.unwrap_or_default())?,
     })
+}
+
+/// What of a request that is granted is otherwise than its words.
+pub(crate) fn network_warnings(request: &wire::NetworkCreate) -> String {
+    let mut warnings = Vec::new();
+    if matches!(request.driver.as_str(), "" | "bridge") {
+        warnings.push("the network is of the driver overlay and spans the swarm".to_owned());
+    }
+    // Docker's driver passes over what it does not know, too.
+    let known = |option: &&String| *option == NetworkSpec::MTU;
+    for option in request.options.keys().filter(|option| !known(option)) {
+        warnings.push(format!("the driver overlay has no option {option}"));
+    }
+    if request.attachable {
+        warnings.push("attachable has no effect: all containers are of services".to_owned());
+    }
+    warnings.join("; ")
 }
 
 fn ipam(ipam: wire::Ipam) -> Result<Ipam> {

@@ -6,9 +6,10 @@ use std::{collections::BTreeSet, time::Duration};
 use shoal_types::{
     NetworkId,
     spec::{
-        EndpointMode, EndpointSpec, FailureAction, GenericResource, NetworkAttachmentSpec,
-        Placement, Platform, PortConfig, Protocol, PublishMode, Resources, RestartCondition,
-        RestartPolicy, ServiceMode, ServiceSpec, TaskSpec, UpdateConfig, UpdateOrder,
+        EndpointMode, EndpointSpec, FailureAction, GenericResource, LogDriver, LogDriverError,
+        NetworkAttachmentSpec, Placement, Platform, PortConfig, Protocol, PublishMode, Resources,
+        RestartCondition, RestartPolicy, ServiceMode, ServiceSpec, TaskSpec, UpdateConfig,
+        UpdateOrder,
     },
 };
 
@@ -118,7 +119,6 @@ fn task_spec(
         "TaskTemplate.NetworkAttachmentSpec",
         container_only,
     )?;
-    log_driver(template.log_driver.as_ref())?;
     let container = template.container_spec.ok_or_else(|| {
         SpecError::invalid(
             "TaskTemplate.ContainerSpec",
@@ -142,24 +142,26 @@ fn task_spec(
         placement: placement(template.placement.unwrap_or_default())?,
         networks: networks(template.networks, resolve)?,
         force_update: template.force_update,
+        log_driver: template.log_driver.map(log_driver).transpose()?,
     })
 }
 
-/// The node keeps output in its own format, which is what `json-file` and `local` are asked for.
-fn log_driver(driver: Option<&wire::DriverConfig>) -> Result<()> {
-    let Some(driver) = driver else { return Ok(()) };
-    if !matches!(driver.name.as_str(), "" | "json-file" | "local") {
-        return Err(SpecError::unsupported(
-            "TaskTemplate.LogDriver.Name",
-            format!("there is no log driver {:?}; use json-file", driver.name),
-        ));
-    }
-    match driver.options.keys().next() {
-        None => Ok(()),
-        Some(option) => Err(SpecError::unsupported(
-            format!("TaskTemplate.LogDriver.Options.{option}"),
-            "the log driver takes no options",
-        )),
+fn log_driver(driver: wire::DriverConfig) -> Result<LogDriver> {
+    const FIELD: &str = "TaskTemplate.LogDriver";
+    let driver = LogDriver {
+        name: driver.name,
+        options: driver.options,
+    };
+    match driver.keeping() {
+        Ok(_) => Ok(driver),
+        Err(error) => {
+            let field = match &error {
+                LogDriverError::Driver { .. } => format!("{FIELD}.Name"),
+                LogDriverError::Option { option, .. } => format!("{FIELD}.Options.{option}"),
+                LogDriverError::Value { option, .. } => format!("{FIELD}.Options.{option}"),
+            };
+            Err(SpecError::invalid(field, error.to_string()))
+        }
     }
 }
 
@@ -313,11 +315,10 @@ fn update_config(config: Option<wire::UpdateConfig>, field: &str) -> Result<Upda
         return Ok(default);
     };
     let failure_action = match config.failure_action.as_str() {
-        "" | "pause" => FailureAction::Pause,
         "continue" => FailureAction::Continue,
         "rollback" if field == "UpdateConfig" => FailureAction::Rollback,
         // There is nothing to go back to from a rollback: it stops, as in Docker.
-        "rollback" => FailureAction::Pause,
+        "" | "pause" | "rollback" => FailureAction::Pause,
         other => {
             let message = format!("unrecognized update failure action {other}");
             return Err(SpecError::invalid(

@@ -188,6 +188,10 @@ pub(crate) fn task_spec_out(spec: &TaskSpec, defaults: bool) -> wire::TaskSpec {
             })
             .collect(),
         force_update: spec.force_update,
+        log_driver: spec.log_driver.as_ref().map(|driver| wire::DriverConfig {
+            name: driver.name.clone(),
+            options: driver.options.clone(),
+        }),
         runtime: "container".to_owned(),
         ..wire::TaskSpec::default()
     }

@@ -8,9 +8,10 @@ use shoal_types::{
     NetworkId, SecretId,
     spec::{
         Bind, ContainerSpec, EndpointMode, EndpointSpec, FailureAction, FileReference,
-        GenericResource, HealthCheck, Mount, MountKind, NetworkAttachmentSpec, Placement, Platform,
-        PortConfig, Privileges, Protocol, PublishMode, Resources, RestartCondition, RestartPolicy,
-        SeccompMode, ServiceMode, ServiceSpec, TaskSpec, Tmpfs, Ulimit, UpdateConfig, UpdateOrder,
+        GenericResource, HealthCheck, LogDriver, Mount, MountKind, NetworkAttachmentSpec,
+        Placement, Platform, PortConfig, Privileges, Protocol, PublishMode, Resources,
+        RestartCondition, RestartPolicy, SeccompMode, ServiceMode, ServiceSpec, TaskSpec, Tmpfs,
+        Ulimit, UpdateConfig, UpdateOrder,
     },
 };
 
@@ -201,8 +202,18 @@ fn bad_services_are_refused_in_dockers_words_with_the_field() {
         ),
         (
             "TaskTemplate.LogDriver".into(),
-            serde_json::json!({"Name": "json-file", "Options": {"max-size": "1m"}}),
-            "TaskTemplate.LogDriver.Options.max-size is not supported: the log driver takes no options",
+            serde_json::json!({"Name": "syslog"}),
+            "logger: no log driver named 'syslog' is registered: there are json-file, local and none (TaskTemplate.LogDriver.Name)",
+        ),
+        (
+            "TaskTemplate.LogDriver".into(),
+            serde_json::json!({"Name": "json-file", "Options": {"max-size": "1m", "tag": "x"}}),
+            "unknown log opt 'tag' for json-file log driver: there are max-size and max-file (TaskTemplate.LogDriver.Options.tag)",
+        ),
+        (
+            "TaskTemplate.LogDriver".into(),
+            serde_json::json!({"Name": "local", "Options": {"max-file": "0"}}),
+            "log opt max-file=0: max-file must be a number and cannot be less than 1 (TaskTemplate.LogDriver.Options.max-file)",
         ),
         (
             format!("{c}.Privileges.CredentialSpec.Config"),
@@ -386,7 +397,7 @@ prop_compose! {
         constraints in proptest::collection::vec(text(), 0..3),
         networks in 0u8..3,
         published in proptest::collection::btree_set(1u16..=65535, 0..3),
-        force_update in 0u64..5,
+        force_update in 0u64..8,
     ) -> ServiceSpec {
         let job = mode > 1;
         let update = if job { UpdateConfig::default() } else { update };
@@ -438,6 +449,10 @@ prop_compose! {
                     aliases: vec![format!("a{n}")],
                 }).collect(),
                 force_update,
+                log_driver: (force_update % 2 == 0).then(|| LogDriver {
+                    name: ["", "json-file", "local", "none"][usize::try_from(force_update / 2 % 4).unwrap()].into(),
+                    options: [("max-size".into(), format!("{}k", force_update.max(1)))].into(),
+                }),
             }.into(),
         }
     }
@@ -452,4 +467,42 @@ proptest! {
         let again = service_spec(json::from_slice(&shown).unwrap(), None, &Networks);
         prop_assert_eq!(again.as_ref(), Ok(&spec), "{}", String::from_utf8_lossy(&shown));
     }
+}
+
+#[test]
+fn what_of_a_network_is_otherwise_than_asked_for_is_said() {
+    let made = |driver: &str, attachable, options: &[(&str, &str)]| {
+        let options = options.iter().map(|(k, v)| ((*k).into(), (*v).into()));
+        let request = wire::NetworkCreate {
+            name: "n".into(),
+            driver: driver.into(),
+            attachable,
+            options: options.collect(),
+            ..wire::NetworkCreate::default()
+        };
+        let warning = super::network_warnings(&request);
+        network_spec(request).map(|spec| (spec.driver.clone(), spec.mtu(), warning))
+    };
+    let overlay = "overlay".to_owned();
+    let mtu = shoal_types::spec::NetworkSpec::MTU;
+    assert_eq!(
+        made("overlay", false, &[(mtu, "1400")]).unwrap(),
+        (overlay.clone(), Some(1400), String::new())
+    );
+    assert_eq!(
+        made("overlay", false, &[(mtu, "0")]).unwrap(),
+        (overlay.clone(), None, String::new())
+    );
+    for driver in ["", "bridge"] {
+        let (driver, mtu, warning) = made(driver, true, &[("color", "blue")]).unwrap();
+        assert_eq!((driver, mtu), (overlay.clone(), None));
+        for part in ["driver overlay and", "no option color", "attachable has no"] {
+            assert!(warning.contains(part), "{part}: {warning}");
+        }
+    }
+    for wrong in ["-1", "67", "65536", "x", ""] {
+        let error = made("overlay", false, &[(mtu, wrong)]).unwrap_err();
+        assert!(error.to_string().contains("invalid MTU value"), "{error}");
+    }
+    assert!(made("macvlan", false, &[]).is_err());
 }

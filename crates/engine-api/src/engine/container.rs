@@ -4,7 +4,10 @@ use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 
 use bytes::Bytes;
-use shoal_types::{ContainerId, NodeId, ServiceId, TaskId, Timestamp, spec::Protocol};
+use shoal_types::{
+    ContainerId, NodeId, ServiceId, TaskId, Timestamp,
+    spec::{LogDriver, Protocol},
+};
 
 /// A container as the node knows it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -49,8 +52,19 @@ pub struct ContainerInfo {
     pub cap_add: Vec<String>,
     pub cap_drop: Vec<String>,
     pub read_only: bool,
+    /// Where its output goes.
+    pub log: LogDriver,
     /// `None` when nobody asks for it.
     pub health: Option<ContainerHealth>,
+}
+
+/// Bytes of a container's files.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct ContainerSize {
+    /// Of those that it wrote.
+    pub own: u64,
+    /// With those of its image.
+    pub whole: u64,
 }
 
 /// What is known of a container's health.

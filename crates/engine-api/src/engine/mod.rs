@@ -20,7 +20,7 @@ use tokio::io::AsyncRead;
 pub use self::{
     container::{
         ContainerHealth, ContainerInfo, ContainerMount, ContainerNetwork, ContainerPort,
-        ContainerState, HealthResult, LogRecord, LogRequest, OutputStream,
+        ContainerSize, ContainerState, HealthResult, LogRecord, LogRequest, OutputStream,
     },
     control::{
         Change, Changes, ClusterSettings, Control, ControlError, ControlResult, Labels, NewFile,
@@ -120,6 +120,12 @@ pub trait LocalEngine: Send + Sync + 'static {
         platform: Option<&'a str>,
         progress: ProgressSink,
     ) -> BoxFuture<'a, Result<()>>;
+    /// The tags that a repository has at its registry.
+    fn repository_tags<'a>(
+        &'a self,
+        repository: &'a str,
+        auth: Option<&'a str>,
+    ) -> BoxFuture<'a, Result<Vec<String>>>;
     /// Takes a `docker save` archive; gives the names (or ids, of those without) of what it held.
     fn load_images(
         &self,
@@ -137,10 +143,12 @@ pub trait LocalEngine: Send + Sync + 'static {
     fn save_images<'a>(&'a self, references: &'a [String]) -> BoxFuture<'a, Result<BoxReader>>;
     /// `target` has a tag.
     fn tag_image<'a>(&'a self, reference: &'a str, target: &'a str) -> BoxFuture<'a, Result<()>>;
+    /// With `prune`, untagged parents that only the image kept go as well.
     fn remove_image<'a>(
         &'a self,
         reference: &'a str,
         force: bool,
+        prune: bool,
     ) -> BoxFuture<'a, Result<Vec<Removed>>>;
     /// Asks the registry.
     fn distribution<'a>(
@@ -156,6 +164,11 @@ pub trait LocalEngine: Send + Sync + 'static {
     }
 
     fn containers(&self) -> BoxFuture<'_, Result<Vec<ContainerInfo>>>;
+    /// Counts the files that a container wrote, which takes as long as they are many.
+    fn container_size<'a>(
+        &'a self,
+        container: &'a shoal_types::ContainerId,
+    ) -> BoxFuture<'a, Result<ContainerSize>>;
     fn container_logs<'a>(
         &'a self,
         container: &'a shoal_types::ContainerId,
@@ -225,6 +238,18 @@ pub struct Diagnosis {
     pub warnings: Vec<String>,
 }
 
+/// What of a container the kernel can limit.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Limits {
+    pub memory: bool,
+    pub swap: bool,
+    /// And its period.
+    pub cpu_quota: bool,
+    pub cpu_shares: bool,
+    pub cpuset: bool,
+    pub pids: bool,
+}
+
 /// The machine and the engine on it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct NodeInfo {
@@ -260,6 +285,10 @@ pub struct NodeInfo {
     pub insecure_registries: Vec<String>,
     /// Base URLs that are asked before Docker Hub.
     pub registry_mirrors: Vec<String>,
+    /// What the kernel can limit.
+    pub limits: Limits,
+    /// What people said that the machine has.
+    pub generic_resources: Vec<shoal_types::spec::GenericResource>,
     /// What people should know: `WARNING: no swap limit support`.
     pub warnings: Vec<String>,
 }

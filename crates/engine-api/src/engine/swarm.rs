@@ -1,12 +1,6 @@
 //! A node's place in a swarm.
 
-use std::{
-    collections::BTreeMap,
-    fmt,
-    net::{Ipv4Addr, SocketAddr},
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::BTreeMap, fmt, net::Ipv4Addr, sync::Arc, time::Duration};
 
 use shoal_types::{
     NetworkId, NodeId,
@@ -75,8 +69,8 @@ impl fmt::Debug for Tokens {
 /// A new swarm, with this node as its first manager.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct InitRequest {
-    /// `None`: 0.0.0.0:2377.
-    pub listen: Option<SocketAddr>,
+    /// Address or interface, with a port; `None`: 0.0.0.0:2377.
+    pub listen: Option<String>,
     /// Address or interface, perhaps with a port; empty: chosen from the routes of the machine.
     pub advertise: String,
     /// Address or interface for traffic between containers; empty: as `advertise`.
@@ -100,8 +94,8 @@ pub struct InitRequest {
 /// This node is to become one of a swarm that exists.
 #[derive(Clone, PartialEq, Eq)]
 pub struct JoinRequest {
-    /// `None`: 0.0.0.0:2377.
-    pub listen: Option<SocketAddr>,
+    /// Address or interface, with a port; `None`: 0.0.0.0:2377.
+    pub listen: Option<String>,
     /// Address or interface, perhaps with a port; empty: as the manager sees the node.
     pub advertise: String,
     /// Address or interface for traffic between containers; empty: as `advertise`.

@@ -20,7 +20,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 pub(super) struct Drained(Option<Body>);
 
 impl Drained {
-    pub(super) fn new(body: Body) -> Body {
+    pub(super) fn around(body: Body) -> Body {
         Body::new(Self(Some(body)))
     }
 }

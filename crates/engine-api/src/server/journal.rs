@@ -316,6 +316,8 @@ fn networks<'a>(
 
 #[cfg(test)]
 mod tests {
+    use shoal_types::spec::LogDriver;
+
     use super::*;
     use crate::engine::{ContainerHealth, ContainerNetwork};
 
@@ -360,6 +362,7 @@ mod tests {
             cap_add: Vec::new(),
             cap_drop: Vec::new(),
             read_only: false,
+            log: LogDriver::default(),
             health: None,
         }
     }

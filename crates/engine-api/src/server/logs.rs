@@ -18,7 +18,12 @@ use futures_util::{
     Stream, StreamExt,
     stream::{self, SelectAll},
 };
-use shoal_types::{NodeId, ServiceId, TaskId, Timestamp, object::Task};
+use http::StatusCode;
+use shoal_types::{
+    NodeId, ServiceId, TaskId, Timestamp,
+    object::Task,
+    spec::{LogDriver, TaskSpec},
+};
 
 use super::{
     Engine,
@@ -61,6 +66,7 @@ pub(crate) async fn container(
     let (request, format) = options(&query)?;
     let containers = engine.local.containers().await?;
     let container = find_container(&containers, &id)?;
+    readable(container.log.keeps_output())?;
     let format = Format {
         tty: container.tty,
         ..format
@@ -79,6 +85,7 @@ pub(crate) async fn task(
     let manager = engine.manager()?;
     let state = manager.control.state().await?;
     let task = find::task(&state, &id)?;
+    readable(keeps_output(&task.spec))?;
     let format = Format {
         tty: task.spec.container.tty,
         ..format
@@ -104,6 +111,9 @@ pub(crate) async fn service(
     let changes = manager.control.changes();
     let state = manager.control.state().await?;
     let service = find::service(&state, &id)?;
+    // Tasks from before its output went nowhere have some that can be read.
+    let mut tasks = state.tasks_of(service.id);
+    readable(keeps_output(&service.spec.task) || tasks.any(|task| keeps_output(&task.spec)))?;
     let format = Format {
         tty: service.spec.task.container.tty,
         ..format
@@ -126,6 +136,21 @@ pub(crate) async fn service(
     }
     merge.open.extend(opened);
     Ok(answer(follow(merge, manager.control, changes), format))
+}
+
+fn keeps_output(task: &TaskSpec) -> bool {
+    task.log_driver.as_ref().is_none_or(LogDriver::keeps_output)
+}
+
+fn readable(keeps_output: bool) -> ApiResult<()> {
+    if keeps_output {
+        return Ok(());
+    }
+    // In Docker's words.
+    Err(ApiError::new(
+        StatusCode::NOT_IMPLEMENTED,
+        "configured logging driver does not support reading",
+    ))
 }
 
 fn options(query: &Query) -> ApiResult<(LogRequest, Format)> {

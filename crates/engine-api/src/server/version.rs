@@ -40,7 +40,7 @@ pub(super) fn layer(gate: Gate) -> Router {
     let service = tower::service_fn(move |request: Request<Body>| {
         let gate = gate.clone();
         async move {
-            let mut response = match versioned(request.map(Drained::new)) {
+            let mut response = match versioned(request.map(Drained::around)) {
                 Ok(request) if request.method() == http::Method::OPTIONS => {
                     Body::empty().into_response()
                 }

@@ -97,6 +97,9 @@ object! {
         process_label: String = "ProcessLabel";
         app_armor_profile: String = "AppArmorProfile";
         exec_ids: Option<Vec<String>> = "ExecIDs";
+        /// Only when they were asked for.
+        size_rw: Option<i64> = "SizeRw" omitempty;
+        size_root_fs: Option<i64> = "SizeRootFs" omitempty;
         host_config: HostConfig = "HostConfig";
         graph_driver: super::image::DriverData = "GraphDriver";
         mounts: Vec<MountPoint> = "Mounts";

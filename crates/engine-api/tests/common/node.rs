@@ -12,12 +12,13 @@ use bytes::Bytes;
 use futures_util::{FutureExt, Stream, StreamExt, future::BoxFuture, stream};
 use rand::random;
 use shoal_engine_api::engine::{
-    ActiveSwarm, BoxReader, BoxStream, ContainerInfo, ContainerNetwork, ContainerState, Control,
-    Diagnosis, EngineError, Forward, ImageDescriptor, ImageDetails, ImageInfo, ImagePlatform,
-    ImportRequest, InitRequest, JoinRequest, LocalEngine, LocalNetwork, LogRecord, LogRequest,
-    NodeInfo, OutputStream, Progress, ProgressSink, Removed, Result, SwarmState, Tokens,
+    ActiveSwarm, BoxReader, BoxStream, ContainerInfo, ContainerNetwork, ContainerSize,
+    ContainerState, Control, Diagnosis, EngineError, Forward, ImageDescriptor, ImageDetails,
+    ImageInfo, ImagePlatform, ImportRequest, InitRequest, JoinRequest, LocalEngine, LocalNetwork,
+    LogRecord, LogRequest, NodeInfo, OutputStream, Progress, ProgressSink, Removed, Result,
+    SwarmState, Tokens,
 };
-use shoal_types::{ContainerId, NodeId, TaskId, TaskState, Timestamp};
+use shoal_types::{ContainerId, NodeId, TaskId, TaskState, Timestamp, spec::LogDriver};
 use tokio::io::AsyncReadExt;
 
 use super::MemoryCluster;
@@ -362,6 +363,19 @@ impl LocalEngine for MemoryNode {
         .boxed()
     }
 
+    fn repository_tags<'a>(
+        &'a self,
+        repository: &'a str,
+        _auth: Option<&'a str>,
+    ) -> BoxFuture<'a, Result<Vec<String>>> {
+        let tags = if repository == "several" {
+            vec!["1".to_owned(), "2".to_owned()]
+        } else {
+            vec!["latest".to_owned()]
+        };
+        std::future::ready(Ok(tags)).boxed()
+    }
+
     fn load_images(
         &self,
         mut archive: BoxReader,
@@ -425,6 +439,7 @@ impl LocalEngine for MemoryNode {
         &'a self,
         reference: &'a str,
         _force: bool,
+        _prune: bool,
     ) -> BoxFuture<'a, Result<Vec<Removed>>> {
         async move {
             let (name, image) = self.lookup(reference)?;
@@ -456,6 +471,17 @@ impl LocalEngine for MemoryNode {
             })
         }
         .boxed()
+    }
+
+    fn container_size<'a>(
+        &'a self,
+        _container: &'a ContainerId,
+    ) -> BoxFuture<'a, Result<ContainerSize>> {
+        let size = ContainerSize {
+            own: 10,
+            whole: 110,
+        };
+        std::future::ready(Ok(size)).boxed()
     }
 
     fn containers(&self) -> BoxFuture<'_, Result<Vec<ContainerInfo>>> {
@@ -522,6 +548,7 @@ impl LocalEngine for MemoryNode {
                     cap_add: Vec::new(),
                     cap_drop: Vec::new(),
                     read_only: false,
+                    log: LogDriver::default(),
                     health: None,
                 })
             });

@@ -46,6 +46,8 @@ pub enum RegistryError {
     InsecureRealm { url: String, realm: String },
     #[error("{url}: the token server's answer holds no token")]
     NoToken { url: String },
+    #[error("{url}: the answer holds no list of tags")]
+    NoTags { url: String },
     /// Docker's words for the same.
     #[error("filesystem layer verification failed for digest {expected}: content is {actual}")]
     WrongContent { expected: Digest, actual: Digest },

@@ -72,6 +72,17 @@ impl Registry {
         reference: &Reference,
         auth: Option<RegistryAuth>,
     ) -> Result<Resolved, RegistryError> {
+        self.ask(reference, auth, |session| session.resolve(reference))
+            .await
+    }
+
+    /// Asks one endpoint after another until one answers.
+    async fn ask<T, F: Future<Output = Result<T, RegistryError>>>(
+        &self,
+        reference: &Reference,
+        auth: Option<RegistryAuth>,
+        question: impl Fn(Session) -> F,
+    ) -> Result<T, RegistryError> {
         let endpoints = self.endpoints.of(reference.domain())?;
         let mut last_error = None;
         let count = endpoints.len();
@@ -82,8 +93,8 @@ impl Registry {
             let auth = auth.clone().filter(|_| !is_mirror);
             let session =
                 Session::new(endpoint, reference, auth, Arc::clone(&self.tokens), is_last);
-            match session.resolve(reference).await {
-                Ok(resolved) => return Ok(resolved),
+            match question(session).await {
+                Ok(answer) => return Ok(answer),
                 Err(error) if is_mirror => {
                     tracing::warn!(
                         error = &error as &dyn std::error::Error,
@@ -100,6 +111,22 @@ impl Registry {
 }
 
 impl ImageStore {
+    /// The tags of a repository, in the registry's order.
+    pub async fn tags(
+        &self,
+        repository: &str,
+        auth: Option<RegistryAuth>,
+    ) -> Result<Vec<String>, ResolveError> {
+        let reference = Reference::parse(repository)
+            .map_err(|source: ParseReferenceError| ResolveError::Reference(source))?;
+        if hello::serves(&reference) {
+            return Ok(vec!["latest".to_owned()]);
+        }
+        let registry = &self.inner.registry;
+        let tags = registry.ask(&reference, auth, Session::tags).await?;
+        Ok(tags)
+    }
+
     /// Tries credentials with the registry they name, which is Docker Hub when they name none.
     pub async fn login(&self, auth: RegistryAuth) -> Result<(), ResolveError> {
         let server = auth.server_address.as_str();

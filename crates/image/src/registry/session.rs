@@ -36,6 +36,8 @@ const BACKOFF_FIRST: Duration = Duration::from_millis(250);
 const BACKOFF_MAX: Duration = Duration::from_secs(10);
 /// A connection that brought this much before it broke does not count as a failed attempt.
 const GOOD_PROGRESS: u64 = 1 << 20;
+/// What no repository has, so that a registry cannot send pages for ever.
+const TAGS_MAX: usize = 1 << 20;
 const ERROR_BODY_MAX: u64 = 64 * 1024;
 /// Progress is told at these steps.
 const PROGRESS_STEP: u64 = 512 * 1024;
@@ -136,6 +138,38 @@ impl Session {
             manifest,
             raw,
         })
+    }
+
+    /// The repository's tags, from as many pages as there are (distribution-spec, "Listing Tags").
+    pub(super) async fn tags(self) -> Result<Vec<String>, RegistryError> {
+        #[derive(serde::Deserialize)]
+        struct Page {
+            // Registries write null for a repository whose tags were all deleted.
+            tags: Option<Vec<String>>,
+        }
+        let mut tags = Vec::new();
+        let mut next = Some(self.url("tags/list"));
+        while let Some(url) = next {
+            let response = self.get(&url, &HeaderMap::new()).await?;
+            if !response.status().is_success() {
+                let unknown = |cause, _: &str| RegistryError::NameUnknown {
+                    repository: self.familiar.clone(),
+                    cause,
+                };
+                return Err(self.refusal(response, unknown).await);
+            }
+            next = next_page(&url, response.headers());
+            let body = read_body(response, &url, MANIFEST_MAX).await?;
+            let page: Page = serde_json::from_slice(&body).map_err(|_| RegistryError::NoTags {
+                url: url.to_string(),
+            })?;
+            let before = tags.len();
+            tags.extend(page.tags.unwrap_or_default());
+            if tags.len() == before || tags.len() > TAGS_MAX {
+                break;
+            }
+        }
+        Ok(tags)
     }
 
     /// Fetches a manifest by digest.
@@ -553,6 +587,15 @@ impl Session {
             },
         }
     }
+}
+
+/// Where the `Link` header (RFC 8288) says that the next page is, as long as that is the same registry.
+fn next_page(url: &Url, headers: &HeaderMap) -> Option<Url> {
+    let link = headers.get(header::LINK)?.to_str().ok()?;
+    let (target, relation) = link.strip_prefix('<')?.split_once('>')?;
+    let is_next = relation.contains("rel=\"next\"") || relation.contains("rel=next");
+    let next = url.join(target).ok().filter(|_| is_next)?;
+    (next.origin() == url.origin()).then_some(next)
 }
 
 fn is_transient(status: StatusCode) -> bool {

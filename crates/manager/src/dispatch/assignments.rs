@@ -59,6 +59,15 @@ pub fn assignments(state: &State, node: NodeId) -> Assignments {
     assignments_with(&mut Networks::default(), state, node)
 }
 
+/// What a node that was removed is to run: nothing. It may go on asking, and be told why it is refused.
+pub(super) fn nothing(state: &State) -> Assignments {
+    Assignments {
+        generation: generation(state),
+        managers: managers(state),
+        ..Assignments::default()
+    }
+}
+
 /// Everything `node` needs.
 pub(crate) fn assignments_with(shared: &mut Networks, state: &State, node: NodeId) -> Assignments {
     let tasks: Vec<Arc<Task>> = state
@@ -149,9 +158,12 @@ fn is_assigned(task: &Task) -> bool {
     task.status.state >= TaskState::Assigned
 }
 
-/// A task that takes new connections.
-fn is_backend(task: &Task) -> bool {
-    task.status.state == TaskState::Running && task.desired.wants_run()
+/// A task that takes new connections. One on a node that is down does not, whatever it was told to do.
+fn is_backend(state: &State, task: &Task, node: NodeId) -> bool {
+    let is_down = |node: &Arc<Node>| node.status.state == NodeState::Down;
+    task.status.state == TaskState::Running
+        && task.desired.wants_run()
+        && !state.node(&node).is_some_and(is_down)
 }
 
 fn network_assignment(state: &State, network: &Network) -> NetworkAssignment {
@@ -185,7 +197,7 @@ fn network_assignment(state: &State, network: &Network) -> NetworkAssignment {
                     let entry = services
                         .entry(service.id)
                         .or_insert_with(|| network_service(network, service));
-                    if is_backend(task) {
+                    if is_backend(state, task, node) {
                         entry.backends.push(addr);
                     }
                 }
@@ -200,6 +212,7 @@ fn network_assignment(state: &State, network: &Network) -> NetworkAssignment {
         vni: network.vni,
         internal: network.spec.internal,
         ingress: network.spec.ingress,
+        mtu: network.spec.mtu(),
         services: services.into_values().collect(),
         endpoints,
     }
@@ -243,5 +256,146 @@ fn network_service(network: &Network, service: &Service) -> NetworkService {
         virtual_ip: None,
         backends: Vec::new(),
         published: published.collect(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use shoal_raft_store::{Change, Command};
+    use shoal_types::{
+        ConfigId, Desired, SecretId, Timestamp,
+        object::{Config, Meta, NodeStatus, Secret},
+        spec::{FileReference, ServiceMode},
+    };
+
+    use super::*;
+    use crate::testing;
+
+    fn apply(state: &mut State, change: Change) {
+        let command = Command {
+            at: Timestamp::EPOCH,
+            changes: vec![change],
+        };
+        let version = Version(state.version().0 + 1);
+        state.apply(version, &command).unwrap();
+    }
+
+    fn reference<Id>(id: Id) -> FileReference<Id> {
+        FileReference {
+            id,
+            name: "file".to_owned(),
+            target: "file".to_owned(),
+            uid: "0".to_owned(),
+            gid: "0".to_owned(),
+            mode: 0o444,
+        }
+    }
+
+    fn secret(n: u8) -> SecretId {
+        SecretId::from_random([n; 17])
+    }
+
+    fn config(n: u8) -> ConfigId {
+        ConfigId::from_random([n; 17])
+    }
+
+    /// Nodes 1 to 3. A task on each of the first two uses the secret and the config of the node's number;
+    /// those with number 3 nobody uses.
+    fn state() -> State {
+        let mut state = State::default();
+        for change in testing::cluster_changes() {
+            apply(&mut state, change);
+        }
+        for n in 1..=3 {
+            apply(&mut state, Change::CreateNode(Box::new(testing::node(n))));
+        }
+        for n in 1..=3 {
+            let (meta, labels, data) = (Meta::default(), BTreeMap::new(), vec![n]);
+            let of_secret = Secret {
+                id: secret(n),
+                meta: meta.clone(),
+                name: format!("secret-{n}"),
+                labels: labels.clone(),
+                data: data.clone(),
+            };
+            let of_config = Config {
+                id: config(n),
+                meta,
+                name: format!("config-{n}"),
+                labels,
+                data,
+            };
+            apply(&mut state, Change::CreateSecret(Box::new(of_secret)));
+            apply(&mut state, Change::CreateConfig(Box::new(of_config)));
+        }
+        for n in 1..=2 {
+            let mode = ServiceMode::Replicated { replicas: 1 };
+            let mut spec = testing::service_spec(&format!("service-{n}"), mode);
+            let mut container = spec.task.container.clone();
+            let number = u8::try_from(n).unwrap();
+            container.secrets = vec![reference(secret(number))];
+            container.configs = vec![reference(config(number))];
+            let mut of_task = testing::task_spec();
+            of_task.container = container;
+            spec.task = of_task.clone().into();
+            let id = testing::service_id(n);
+            let spec = Box::new(spec);
+            apply(&mut state, Change::CreateService { id, spec });
+            let mut task = testing::task(n, n);
+            task.spec = of_task.into();
+            task.spec_version = state.service(&id).unwrap().meta.version;
+            task.node = Some(testing::node_id(n));
+            task.status.state = TaskState::Running;
+            apply(&mut state, Change::CreateTask(Box::new(task)));
+        }
+        state
+    }
+
+    fn files(state: &State, node: u32) -> (Vec<SecretId>, Vec<ConfigId>) {
+        let set = assignments(state, testing::node_id(node));
+        (
+            set.secrets.iter().map(|secret| secret.id).collect(),
+            set.configs.iter().map(|config| config.id).collect(),
+        )
+    }
+
+    #[test]
+    fn a_node_is_given_the_secrets_and_configs_of_its_own_tasks_while_they_are_to_run() {
+        let mut state = state();
+        assert_eq!(files(&state, 1), (vec![secret(1)], vec![config(1)]));
+        assert_eq!(files(&state, 2), (vec![secret(2)], vec![config(2)]));
+        assert_eq!(files(&state, 3), (vec![], vec![]));
+        let stop = Change::SetTaskDesired {
+            id: testing::task_id(1),
+            desired: Desired::Shutdown,
+        };
+        apply(&mut state, stop);
+        assert_eq!(files(&state, 1), (vec![], vec![]));
+    }
+
+    #[test]
+    fn a_node_that_was_removed_is_to_run_nothing_at_a_newer_generation() {
+        let mut state = state();
+        let node = testing::node_id(1);
+        let before = assignments(&state, node);
+        assert_eq!(before.tasks.len(), 1);
+        apply(&mut state, Change::RemoveNode { id: node });
+        let after = nothing(&state);
+        assert!(after.generation > before.generation);
+        assert!(after.tasks.is_empty() && after.networks.is_empty() && after.secrets.is_empty());
+    }
+
+    #[test]
+    fn tasks_of_a_node_that_is_down_take_no_connections() {
+        let mut state = state();
+        let (task, node) = (testing::task_id(1), testing::node_id(1));
+        let serves = |state: &State| is_backend(state, state.task(&task).unwrap(), node);
+        assert!(serves(&state));
+        let status = NodeStatus {
+            state: NodeState::Down,
+            ..testing::node(1).status
+        };
+        apply(&mut state, Change::SetNodeStatus { id: node, status });
+        assert!(!serves(&state));
     }
 }

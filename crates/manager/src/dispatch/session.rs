@@ -23,6 +23,7 @@ use tokio::{
     time::timeout,
 };
 
+use super::assignments::nothing;
 use crate::{
     cluster::{self, Caller},
     hub::{Hub, Session},
@@ -44,6 +45,8 @@ pub(crate) enum SessionEnd {
     NoHello,
     #[error("refused: {reason}")]
     Refused { reason: String },
+    #[error("refused: {}", unknown(*node))]
+    Unknown { node: NodeId },
     #[error("another manager leads")]
     Elsewhere { leader: Option<ManagerPeer> },
     #[error("the agent left")]
@@ -88,6 +91,7 @@ where
                 Err(error) => error.into(),
             }
         }
+        Err(SessionEnd::Unknown { node }) => dismiss(store, node, &mut to_agent).await,
         Err(SessionEnd::Elsewhere { leader }) => {
             let message = ManagerMessage::Elsewhere {
                 leader: leader.clone(),
@@ -182,10 +186,29 @@ async fn must_lead(store: &Store, hub: &Hub) -> Result<(), SessionEnd> {
 fn check_node(state: &State, node: NodeId) -> Result<(), SessionEnd> {
     match state.node(&node) {
         Some(_) => Ok(()),
-        None => Err(SessionEnd::Refused {
-            reason: unknown(node),
-        }),
+        None => Err(SessionEnd::Unknown { node }),
     }
+}
+
+/// Ends what a node still runs that is not a member any more, and tells it why. By the generation, a node
+/// that knows a newer state than this manager, where it is a member, takes no notice.
+async fn dismiss<S: AsyncWrite>(
+    store: &Store,
+    node: NodeId,
+    to_agent: &mut ToAgent<S>,
+) -> SessionEnd {
+    let messages = [
+        ManagerMessage::Assignments(nothing(&store.state())),
+        ManagerMessage::Refused {
+            reason: unknown(node),
+        },
+    ];
+    for message in messages {
+        if let Err(error) = to_agent.send(&message).await {
+            return error.into();
+        }
+    }
+    SessionEnd::Unknown { node }
 }
 
 fn unknown(node: NodeId) -> String {
@@ -278,14 +301,7 @@ async fn tell<S: AsyncWrite>(
         }
         let state = states.borrow_and_update().clone();
         if state.node(&session.node).is_none() {
-            let reason = unknown(session.node);
-            let message = ManagerMessage::Refused {
-                reason: reason.clone(),
-            };
-            return match to_agent.send(&message).await {
-                Ok(()) => SessionEnd::Refused { reason },
-                Err(error) => error.into(),
-            };
+            return dismiss(store, session.node, &mut to_agent).await;
         }
         let wanted = hub.config.in_cluster(&state).heartbeat;
         if session.take_probe() || wanted != period {

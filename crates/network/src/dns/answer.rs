@@ -174,6 +174,7 @@ mod tests {
             gateway: Ipv4Addr::new(10, 0, 1, 1),
             internal,
             ingress: false,
+            mtu: None,
             ipv6: false,
             vips: Vec::new(),
             published: Vec::new(),

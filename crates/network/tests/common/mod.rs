@@ -505,6 +505,7 @@ pub(crate) fn network(id: &str, subnet: &str) -> NetworkState {
         gateway: subnet.nth(1).unwrap(),
         internal: false,
         ingress: false,
+        mtu: None,
         ipv6: true,
         vips: Vec::new(),
         published: Vec::new(),

@@ -16,12 +16,13 @@ use oci_spec::runtime::{
 use shoal_runtime::{ContainerFile, CreateRequest, EtcFiles, LogConfig, Rootfs};
 use shoal_types::{
     object::{NodeDescription, Task},
-    spec::{Resources, SeccompMode, Ulimit},
+    spec::{LogDriver, LogDriverError, LogKeeping, Resources, SeccompMode, Ulimit},
 };
 
 use super::{
     container_id,
     mounts::{MountSource, TaskMount},
+    resources::resource_variables,
     template,
 };
 use crate::volumes::Volumes;
@@ -50,7 +51,8 @@ pub(crate) struct Surroundings {
     pub(crate) node: NodeDescription,
     /// `search` line of the node's resolv.conf.
     pub(crate) search: Vec<String>,
-    pub(crate) log: LogConfig,
+    /// Of containers whose service does not say otherwise.
+    pub(crate) log: LogDriver,
 }
 
 /// What is prepared for the task on the node.
@@ -76,6 +78,8 @@ pub(crate) enum SpecError {
         target: PathBuf,
         reason: &'static str,
     },
+    #[error(transparent)]
+    Log(#[from] LogDriverError),
     #[error("custom seccomp profile: {reason}")]
     Seccomp { reason: String },
 }
@@ -149,9 +153,27 @@ pub(crate) fn request(
             resolv_conf: resolv_conf(task, &around.search).into_bytes(),
         },
         files: prepared.files,
-        log: around.log,
+        log: log_config(task.spec.log_driver.as_ref(), &around.log)?,
         seccomp,
         init: spec.init.unwrap_or(false),
+    })
+}
+
+fn log_config(driver: Option<&LogDriver>, own: &LogDriver) -> Result<LogConfig, LogDriverError> {
+    let default = LogConfig::default();
+    Ok(match LogDriver::on(driver, own).keeping()? {
+        LogKeeping::Nothing => LogConfig {
+            discard: true,
+            ..default
+        },
+        LogKeeping::Files {
+            max_size,
+            max_files,
+        } => LogConfig {
+            max_size,
+            max_files: max_files.unwrap_or(default.max_files),
+            ..default
+        },
     })
 }
 
@@ -187,6 +209,7 @@ fn set_process(
             }
         }
     }
+    env.extend(resource_variables(&task.generic));
 
     let process = oci
         .process_mut()
@@ -518,7 +541,10 @@ mod tests {
         Surroundings {
             node: node(),
             search: Vec::new(),
-            log: LogConfig::default(),
+            log: LogDriver {
+                name: "json-file".to_owned(),
+                options: [("max-size".to_owned(), "1k".to_owned())].into(),
+            },
         }
     }
 
@@ -559,6 +585,35 @@ mod tests {
         assert_eq!(process.cwd(), Path::new("/srv"));
         assert_eq!(request.user, "www");
         assert_eq!(request.id, container_id(&task.id).to_string());
+    }
+
+    #[test]
+    fn output_goes_where_the_service_says_and_else_where_the_node_does() {
+        let log = |driver: Option<(&str, &[(&str, &str)])>| {
+            let mut task = task();
+            task.spec.log_driver = driver.map(|(name, options)| LogDriver {
+                name: name.to_owned(),
+                options: options
+                    .iter()
+                    .map(|(k, v)| ((*k).to_owned(), (*v).to_owned()))
+                    .collect(),
+            });
+            build(&task).map(|request| request.log)
+        };
+        let files = |max_size, max_files| LogConfig {
+            max_size: Some(max_size),
+            max_files,
+            discard: false,
+        };
+        assert_eq!(log(None).unwrap(), files(1000, 1));
+        let three = [("max-file", "3")];
+        assert_eq!(log(Some(("json-file", &three))).unwrap(), files(1000, 3));
+        assert_eq!(log(Some(("local", &three))).unwrap(), files(20_000_000, 3));
+        assert!(log(Some(("none", &[]))).unwrap().discard);
+        assert!(matches!(
+            log(Some(("fluentd", &[]))),
+            Err(SpecError::Log(LogDriverError::Driver { .. }))
+        ));
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! The tasks of this node: for each one a worker that takes one idempotent step at a time.
 //!
-//! `machine` decides, `worker` does, `memory` pretends to, `health` knows how containers are, and `container`, `files`, `mounts` and
-//! `template` translate a task into a container.
+//! `machine` decides, `worker` does, `memory` pretends to, `health` knows how containers are, and `container`, `files`, `mounts`,
+//! `resources` and `template` translate a task into a container.
 
 pub(crate) mod container;
 pub(crate) mod files;
@@ -9,6 +9,7 @@ pub(crate) mod health;
 pub(crate) mod machine;
 pub(crate) mod memory;
 pub(crate) mod mounts;
+pub(crate) mod resources;
 pub(crate) mod signal;
 pub(crate) mod template;
 pub(crate) mod worker;
@@ -57,6 +58,7 @@ pub(crate) mod tests {
                 placement: Placement::default(),
                 networks: Vec::new(),
                 force_update: 0,
+                log_driver: None,
             }
             .into(),
             service_labels: [("tier".to_owned(), "front".to_owned())].into(),

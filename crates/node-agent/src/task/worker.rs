@@ -11,10 +11,11 @@ use std::{
 
 use shoal_image::{Image, ImageStore};
 use shoal_network::{ContainerEndpoints, Datapath, Endpoint};
-use shoal_runtime::{LogConfig, Phase, Runtime, Signal, StartError};
+use shoal_runtime::{Phase, Runtime, Signal, StartError};
 use shoal_types::{
     ContainerId, ContainerStatus, TaskId, TaskState, TaskStatus,
     object::{NodeDescription, Task},
+    spec::LogDriver,
     wire::Assignments,
 };
 use tokio::{sync::watch, time};
@@ -46,7 +47,7 @@ pub(crate) struct Tools {
     pub(crate) outbox: Arc<Outbox>,
     pub(crate) description: watch::Receiver<NodeDescription>,
     pub(crate) search: Vec<String>,
-    pub(crate) log: LogConfig,
+    pub(crate) log: LogDriver,
     pub(crate) saved: Saved,
     pub(crate) volumes: Arc<Volumes>,
     pub(crate) assignments: watch::Receiver<Option<Arc<Assignments>>>,

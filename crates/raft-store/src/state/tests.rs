@@ -48,6 +48,7 @@ fn spec(name: u64, network: Option<u64>, secret: Option<u64>) -> ServiceSpec {
             placement: Placement::default(),
             networks: networks.into_iter().collect(),
             force_update: 0,
+            log_driver: None,
         }
         .into(),
         mode: if name == 3 {

@@ -29,6 +29,10 @@ impl Leadership {
     }
 }
 
+/// How often openraft is asked what it says when it has said nothing new for a while, and there is no
+/// majority whose silence has to be noticed.
+const LOOK: Duration = Duration::from_secs(10);
+
 const NOBODY: Leadership = Leadership::Follower { leader: None };
 
 pub(super) fn channel() -> (watch::Sender<Leadership>, watch::Receiver<Leadership>) {
@@ -43,6 +47,20 @@ struct View {
     leader: Option<u64>,
     /// Time since a majority answered, when there is anyone to answer.
     silence: Option<Duration>,
+    /// Nobody else belongs to the group, not even without a vote.
+    is_only_member: bool,
+}
+
+impl View {
+    fn leads_others(self) -> bool {
+        self.leads && !self.is_only_member
+    }
+
+    /// Whether time matters to openraft: whoever leads only itself has nobody to tell that it lives, and
+    /// no election to wait for.
+    fn needs_ticks(self) -> bool {
+        !self.leads || self.leads_others()
+    }
 }
 
 #[derive(Debug, PartialEq, Eq)]
@@ -80,11 +98,19 @@ pub(super) async fn follow(
     stopped
         .run_until_cancelled(async {
             let mut server = raft.server_metrics();
+            let mut is_news = true;
             loop {
                 let said = *announced.borrow();
-                let mut pause = patience / 4;
                 let lost = *gone.borrow_and_update();
-                let say = match decide(view(&raft, lost), said, patience) {
+                let now = view(&raft, lost);
+                raft.runtime_config().tick(now.needs_ticks());
+                // The news comes a moment before what it is about can be read.
+                let mut pause = if is_news || now.leads_others() {
+                    patience / 4
+                } else {
+                    LOOK
+                };
+                let say = match decide(now, said, patience) {
                     Step::Say(say) => say,
                     Step::Confirm { term } => {
                         // A leadership that ended is never shown as if it went on.
@@ -111,11 +137,16 @@ pub(super) async fn follow(
                 };
                 show(&announced, say);
                 // All only observe.
-                tokio::select! {
-                    changed = server.changed() => if changed.is_err() { return },
-                    _ = gone.changed() => {}
-                    () = tokio::time::sleep(pause) => {}
-                }
+                is_news = tokio::select! {
+                    changed = server.changed() => {
+                        if changed.is_err() {
+                            return;
+                        }
+                        true
+                    }
+                    _ = gone.changed() => true,
+                    () = tokio::time::sleep(pause) => false,
+                };
             }
         })
         .await;
@@ -146,6 +177,7 @@ fn view(raft: &Raft, lost: u64) -> View {
             .current_leader
             .filter(|_| metrics.current_term != lost),
         silence: silence.filter(|_| !alone),
+        is_only_member: metrics.membership_config.nodes().count() <= 1,
     }
 }
 
@@ -161,7 +193,21 @@ mod tests {
             term,
             leader: Some(7),
             silence: Some(Duration::from_secs(silence)),
+            is_only_member: false,
         }
+    }
+
+    #[test]
+    fn only_a_leader_without_others_needs_no_ticks() {
+        let cases = [(true, true), (true, false), (false, true), (false, false)];
+        let needs = cases.map(|(leads, is_only_member)| {
+            let view = View {
+                is_only_member,
+                ..view(leads, 1, 0)
+            };
+            view.needs_ticks()
+        });
+        assert_eq!(needs, [false, true, true, true]);
     }
 
     #[test]

@@ -7,6 +7,7 @@
 //! - Directories are found from the id alone, so whatever a dead supervisor left can be removed.
 
 mod device;
+mod support;
 mod write;
 
 use std::collections::HashMap;
@@ -18,6 +19,7 @@ use std::time::{Duration, Instant};
 
 use rustix::fs::{Mode, OFlags};
 
+pub use self::support::LimitSupport;
 use crate::plan::{DeviceRule, Limits};
 use crate::sys::bpf;
 

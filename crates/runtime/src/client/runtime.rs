@@ -1,6 +1,6 @@
 //! The handle.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -346,6 +346,11 @@ impl Runtime {
         removed.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))
     }
 
+    /// Bytes of the files that the container wrote, each counted once; it may go on writing meanwhile. Blocks.
+    pub fn layer_size(&self, id: &str) -> io::Result<u64> {
+        tree_size(self.inner.paths.container(id).upper())
+    }
+
     /// The container's output. Following ends when the container has ended and all is read.
     pub fn logs(
         &self,
@@ -680,6 +685,33 @@ fn empty_trash(paths: &Paths) -> Result<(), OpenError> {
         }),
         _ => Ok(()),
     }
+}
+
+/// Bytes below a directory, as the lengths of files say.
+fn tree_size(root: PathBuf) -> io::Result<u64> {
+    use std::os::unix::fs::MetadataExt;
+    let mut open = vec![root];
+    let mut linked = HashSet::new();
+    let mut bytes = 0;
+    while let Some(directory) = open.pop() {
+        let entries = match std::fs::read_dir(&directory) {
+            // It may have been removed meanwhile.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            other => other?,
+        };
+        for entry in entries.flatten() {
+            // Of a link itself, not of what it points to.
+            let Ok(metadata) = entry.metadata() else {
+                continue;
+            };
+            if metadata.is_dir() {
+                open.push(entry.path());
+            } else if metadata.nlink() == 1 || linked.insert((metadata.dev(), metadata.ino())) {
+                bytes += metadata.len();
+            }
+        }
+    }
+    Ok(bytes)
 }
 
 /// Removes a container's data: set aside by one rename first, so that a crash leaves nothing half there.

@@ -76,6 +76,8 @@ pub struct LogConfig {
     pub max_size: Option<u64>,
     /// How many files are kept, the current one included; at least 1.
     pub max_files: u32,
+    /// Nothing is kept: what the container writes is read and thrown away, as with Docker's driver `none`.
+    pub discard: bool,
 }
 
 impl Default for LogConfig {
@@ -83,6 +85,7 @@ impl Default for LogConfig {
         Self {
             max_size: None,
             max_files: 1,
+            discard: false,
         }
     }
 }

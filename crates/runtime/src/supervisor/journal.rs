@@ -2,7 +2,7 @@
 //!
 //! Bytes leave a FIFO by splice(2) into the *spool* file, in one system call that cannot be cut in two. Before that the
 //! *journal*, a shared mapping of a file, says what the spool's bytes are for: container, stream, the log's size, the
-//! carried piece of a line and the timestamp. The log lines follow from these alone, so a supervisor that finds the journal
+//! carried piece of a line and the first line's time. The log lines follow from these alone, so a supervisor that finds the journal
 //! open writes the same bytes to the same place again. There is one journal for all containers: one batch at a time.
 
 use std::fs;
@@ -14,7 +14,7 @@ use jiff::Timestamp;
 use rustix::pipe::{SpliceFlags, splice};
 use serde::{Deserialize, Serialize};
 
-use super::output::{self, LINE_LIMIT, LogFile};
+use super::output::{self, LINE_LIMIT, LogFile, Stamp};
 use crate::Stream;
 use crate::paths::{ContainerPaths, Paths};
 use crate::sys::shared::SharedMemory;
@@ -32,7 +32,8 @@ struct Head {
     stream: Stream,
     /// Where in the log the batch goes.
     offset: u64,
-    at: String,
+    /// Of the first line; each line after it is a nanosecond later.
+    at: Timestamp,
     carried: usize,
     /// The stream has ended: what has no newline is an entry too.
     end: bool,
@@ -56,6 +57,9 @@ pub(super) struct Output {
     pub(super) log: LogFile,
     /// Pieces of lines without an end, by stream.
     carry: [Vec<u8>; 2],
+    /// No line that comes may have an earlier time, however the clock is set.
+    next_at: Timestamp,
+    discard: bool,
     paths: ContainerPaths,
     id: String,
 }
@@ -68,7 +72,9 @@ impl Output {
         config: crate::LogConfig,
     ) -> io::Result<Self> {
         let mut output = Self::adopt(id, paths, config);
-        output.log.open()?;
+        if !output.discard {
+            output.log.open()?;
+        }
         Ok(output)
     }
 
@@ -78,10 +84,14 @@ impl Output {
         let carry =
             Stream::BOTH.map(|stream| fs::read(paths.partial_line(stream)).unwrap_or_default());
         let mut log = LogFile::new(&paths.log(), config);
-        let _ = log.open();
+        if !config.discard {
+            let _ = log.open();
+        }
         Self {
             log,
             carry,
+            next_at: Timestamp::MIN,
+            discard: config.discard,
             paths: paths.clone(),
             id: id.to_owned(),
         }
@@ -122,6 +132,8 @@ pub(super) enum PumpError {
 pub(super) struct Journal {
     map: SharedMemory,
     spool: fs::File,
+    /// `/dev/null`.
+    null: fs::File,
     buffer: Vec<u8>,
     lines: Vec<u8>,
 }
@@ -142,6 +154,7 @@ impl Journal {
         let journal = Self {
             map,
             spool,
+            null: fs::OpenOptions::new().write(true).open("/dev/null")?,
             buffer: vec![0; BATCH],
             lines: Vec::new(),
         };
@@ -199,6 +212,9 @@ impl Journal {
         stream: Stream,
         output: &mut Output,
     ) -> Result<Pumped, PumpError> {
+        if output.discard {
+            return discard(fifo, &self.null);
+        }
         let prepared = output.log.prepare();
         let head = self
             .begin(stream, output, false)
@@ -255,7 +271,7 @@ impl Journal {
             id: output.id.clone(),
             stream,
             offset: output.log.size(),
-            at: output::timestamp(Timestamp::now()),
+            at: Timestamp::now().max(output.next_at),
             carried: carry.len(),
             end,
         };
@@ -279,12 +295,25 @@ impl Journal {
     ) -> io::Result<()> {
         self.lines.clear();
         let lines = &mut self.lines;
+        let mut stamp = Stamp::new(head.at);
         let rest = output::split(carry, data, head.end, |entry| {
-            output::encode(entry, head.stream, &head.at, lines);
+            output::encode(entry, head.stream, stamp.text(), lines);
+            stamp.advance();
         });
+        output.next_at = stamp.at();
         let written = output.log.write_at(head.offset, &self.lines);
         output.set_carry(head.stream, rest)?;
         written
+    }
+}
+
+/// Takes one batch from a FIFO for nobody.
+fn discard(fifo: BorrowedFd<'_>, null: &fs::File) -> Result<Pumped, PumpError> {
+    match splice(fifo, None, null, None, BATCH, SpliceFlags::NONBLOCK) {
+        Ok(0) => Ok(Pumped::End),
+        Ok(count) => Ok(Pumped::Bytes(count)),
+        Err(rustix::io::Errno::AGAIN) => Ok(Pumped::Empty),
+        Err(error) => Err(PumpError::Stuck(error.into())),
     }
 }
 

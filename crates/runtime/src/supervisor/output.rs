@@ -1,11 +1,12 @@
 //! Output of a container to its log: lines, Docker's JSON, rotation.
 
+use std::fmt::Write as _;
 use std::fs;
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 
 use crate::Stream;
 use crate::paths::rotated;
@@ -57,9 +58,49 @@ pub(super) fn encode(entry: &[u8], stream: Stream, at: &str, into: &mut Vec<u8>)
     into.extend_from_slice(b"\"}\n");
 }
 
-/// RFC 3339 with as many digits of a second as are needed, as Go's `RFC3339Nano`.
-pub(super) fn timestamp(at: Timestamp) -> String {
-    at.to_string()
+/// The times of lines that were read together: each is a nanosecond after the one before, so that every line of a container
+/// can be told by its time.
+pub(super) struct Stamp {
+    at: Timestamp,
+    text: String,
+}
+
+impl Stamp {
+    /// Up to the seconds every time has one length, `2024-01-02T03:04:05`: years before 0 and after 9999 do not occur.
+    const SECONDS: usize = 19;
+
+    pub(super) fn new(first: Timestamp) -> Self {
+        Self {
+            at: first,
+            text: first.to_string(),
+        }
+    }
+
+    /// Of the next line.
+    pub(super) fn at(&self) -> Timestamp {
+        self.at
+    }
+
+    /// RFC 3339 with as many digits of a second as are needed, as Go's `RFC3339Nano`.
+    pub(super) fn text(&self) -> &str {
+        &self.text
+    }
+
+    pub(super) fn advance(&mut self) {
+        self.at = self
+            .at
+            .saturating_add(SignedDuration::from_nanos(1))
+            .expect("no units but of time");
+        let nanos = self.at.subsec_nanosecond();
+        if nanos <= 0 {
+            self.text = self.at.to_string();
+            return;
+        }
+        self.text.truncate(Self::SECONDS);
+        write!(self.text, ".{nanos:09}").expect("a string takes everything");
+        self.text.truncate(self.text.trim_end_matches('0').len());
+        self.text.push('Z');
+    }
 }
 
 /// A container's log file.
@@ -229,6 +270,24 @@ mod tests {
     }
 
     #[test]
+    fn every_line_has_a_time_of_its_own() {
+        for first in [
+            "2024-01-02T03:04:05Z",
+            "2024-01-02T03:04:05.123456789Z",
+            "2024-12-31T23:59:59.999999998Z",
+        ] {
+            let mut at: Timestamp = first.parse().expect("a time");
+            let mut stamp = Stamp::new(at);
+            for _ in 0..12 {
+                assert_eq!(stamp.text(), at.to_string());
+                assert_eq!(stamp.at(), at);
+                stamp.advance();
+                at += SignedDuration::from_nanos(1);
+            }
+        }
+    }
+
+    #[test]
     fn a_log_that_cannot_be_opened_is_tried_again() {
         let directory = tempfile::tempdir().expect("a temporary directory");
         let path = directory.path().join("later/log");
@@ -248,6 +307,7 @@ mod tests {
         let config = LogConfig {
             max_size: Some(2),
             max_files: 3,
+            ..LogConfig::default()
         };
         let mut log = LogFile::new(&path, config);
         log.prepare().expect("opens");
@@ -281,6 +341,7 @@ mod tests {
         let config = LogConfig {
             max_size: Some(2),
             max_files: 3,
+            ..LogConfig::default()
         };
         let mut log = LogFile::new(&path, config);
         for text in ["aa", "bb", "cc", "dd"] {

@@ -28,8 +28,8 @@ use crate::sys::process::{Cloned, clone_child};
 const CAPACITY: usize = 16;
 /// How long a request counts as recent.
 const WINDOW: Duration = Duration::from_mins(5);
-/// How long nobody must have asked for anything before a sandbox is made: that takes about a millisecond, in which nobody
-/// is answered.
+/// How long nobody must have asked for anything before a sandbox is made while others are left: that takes about a
+/// millisecond, in which nobody is answered.
 const SETTLE: Duration = Duration::from_millis(10);
 /// The pause after one could not be made.
 const RETRY: Duration = Duration::from_mins(1);
@@ -108,7 +108,9 @@ pub(super) struct Pool {
     demand: Demand,
     /// By number: the oldest first.
     sandboxes: BTreeMap<u64, Sandbox>,
-    /// Before this nothing is made.
+    /// When requests will have settled.
+    settled: Option<Instant>,
+    /// Before this nothing is made, since something could not be.
     not_before: Option<Instant>,
 }
 
@@ -144,7 +146,9 @@ impl Pool {
             count if count > wanted => Some(now),
             // One after the other.
             _ if self.sandboxes.values().any(|sandbox| !sandbox.ready) => None,
-            count if count < wanted => Some(self.not_before.unwrap_or(now)),
+            // The next container would have to wait for all of it, so one is made while the last is at work.
+            0 if wanted > 0 => Some(self.not_before.unwrap_or(now)),
+            count if count < wanted => Some(self.not_before.max(self.settled).unwrap_or(now)),
             _ => self.demand.next_change(now),
         }
     }
@@ -153,9 +157,7 @@ impl Pool {
 impl Server {
     /// Somebody waits for an answer, or soon will: what is made ahead can wait.
     pub(super) fn postpone_pool(&mut self) {
-        let settled = Instant::now() + SETTLE;
-        let not_before = &mut self.pool.not_before;
-        *not_before = Some(not_before.map_or(settled, |at| at.max(settled)));
+        self.pool.settled = Some(Instant::now() + SETTLE);
     }
 
     /// The sandbox that the container of `plan` moves into, if there is one.
@@ -335,6 +337,21 @@ mod tests {
         assert_eq!(demand.wanted(start + WINDOW), 1);
         assert_eq!(demand.wanted(later + WINDOW), 0);
         assert_eq!(demand.next_change(later + WINDOW), None);
+    }
+
+    #[test]
+    fn an_empty_pool_does_not_wait_until_requests_have_settled() {
+        let now = Instant::now();
+        let settled = now + SETTLE;
+        let mut pool = Pool {
+            settled: Some(settled),
+            ..Pool::default()
+        };
+        assert_eq!(pool.due(now), None);
+        pool.demand.add(now);
+        assert_eq!(pool.due(now), Some(now));
+        pool.not_before = Some(now + RETRY);
+        assert_eq!(pool.due(now), Some(now + RETRY));
     }
 
     #[test]

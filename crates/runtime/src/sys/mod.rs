@@ -13,6 +13,7 @@
 
 pub(crate) mod bpf;
 pub(crate) mod fdpass;
+pub mod memory;
 pub(crate) mod mount;
 pub(crate) mod process;
 pub(crate) mod shared;

@@ -1,6 +1,7 @@
 //! What users ask for. Only a user changes a spec; everything else is derived from it.
 
 mod container;
+mod log;
 mod network;
 mod service;
 
@@ -8,6 +9,7 @@ pub use container::{
     Bind, ContainerSpec, DnsConfig, FileReference, HealthCheck, Isolation, Mount, MountKind,
     Privileges, SeccompMode, Tmpfs, Ulimit,
 };
+pub use log::{LogDriver, LogDriverError, LogKeeping};
 pub use network::{Ipam, Ipv4Net, NetworkSpec, ParseNetError};
 pub use service::{
     Availability, EndpointMode, EndpointSpec, FailureAction, GenericResource,

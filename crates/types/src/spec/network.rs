@@ -9,16 +9,28 @@ use serde::{Deserialize, Serialize};
 pub struct NetworkSpec {
     pub name: String,
     pub labels: BTreeMap<String, String>,
-    /// `overlay` or `bridge`; shown to clients, both are routed the same way.
+    /// `overlay`, and `bridge` of the predefined network of that name; both are routed the same way.
     pub driver: String,
     pub driver_options: BTreeMap<String, String>,
     /// No way out of the network.
     pub internal: bool,
-    /// Containers that are not tasks may join.
+    /// Containers that are not tasks may join: there are none.
     pub attachable: bool,
     /// The one network that published ports go through.
     pub ingress: bool,
     pub ipam: Ipam,
+}
+
+impl NetworkSpec {
+    /// Docker's name for the option with the MTU of the network between nodes, in bytes.
+    pub const MTU: &str = "com.docker.network.driver.mtu";
+
+    /// What packets between nodes may measure in this network, if its driver was told.
+    pub fn mtu(&self) -> Option<u16> {
+        let told = self.driver_options.get(Self::MTU);
+        told.and_then(|text| text.parse().ok())
+            .filter(|mtu| *mtu > 0)
+    }
 }
 
 /// Address range asked for; what is `None` is chosen from the cluster's pools.

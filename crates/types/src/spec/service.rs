@@ -4,8 +4,8 @@ use std::{collections::BTreeMap, fmt, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
-use super::ContainerSpec;
-use crate::{NetworkId, Shared};
+use super::{ContainerSpec, LogDriver};
+use crate::{NetworkId, Shared, format};
 
 /// What the user asked for under one name.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -48,6 +48,9 @@ pub struct TaskSpec {
     pub networks: Vec<NetworkAttachmentSpec>,
     /// Bumped by `service update --force` to replace tasks whose spec did not change.
     pub force_update: u64,
+    /// `None`: as the node keeps output.
+    #[serde(with = "format::since_2")]
+    pub log_driver: Option<LogDriver>,
 }
 
 /// Processor, memory and process counts; 0 means "not set".

@@ -191,6 +191,7 @@ impl NetworkAssignment {
             vni: self.vni,
             internal: self.internal,
             ingress: self.ingress,
+            mtu: self.mtu,
             services: Vec::new(),
             endpoints: Vec::new(),
         }
@@ -244,6 +245,7 @@ mod tests {
             vni: 4096 + u32::from(id),
             internal: flags,
             ingress: false,
+            mtu: flags.then_some(1400),
             services: services
                 .iter()
                 .map(|(id, backends)| NetworkService {

@@ -101,7 +101,22 @@ pub(crate) async fn list(
     // Newest first.
     containers.sort_by(|a, b| b.created.cmp(&a.created).then_with(|| a.id.cmp(&b.id)));
     containers.truncate(limit.unwrap_or(usize::MAX));
-    Ok(Json(containers.iter().map(summary).collect()))
+    let mut shown: Vec<_> = containers.iter().map(summary).collect();
+    if query.flag("size") {
+        for (container, shown) in containers.iter().zip(&mut shown) {
+            // One that has just been removed has no files to count.
+            let Ok(size) = engine.local.container_size(&container.id).await else {
+                continue;
+            };
+            shown.size_rw = bytes(size.own);
+            shown.size_root_fs = bytes(size.whole);
+        }
+    }
+    Ok(Json(shown))
+}
+
+fn bytes(count: u64) -> i64 {
+    i64::try_from(count).unwrap_or(i64::MAX)
 }
 
 /// A filter's ports, each `number[-number][/protocol]`.
@@ -326,9 +341,17 @@ fn mount(mount: &ContainerMount) -> wire::MountPoint {
 pub(crate) async fn inspect(
     State(engine): State<Engine>,
     Path(id): Path<String>,
+    query: Query,
 ) -> ApiResult<Json<wire::ContainerInspect>> {
     let containers = engine.local.containers().await?;
-    Ok(Json(details(find(&containers, &id)?)))
+    let container = find(&containers, &id)?;
+    let mut shown = details(container);
+    if query.flag("size") {
+        let size = engine.local.container_size(&container.id).await?;
+        shown.size_rw = Some(bytes(size.own));
+        shown.size_root_fs = Some(bytes(size.whole));
+    }
+    Ok(Json(shown))
 }
 
 fn details(container: &ContainerInfo) -> wire::ContainerInspect {
@@ -336,7 +359,6 @@ fn details(container: &ContainerInfo) -> wire::ContainerInspect {
         || (String::new(), Vec::new()),
         |(path, args)| (path.clone(), args.to_vec()),
     );
-    let signed = |value: u64| i64::try_from(value).unwrap_or(i64::MAX);
     let some = |list: &[String]| Some(list.to_vec()).filter(|l| !l.is_empty());
     wire::ContainerInspect {
         id: container.id.to_string(),
@@ -350,8 +372,8 @@ fn details(container: &ContainerInfo) -> wire::ContainerInspect {
         platform: "linux".to_owned(),
         host_config: wire::HostConfig {
             log_config: wire::LogConfig {
-                kind: "json-file".to_owned(),
-                config: None,
+                kind: container.log.name.clone(),
+                config: Some(container.log.options.clone()),
             },
             network_mode: network_mode(container),
             restart_policy: wire::RestartPolicyName {
@@ -361,9 +383,9 @@ fn details(container: &ContainerInfo) -> wire::ContainerInspect {
             cap_add: some(&container.cap_add),
             cap_drop: some(&container.cap_drop),
             readonly_rootfs: container.read_only,
-            memory: signed(container.memory_bytes),
-            nano_cpus: signed(container.nano_cpus),
-            pids_limit: (container.pids > 0).then(|| signed(container.pids)),
+            memory: bytes(container.memory_bytes),
+            nano_cpus: bytes(container.nano_cpus),
+            pids_limit: (container.pids > 0).then(|| bytes(container.pids)),
             ..wire::HostConfig::default()
         },
         graph_driver: wire::DriverData {

@@ -261,7 +261,7 @@ pub(crate) async fn remove(
     let id = engine.local.image(&name).await?.info.id;
     let removed = engine
         .local
-        .remove_image(&name, query.flag("force"))
+        .remove_image(&name, query.flag("force"), !query.flag("noprune"))
         .await?;
     note_removed(&engine, &id, &removed);
     Ok(Json(removed.into_iter().map(deleted_item).collect()))
@@ -320,24 +320,38 @@ async fn pull(
     query: &Query,
     headers: &HeaderMap,
 ) -> ApiResult<Response> {
-    let reference = with_tag(image, query.text("tag"));
+    let tag = query.text("tag");
+    let reference = with_tag(image, tag);
     convert::image_reference(&reference)
         .map_err(|_| ApiError::bad_request(format!("invalid reference format: {reference:?}")))?;
+    // As in Docker a name alone stands for everything that the repository has.
+    let repository = (tag.is_empty() && reference != image).then(|| image.to_owned());
     let auth = registry_auth(headers);
     let platform = query.text("platform").to_owned();
     let (sink, lines) = progress();
     let work = async move {
         let platform = Some(platform.as_str()).filter(|p| !p.is_empty());
-        engine
-            .local
-            .pull_image(&reference, auth.as_deref(), platform, sink)
-            .await?;
-        let familiar = familiar(&reference);
-        let end = familiar.find('@').or_else(|| familiar.rfind(':'));
-        let name = end.map_or(familiar, |end| &familiar[..end]);
-        engine
-            .journal
-            .note("image", "pull", familiar, [("name", name)]);
+        let auth = auth.as_deref();
+        let references = match repository {
+            None => vec![reference],
+            Some(repository) => {
+                let tags = engine.local.repository_tags(&repository, auth).await?;
+                let tagged = tags.iter().map(|tag| format!("{repository}:{tag}"));
+                tagged.collect()
+            }
+        };
+        for reference in references {
+            engine
+                .local
+                .pull_image(&reference, auth, platform, sink.clone())
+                .await?;
+            let familiar = familiar(&reference);
+            let end = familiar.find('@').or_else(|| familiar.rfind(':'));
+            let name = end.map_or(familiar, |end| &familiar[..end]);
+            engine
+                .journal
+                .note("image", "pull", familiar, [("name", name)]);
+        }
         Ok(Vec::new())
     };
     stream::with_progress(lines, work).await
@@ -493,7 +507,7 @@ pub(crate) async fn prune(
             names.push(image.id.clone());
         }
         for name in names {
-            match engine.local.remove_image(&name, false).await {
+            match engine.local.remove_image(&name, false, true).await {
                 Ok(removed) => {
                     note_removed(&engine, &image.id, &removed);
                     let is_gone = |step: &Removed| *step == Removed::Deleted(image.id.clone());

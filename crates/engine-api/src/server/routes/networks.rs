@@ -201,6 +201,7 @@ pub(crate) async fn create(
     State(engine): State<Engine>,
     Json(request): Json<wire::NetworkCreate>,
 ) -> ApiResult<Response> {
+    let warning = convert::network_warnings(&request);
     let spec = convert::network_spec(request)?;
     let manager = engine.manager()?;
     let created = manager.control.create_network(spec).await;
@@ -214,7 +215,7 @@ pub(crate) async fn create(
     })?;
     let created = wire::NetworkCreated {
         id: id.to_string(),
-        warning: String::new(),
+        warning,
     };
     Ok((StatusCode::CREATED, Json(created)).into_response())
 }

@@ -116,25 +116,39 @@ pub(super) fn join_request(request: wire::JoinRequest) -> ApiResult<JoinRequest>
     })
 }
 
-/// `IP:PORT`, `IP` or `:PORT`; empty: the default.
-fn listen_addr(text: &str) -> ApiResult<Option<SocketAddr>> {
+/// `HOST:PORT`, `HOST` or `:PORT`, where the host is an IP address or an interface; empty: the default.
+fn listen_addr(text: &str) -> ApiResult<Option<String>> {
     let bare = text.strip_prefix("tcp://").unwrap_or(text);
     if bare.is_empty() {
         return Ok(None);
     }
     if let Ok(addr) = bare.parse::<IpAddr>() {
-        return Ok(Some(SocketAddr::new(addr, CLUSTER_PORT)));
+        return Ok(Some(SocketAddr::new(addr, CLUSTER_PORT).to_string()));
     }
-    let whole = match bare.strip_prefix(':') {
-        Some(port) => format!("0.0.0.0:{port}"),
-        None => bare.to_owned(),
+    if bare.parse::<SocketAddr>().is_ok() {
+        return Ok(Some(bare.to_owned()));
+    }
+    let (host, port) = match bare.rsplit_once(':') {
+        Some((host, port)) => (host, port.parse::<u16>().ok()),
+        None => (bare, Some(CLUSTER_PORT)),
     };
-    whole.parse().map(Some).map_err(|_| {
-        let why = format!(
-            "listen address must be an IP address (with optional port number), not {text:?}"
-        );
-        wrong("ListenAddr", why)
-    })
+    let host = if host.is_empty() { "0.0.0.0" } else { host };
+    match port {
+        Some(port) if is_interface_name(host) => Ok(Some(format!("{host}:{port}"))),
+        _ => {
+            let why = format!(
+                "listen address must be an IP address or network interface (with optional port \
+                 number), not {text:?}"
+            );
+            Err(wrong("ListenAddr", why))
+        }
+    }
+}
+
+/// The kernel's rule, `dev_valid_name`.
+fn is_interface_name(text: &str) -> bool {
+    let is_good = |c: char| !c.is_whitespace() && !matches!(c, '/' | ':');
+    (1..=15).contains(&text.len()) && text.chars().all(is_good)
 }
 
 /// `host:port`, with the port added where there is none.
@@ -316,17 +330,26 @@ mod tests {
 
     #[test]
     fn listen_addresses_may_lack_either_half() {
-        let listen = |text: &str| listen_addr(text).map(|a| a.map(|a| a.to_string()));
-        assert_eq!(listen(""), Ok(None));
+        assert_eq!(listen_addr(""), Ok(None));
         for (given, whole) in [
             ("0.0.0.0:2377", "0.0.0.0:2377"),
             (":1", "0.0.0.0:1"),
             ("::1", "[::1]:2377"),
             ("10.1.1.1", "10.1.1.1:2377"),
+            ("eth0:99", "eth0:99"),
+            ("eth0", "eth0:2377"),
         ] {
-            assert_eq!(listen(given), Ok(Some(whole.to_owned())));
+            assert_eq!(listen_addr(given), Ok(Some(whole.to_owned())));
         }
-        assert!(listen("eth0:2377").is_err() && listen("10.0.0.1:99999").is_err());
+        for wrong in [
+            "10.0.0.1:99999",
+            "eth0:x",
+            "[::1",
+            "a b:1",
+            "sixteen-letters0:1",
+        ] {
+            assert!(listen_addr(wrong).is_err(), "{wrong}");
+        }
     }
 
     #[test]

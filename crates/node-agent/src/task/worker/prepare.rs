@@ -56,7 +56,7 @@ impl Worker {
         let around = Surroundings {
             node: self.tools.description.borrow().clone(),
             search: self.tools.search.clone(),
-            log: self.tools.log,
+            log: self.tools.log.clone(),
         };
         let prepared = Prepared { mounts, files };
         let volumes = &self.tools.volumes;

@@ -12,7 +12,7 @@ use std::{
     future::Future,
     io,
     pin::Pin,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, OnceLock, PoisonError},
     task::{Context, Poll},
     time::Duration,
 };
@@ -206,10 +206,15 @@ impl AsyncRead for SnapshotBody {
     }
 }
 
+/// Where the group's membership says that a member is.
+type Whereabouts = Box<dyn Fn(u64) -> Option<String> + Send + Sync>;
+
 /// openraft's way to other members.
 #[derive(Clone)]
 pub(crate) struct Network {
     me: u64,
+    /// Empty until the group is known.
+    whereabouts: Arc<OnceLock<Whereabouts>>,
     /// Knows the group.
     wal: Wal,
     peers: Arc<dyn Peers>,
@@ -222,11 +227,18 @@ impl Network {
     pub(crate) fn new(me: u64, wal: Wal, peers: Arc<dyn Peers>, tuning: &RaftTuning) -> Self {
         Self {
             me,
+            whereabouts: Arc::default(),
             wal,
             peers,
             append_limit: tuning.election_max,
             snapshot_idle: tuning.snapshot_idle,
         }
+    }
+
+    /// From now on members are looked for where `find` says. Only the first call counts.
+    pub(crate) fn follow(&self, find: impl Fn(u64) -> Option<String> + Send + Sync + 'static) {
+        // A second one would say the same.
+        let _ = self.whereabouts.set(Box::new(find));
     }
 
     fn client(&self, target: u64, node: &BasicNode, lane: Lane) -> Client {
@@ -307,6 +319,18 @@ enum CallError {
 }
 
 impl Client {
+    /// openraft keeps a client for as long as its member is one, and members move.
+    fn find_peer(&mut self) {
+        let find = self.network.whereabouts.get();
+        let Some(addr) = find.and_then(|find| find(self.peer.id.0)) else {
+            return;
+        };
+        if addr != self.peer.addr {
+            self.peer.addr = addr;
+            *self.line.get_mut().unwrap_or_else(PoisonError::into_inner) = None;
+        }
+    }
+
     fn envelope(&self, request: Request) -> Result<Vec<u8>, CallError> {
         let envelope = Envelope {
             from: self.network.me,
@@ -328,7 +352,8 @@ impl Client {
         })
     }
 
-    async fn call(&self, request: Request, option: &RPCOption) -> Result<Response, CallError> {
+    async fn call(&mut self, request: Request, option: &RPCOption) -> Result<Response, CallError> {
+        self.find_peer();
         // openraft allows every message the time between two heartbeats. For entries that is too short
         // when a disk is slow, and each would be sent again and again; it holds no stream to it.
         let limit = match (&request, self.peer.lane) {
@@ -341,6 +366,7 @@ impl Client {
     }
 
     async fn line(&mut self) -> Result<Box<dyn Line>, CallError> {
+        self.find_peer();
         let line = self.line.get_mut().unwrap_or_else(PoisonError::into_inner);
         if let Some(line) = line.take() {
             return Ok(line);
@@ -455,6 +481,7 @@ impl RaftNetworkV2<TypeConfig> for Client {
             bytes: snapshot.snapshot.len(),
             key: snapshot.snapshot.key().clone(),
         };
+        self.find_peer();
         let request = self.envelope(request).map_err(RPCError::from)?;
         let body = SnapshotBody {
             file: snapshot.snapshot,

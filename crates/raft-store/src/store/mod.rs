@@ -195,6 +195,12 @@ impl Store {
             dir: dir.clone(),
             reason: fatal.to_string(),
         })?;
+        let metrics = raft.server_metrics();
+        network.follow(move |member| {
+            let metrics = metrics.borrow_watched();
+            let node = metrics.membership_config.membership().get_node(&member)?;
+            Some(node.addr.clone())
+        });
         let (announced, leadership) = leadership::channel();
         let patience = tuning.election_max;
         let seen = Seen::nothing();

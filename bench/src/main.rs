@@ -91,24 +91,24 @@ struct Amounts {
 }
 
 const FULL: Amounts = Amounts {
-    dockerd: Duration::from_secs(270),
-    shoal: Duration::from_mins(2),
+    dockerd: Duration::from_secs(330),
+    shoal: Duration::from_mins(3),
     start: Duration::from_secs(100),
     sizes: &[(1, 5), (10, 3), (100, 3)],
     kills: 10,
-    creates: &[(1, 200, 3), (16, 800, 3)],
+    creates: &[(1, 200, 3), (16, 800, 3), (64, 3200, 3)],
     rounds: 60,
     burst: 40,
     bursts: 3,
 };
 
 const QUICK: Amounts = Amounts {
-    dockerd: Duration::from_secs(50),
-    shoal: Duration::from_secs(25),
+    dockerd: Duration::from_secs(80),
+    shoal: Duration::from_secs(60),
     start: Duration::from_secs(20),
     sizes: &[(1, 3), (10, 2)],
     kills: 3,
-    creates: &[(1, 100, 1), (16, 400, 1)],
+    creates: &[(1, 100, 1), (64, 1600, 1)],
     rounds: 40,
     burst: 24,
     bursts: 1,

@@ -13,7 +13,7 @@ use anyhow::Result;
 use shoal_network::Vip;
 
 use crate::stats::{Series, Unit};
-use load::{Kind, Server};
+use load::{Kind, OneProcessor, Server};
 use world::World;
 
 pub(super) const CLIENT: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 5);
@@ -25,7 +25,7 @@ const VIP_THERE: Ipv4Addr = Ipv4Addr::new(10, 0, 200, 2);
 /// The server on the other node by a bridge and a VXLAN interface that nothing of ours touches.
 pub(super) const PLAIN: Ipv4Addr = Ipv4Addr::new(10, 99, 0, 7);
 const MANY: u32 = 10_000;
-const CHANGES: usize = 500;
+const CHANGES: usize = 100;
 
 /// Ours, and what it is beside, by the peer's name.
 pub(crate) type Compared = (&'static str, Vec<Series>, Vec<Series>);
@@ -34,6 +34,7 @@ pub(crate) type Compared = (&'static str, Vec<Series>, Vec<Series>);
 pub(crate) fn measure(dir: &Path, quick: bool) -> Result<Vec<Compared>> {
     let (rounds, span) = if quick { (3, 200) } else { (9, 400) };
     let span = Duration::from_millis(span);
+    let _one = OneProcessor::begin()?;
     let mut world = World::new(dir)?;
     world.apply(vips(0, HERE))?;
     let servers = [
@@ -56,7 +57,7 @@ pub(crate) fn measure(dir: &Path, quick: bool) -> Result<Vec<Compared>> {
     let what = format!("on one node of {MANY} services");
     let [ours, direct] = pair(&world, &what, [client(VIP_HERE), client(HERE)])?;
     found.push(("direct", ours, direct));
-    found.push(("direct", vec![changes(&mut world)?], Vec::new()));
+    found.push(("direct", changes(&mut world)?.into(), Vec::new()));
     let on = [&world.here, &world.there, &world.plain[1]];
     servers
         .into_iter()
@@ -121,21 +122,27 @@ fn in_turns(
 }
 
 /// The time for one endpoint that comes and another that goes, with all the others there: comparing what is wanted with
-/// what is known, and the kernel's.
-fn changes(world: &mut World) -> Result<Series> {
-    let case = format!("processor's time for a changed endpoint, {MANY} services");
-    let mut series = Series::new(case, Unit::Micros);
-    for _ in 0..5 {
+/// what is known, and the kernel's part alone.
+fn changes(world: &mut World) -> Result<[Series; 2]> {
+    let series = |whose: &str| {
+        let case = format!("{whose} time for a changed endpoint, {MANY} services");
+        Series::new(case, Unit::Micros)
+    };
+    let mut both = [series("processor's"), series("kernel's")];
+    for _ in 0..20 {
         let states: Vec<_> = (0..CHANGES)
             .map(|n| world::states(vips(MANY, if n % 2 == 0 { THERE } else { HERE })).remove(0))
             .collect();
-        let before = load::spent()?;
+        let before = [load::spent()?, load::spent_by_kernel()?];
         for state in states {
             world.apply_one(0, state)?;
         }
-        let spent = load::spent()?.saturating_sub(before);
+        let after = [load::spent()?, load::spent_by_kernel()?];
         let count = f64::from(u32::try_from(CHANGES)?);
-        series.samples.push(spent.as_secs_f64() * 1e6 / count);
+        for ((series, before), after) in both.iter_mut().zip(before).zip(after) {
+            let each = after.saturating_sub(before).as_secs_f64() * 1e6 / count;
+            series.samples.push(each);
+        }
     }
-    Ok(series)
+    Ok(both)
 }

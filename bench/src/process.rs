@@ -92,6 +92,13 @@ fn ticks(stat: &str) -> Option<u64> {
     Some(user + system)
 }
 
+/// What some processes have had of processors together; one that has ended counts as nothing.
+pub(crate) fn processor_time_of(pids: &[u32]) -> Duration {
+    pids.iter()
+        .filter_map(|pid| processor_time(*pid).ok())
+        .sum()
+}
+
 /// Memory of some processes together, in MiB.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub(crate) struct Memory {

@@ -245,6 +245,12 @@ impl Sandbox {
     pub(crate) fn memory(&self) -> Result<process::Memory> {
         Ok(process::memory(&process::in_namespace_of(self.init)?))
     }
+
+    /// Processor time that the daemon and its helpers have had, without what runs in containers.
+    pub(crate) fn processor_time(&self) -> Result<Duration> {
+        let pids = process::in_namespace_of(self.init)?;
+        Ok(process::processor_time_of(&pids))
+    }
 }
 
 impl Drop for Sandbox {

@@ -8,6 +8,9 @@ use std::process::{Command, ExitCode};
 
 use anyhow::{Context, bail};
 
+/// The package with whole clusters.
+const CLUSTER_TESTS: &str = "cluster-tests";
+
 const USAGE: &str = "\
 cargo xtask check          formatting, lints, crate arrows, licences and sources; writes nothing
 cargo xtask test [ARGS]    builds the binary and runs every test (needs root); ARGS go to the runner
@@ -61,13 +64,26 @@ fn check() -> anyhow::Result<()> {
 /// The end-to-end tests drive the real binary, so it is built first; it lands beside the tests.
 fn test(args: &[String]) -> anyhow::Result<()> {
     cargo(&["build", "--locked", "--package", "shoal"])?;
-    let mut command = if has("cargo-nextest") {
-        vec!["nextest", "run", "--workspace", "--locked"]
-    } else {
-        vec!["test", "--workspace", "--locked", "--no-fail-fast"]
-    };
-    command.extend(args.iter().map(String::as_str));
-    cargo(&command)
+    let extra: Vec<&str> = args.iter().map(String::as_str).collect();
+    if has("cargo-nextest") {
+        return cargo(&[&["nextest", "run", "--workspace", "--locked"], &extra[..]].concat());
+    }
+    println!(
+        "cargo-nextest is not installed, with which this is faster: cargo install --locked cargo-nextest"
+    );
+    let all = ["test", "--workspace", "--locked", "--no-fail-fast"];
+    let others = cargo(&[&all, &["--exclude", CLUSTER_TESTS], &extra[..]].concat());
+    // Whole clusters, of which the machine bears one at a time.
+    let mine = [
+        "test",
+        "--package",
+        CLUSTER_TESTS,
+        "--locked",
+        "--no-fail-fast",
+    ];
+    let serially = ["--", "--test-threads", "1"];
+    let clusters = cargo(&[&mine, &extra[..], &serially].concat());
+    others.and(clusters)
 }
 
 fn has(tool: &str) -> bool {

@@ -12,9 +12,13 @@ use std::{
 };
 
 use anyhow::{Context, Result};
-use nix::sys::{
-    resource::{UsageWho, getrusage},
-    time::TimeValLike,
+use nix::{
+    sched::{CpuSet, sched_getaffinity, sched_setaffinity},
+    sys::{
+        resource::{UsageWho, getrusage},
+        time::TimeValLike,
+    },
+    unistd::Pid,
 };
 
 use super::world::Namespace;
@@ -165,4 +169,35 @@ pub(super) fn spent() -> Result<Duration> {
     let usage = getrusage(UsageWho::RUSAGE_SELF)?;
     let micros = usage.user_time().num_microseconds() + usage.system_time().num_microseconds();
     Ok(Duration::from_micros(u64::try_from(micros)?))
+}
+
+/// The kernel's part of it.
+pub(super) fn spent_by_kernel() -> Result<Duration> {
+    let micros = getrusage(UsageWho::RUSAGE_SELF)?
+        .system_time()
+        .num_microseconds();
+    Ok(Duration::from_micros(u64::try_from(micros)?))
+}
+
+/// This thread and those it starts are on one processor until this is dropped: whether a message wakes a processor or
+/// finds it awake is chance, and costs more than anything that is measured here.
+pub(super) struct OneProcessor(CpuSet);
+
+impl OneProcessor {
+    pub(super) fn begin() -> Result<Self> {
+        let this = Pid::from_raw(0);
+        let before = sched_getaffinity(this)?;
+        let first = (0..CpuSet::count()).find(|cpu| before.is_set(*cpu) == Ok(true));
+        let mut one = CpuSet::new();
+        one.set(first.context("no processor to run on")?)?;
+        sched_setaffinity(this, &one)?;
+        Ok(Self(before))
+    }
+}
+
+impl Drop for OneProcessor {
+    fn drop(&mut self) {
+        // What could be set before can be set again, and else the next measurement is slower.
+        let _ = sched_setaffinity(Pid::from_raw(0), &self.0);
+    }
 }

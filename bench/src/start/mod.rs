@@ -111,8 +111,19 @@ async fn rounds(plan: &Plan, ours: &OurRuntime, peers: &[OciRuntime]) -> Result<
     let mut whole: BTreeMap<&str, Series> = names()
         .map(|name| (name, Series::new("start → exit → deleted", Unit::Millis)))
         .collect();
+    let mut cold = [
+        Series::new(
+            "container start → main(), no sandbox made ahead",
+            Unit::Millis,
+        ),
+        Series::new(
+            "start → exit → deleted, no sandbox made ahead",
+            Unit::Millis,
+        ),
+    ];
     // One of each that does not count, so that programs and files are in memory.
     ours.run().await?;
+    ours.run_cold().await?;
     for peer in peers {
         peer.run()?;
     }
@@ -131,10 +142,31 @@ async fn rounds(plan: &Plan, ours: &OurRuntime, peers: &[OciRuntime]) -> Result<
                 series.samples.push(value.as_secs_f64() * 1e3);
             }
         }
+        tokio::time::sleep(GAP).await;
+        let sample = ours.run_cold().await?;
+        for (series, value) in cold.iter_mut().zip([sample.to_main, sample.whole]) {
+            series.samples.push(value.as_secs_f64() * 1e3);
+        }
         round += 1;
     }
 
     let mut sides: Sides = Sides::new();
+    for name in names() {
+        let taken = [&main, &whole].map(|all| all[name].samples.clone());
+        for (ours, theirs) in cold.iter().zip(taken) {
+            // A peer makes nothing ahead, so that its times are the same.
+            let samples = if name == OURS {
+                ours.samples.clone()
+            } else {
+                theirs
+            };
+            let series = Series {
+                samples,
+                ..ours.clone()
+            };
+            sides.entry(name.to_owned()).or_default().push(series);
+        }
+    }
     for (name, series) in main.into_iter().chain(whole) {
         sides.entry(name.to_owned()).or_default().push(series);
     }

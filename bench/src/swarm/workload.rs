@@ -28,6 +28,9 @@ const GRACE: Duration = Duration::from_secs(30);
 /// Between looks at a state; the resolution of every figure that waits for one.
 const POLL: Duration = Duration::from_millis(20);
 
+/// How long a daemon at rest is watched: a hundredth of a second, in which the kernel counts, is then 0.05 % of a processor.
+const REST: Duration = Duration::from_secs(20);
+
 /// How much is measured.
 #[derive(Debug, Clone)]
 pub(crate) struct Plan {
@@ -55,6 +58,10 @@ pub(crate) async fn measure(daemon: &mut Daemon, plan: &Plan) -> (Vec<Series>, V
         keep("memory at rest".to_owned(), taken);
     }
     series.extend(memory);
+    let mut processor = idle_processor(0);
+    let taken = take_processor(daemon, &mut processor).await;
+    keep("processor at rest".to_owned(), taken);
+    series.push(processor);
 
     // The time left is shared by what costs most: starting many tasks.
     let starts = plan.deadline.share(0.7);
@@ -106,6 +113,7 @@ async fn up_and_down(
         Unit::Millis,
     );
     let mut memory = idle_memory(replicas);
+    let mut processor = idle_processor(replicas);
     let mut taken = 0;
     let result = async {
         while deadline.allows(taken, samples) {
@@ -120,6 +128,9 @@ async fn up_and_down(
             daemon.sandbox.check_alive(&pids)?;
             if replicas >= 10 {
                 take_memory(daemon, &mut memory).await?;
+                if taken == 0 {
+                    take_processor(daemon, &mut processor).await?;
+                }
             }
             let started = Instant::now();
             remove(&mut daemon.engine, &name, limit).await?;
@@ -138,6 +149,7 @@ async fn up_and_down(
     series.extend(
         memory
             .into_iter()
+            .chain([processor])
             .filter(|series| !series.samples.is_empty()),
     );
     (result, series)
@@ -281,6 +293,20 @@ async fn take_memory(daemon: &mut Daemon, [pss, rss]: &mut [Series; 2]) -> Resul
     let memory = daemon.sandbox.memory()?;
     pss.samples.push(memory.pss);
     rss.samples.push(memory.rss);
+    Ok(())
+}
+
+fn idle_processor(tasks: usize) -> Series {
+    let case = format!("processor of daemon and helpers, {tasks} tasks, nothing to do");
+    Series::new(case, Unit::Percent)
+}
+
+async fn take_processor(daemon: &mut Daemon, series: &mut Series) -> Result<()> {
+    let (before, began) = (daemon.sandbox.processor_time()?, Instant::now());
+    tokio::time::sleep(REST).await;
+    let spent = daemon.sandbox.processor_time()?.saturating_sub(before);
+    let share = spent.as_secs_f64() / began.elapsed().as_secs_f64();
+    series.samples.push(share * 100.0);
     Ok(())
 }
 

@@ -342,11 +342,13 @@ impl Refusal {
                 if word.starts_with('-') {
                     Self::Error(CliError::Usage(unknown_flag(&word) + &see))
                 } else {
-                    let most = positional_limits(&command).1;
+                    let (least, most) = positional_limits(&command);
                     let wants = match most {
                         Some(0) | None => "accepts no arguments".to_owned(),
-                        Some(1) => "requires 1 argument".to_owned(),
-                        Some(most) => format!("requires {most} arguments"),
+                        Some(most) => {
+                            let at_most = if most == least { "" } else { "at most " };
+                            format!("requires {at_most}{most} argument{}", plural(most))
+                        }
                     };
                     Self::Error(CliError::message(format!("shoal: '{path}' {wants}{see}")))
                 }

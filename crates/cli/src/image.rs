@@ -1,20 +1,23 @@
 //! `shoal image …` and its short forms.
 
+mod history;
+mod list;
+
 use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand};
 use http_body_util::BodyExt;
-use jiff::{Timestamp, tz::TimeZone};
 use serde_json::Value;
 use tokio::io::AsyncWriteExt;
 
+pub(crate) use self::{history::HistoryArgs, list::ListArgs};
 use crate::{
     api::Request,
     error::{CliError, Result},
     inspect,
     json::text,
     opts::{Filter, Filters, reference::Reference},
-    output::{self, Columns, Row, human, progress, table},
+    output::{self, progress},
     session::Session,
 };
 
@@ -81,29 +84,6 @@ pub(crate) enum ImageCommand {
 }
 
 #[derive(Debug, Args)]
-pub(crate) struct HistoryArgs {
-    /// Format output: 'table', 'table TEMPLATE', 'json' or a Go template
-    #[arg(
-        long,
-        value_name = "string",
-        default_value = "",
-        hide_default_value = true
-    )]
-    format: String,
-    /// Print sizes and dates in human readable format (default true)
-    #[arg(short = 'H', long, value_name = "bool", num_args = 0..=1, require_equals = true, default_missing_value = "true", hide_possible_values = true)]
-    human: Option<bool>,
-    /// Don't truncate output
-    #[arg(long)]
-    no_trunc: bool,
-    /// Only show image IDs
-    #[arg(short, long)]
-    quiet: bool,
-    #[arg(hide = true, value_name = "IMAGE")]
-    image: String,
-}
-
-#[derive(Debug, Args)]
 pub(crate) struct ImportArgs {
     /// Apply Dockerfile instruction to the created image
     #[arg(short, long, value_name = "list")]
@@ -147,35 +127,6 @@ pub(crate) struct LoadArgs {
     /// Suppress the load output
     #[arg(short, long)]
     quiet: bool,
-}
-
-#[derive(Debug, Args)]
-pub(crate) struct ListArgs {
-    /// Show all images (default hides intermediate images)
-    #[arg(short, long)]
-    all: bool,
-    /// Show digests
-    #[arg(long)]
-    digests: bool,
-    /// Filter output based on conditions provided
-    #[arg(short, long, value_name = "filter")]
-    filter: Vec<Filter>,
-    /// Format output: 'table', 'table TEMPLATE', 'json' or a Go template
-    #[arg(
-        long,
-        value_name = "string",
-        default_value = "",
-        hide_default_value = true
-    )]
-    format: String,
-    /// Don't truncate output
-    #[arg(long)]
-    no_trunc: bool,
-    /// Only show image IDs
-    #[arg(short, long)]
-    quiet: bool,
-    #[arg(hide = true, value_name = "REPOSITORY[:TAG]")]
-    reference: Option<String>,
 }
 
 #[derive(Debug, Args)]
@@ -232,7 +183,7 @@ const STDIN: &str = "/dev/stdin";
 
 pub(crate) async fn run(session: &Session, command: ImageCommand) -> Result {
     match command {
-        ImageCommand::History(args) => history(session, &args).await,
+        ImageCommand::History(args) => history::history(session, &args).await,
         ImageCommand::Import(args) => import(session, &args).await,
         ImageCommand::Inspect { format, images } => {
             inspect::print(&session.api, &images, &format, |image| {
@@ -241,7 +192,7 @@ pub(crate) async fn run(session: &Session, command: ImageCommand) -> Result {
             .await
         }
         ImageCommand::Load(args) => load(session, &args).await,
-        ImageCommand::Ls(args) => ls(session, &args).await,
+        ImageCommand::Ls(args) => list::ls(session, &args).await,
         ImageCommand::Prune { all, filter, force } => prune(session, all, &filter, force).await,
         ImageCommand::Pull(args) => pull(session, &args).await,
         ImageCommand::Rm(args) => rm(session, &args).await,
@@ -455,260 +406,4 @@ async fn rm(session: &Session, args: &RemoveArgs) -> Result {
         }
     }
     CliError::all(errors)
-}
-
-const TITLES: &[(&str, &str)] = &[
-    ("ID", "IMAGE ID"),
-    ("Repository", "REPOSITORY"),
-    ("Tag", "TAG"),
-    ("Digest", "DIGEST"),
-    ("CreatedSince", "CREATED"),
-    ("CreatedAt", "CREATED AT"),
-    ("Size", "SIZE"),
-    ("Containers", "CONTAINERS"),
-    ("VirtualSize", "SIZE"),
-    ("SharedSize", "SHARED SIZE"),
-    ("UniqueSize", "UNIQUE SIZE"),
-];
-
-const COLUMNS: Columns = Columns {
-    kind: "*formatter.imageContext",
-    titles: TITLES,
-    table: "{{.Repository}}\t{{.Tag}}\t{{.ID}}\t{{if .CreatedSince}}{{.CreatedSince}}{{else}}N/A{{end}}\t{{.Size}}",
-};
-
-const COLUMNS_WITH_DIGEST: Columns = Columns {
-    table: "{{.Repository}}\t{{.Tag}}\t{{.Digest}}\t{{.ID}}\t{{if .CreatedSince}}{{.CreatedSince}}{{else}}N/A{{end}}\t{{.Size}}",
-    ..COLUMNS
-};
-
-async fn ls(session: &Session, args: &ListArgs) -> Result {
-    let mut filters = Filters::new(&args.filter);
-    if let Some(reference) = &args.reference {
-        filters.add("reference", reference);
-    }
-    let request = Request::get(&["images", "json"])
-        .flag("all", args.all)
-        .filters(&filters);
-    let images = session.api.list(request).await?;
-    let format = session
-        .config
-        .format(&args.format, args.quiet, "imagesFormat");
-    let digests = args.digests || format.contains("{{.Digest}}");
-    let now = Timestamp::now();
-    let rows: Vec<Row> = images
-        .iter()
-        .flat_map(|image| rows(image, digests, !args.no_trunc, now))
-        .collect();
-    let columns = if args.digests {
-        &COLUMNS_WITH_DIGEST
-    } else {
-        &COLUMNS
-    };
-    table::print(&format, args.quiet, columns, &rows)
-}
-
-/// A line for each name of an image; one of `<none>` when it has none.
-fn rows(image: &Value, digests: bool, truncate: bool, now: Timestamp) -> Vec<Row> {
-    let names = |key: &str| -> Vec<Reference> {
-        let all = image[key].as_array().into_iter().flatten();
-        all.filter_map(|name| Reference::parse(name.as_str()?))
-            .collect()
-    };
-    let (tagged, pinned) = (names("RepoTags"), names("RepoDigests"));
-    let none = "<none>";
-    let mut lines: Vec<(String, String, String)> = Vec::new();
-    for reference in &tagged {
-        let of_name = pinned
-            .iter()
-            .filter(|other| other.name() == reference.name());
-        let mut shown: Vec<&str> = of_name.filter_map(Reference::digest).collect();
-        if !digests || shown.is_empty() {
-            shown = vec![none];
-        }
-        let tag = reference.tag().unwrap_or(none);
-        let line = |digest: &str| {
-            (
-                reference.name().to_owned(),
-                tag.to_owned(),
-                digest.to_owned(),
-            )
-        };
-        lines.extend(shown.into_iter().map(line));
-    }
-    for reference in &pinned {
-        let known = lines.iter().any(|(name, tag, digest)| {
-            name == reference.name()
-                && (tag != none || !digests || Some(digest.as_str()) == reference.digest())
-        });
-        if !known {
-            let digest = reference.digest().filter(|_| digests).unwrap_or(none);
-            lines.push((
-                reference.name().to_owned(),
-                none.to_owned(),
-                digest.to_owned(),
-            ));
-        }
-    }
-    if lines.is_empty() {
-        lines.push((none.into(), none.into(), none.into()));
-    }
-    lines
-        .into_iter()
-        .map(|(name, tag, digest)| row(image, [name, tag, digest], truncate, now))
-        .collect()
-}
-
-fn row(image: &Value, [name, tag, digest]: [String; 3], truncate: bool, now: Timestamp) -> Row {
-    let id = text(image, "/Id");
-    let size = |key: &str| image[key].as_f64().unwrap_or(-1.0);
-    let (all, shared) = (size("Size"), size("SharedSize"));
-    let known = |bytes: f64| {
-        if bytes < 0.0 {
-            "N/A".into()
-        } else {
-            human::size(bytes, 4)
-        }
-    };
-    let containers = image["Containers"].as_i64().filter(|count| *count >= 0);
-    let unique = if all < 0.0 || shared < 0.0 {
-        -1.0
-    } else {
-        all - shared
-    };
-    Row::new([
-        (
-            "ID",
-            if truncate {
-                human::short_id(id).into()
-            } else {
-                id.into()
-            },
-        ),
-        ("Repository", name.into()),
-        ("Tag", tag.into()),
-        ("Digest", digest.into()),
-        ("CreatedSince", human::ago(&image["Created"], now).into()),
-        (
-            "CreatedAt",
-            human::go_time(&image["Created"], TimeZone::system()).into(),
-        ),
-        ("Size", human::size(all.max(0.0), 3).into()),
-        (
-            "Containers",
-            containers
-                .map_or_else(|| "N/A".to_owned(), |count| count.to_string())
-                .into(),
-        ),
-        ("VirtualSize", human::size(all.max(0.0), 4).into()),
-        ("SharedSize", Value::String(known(shared))),
-        ("UniqueSize", Value::String(known(unique))),
-    ])
-}
-
-const HISTORY: Columns = Columns {
-    kind: "*image.historyContext",
-    titles: &[
-        ("ID", "IMAGE"),
-        ("CreatedSince", "CREATED"),
-        ("CreatedAt", "CREATED AT"),
-        ("CreatedBy", "CREATED BY"),
-        ("Size", "SIZE"),
-        ("Comment", "COMMENT"),
-    ],
-    table: "{{.ID}}\t{{.CreatedSince}}\t{{.CreatedBy}}\t{{.Size}}\t{{.Comment}}",
-};
-
-const HISTORY_EXACT: Columns = Columns {
-    table: "{{.ID}}\t{{.CreatedAt}}\t{{.CreatedBy}}\t{{.Size}}\t{{.Comment}}",
-    ..HISTORY
-};
-
-/// 2000-01-01: a layer from before then says nothing about its age.
-const EPOCH: i64 = 946_684_800;
-
-async fn history(session: &Session, args: &HistoryArgs) -> Result {
-    let layers = session
-        .api
-        .list(Request::get(&["images", &args.image, "history"]))
-        .await?;
-    let readable = args.human.unwrap_or(true);
-    let now = Timestamp::now();
-    let rows: Vec<Row> = layers
-        .iter()
-        .map(|layer| {
-            let id = text(layer, "/Id");
-            let created = layer["Created"].as_i64().unwrap_or(0);
-            let at = human::timestamp(&layer["Created"]).map_or_else(String::new, |time| {
-                time.to_zoned(TimeZone::system())
-                    .strftime("%Y-%m-%dT%H:%M:%S%:z")
-                    .to_string()
-            });
-            let since = match created {
-                _ if !readable => at.clone(),
-                ..=EPOCH => "N/A".into(),
-                _ => human::ago(&layer["Created"], now),
-            };
-            let by = text(layer, "/CreatedBy").replace('\t', " ");
-            let bytes = layer["Size"].as_f64().unwrap_or(0.0);
-            let size = if readable {
-                human::size(bytes, 3)
-            } else {
-                bytes.to_string()
-            };
-            let id = if args.no_trunc {
-                id.to_owned()
-            } else {
-                human::short_id(id)
-            };
-            let by = if args.no_trunc {
-                by
-            } else {
-                human::ellipsis(&by, 45)
-            };
-            Row::new([
-                ("ID", id.into()),
-                ("CreatedSince", since.into()),
-                ("CreatedAt", at.into()),
-                ("CreatedBy", by.into()),
-                ("Size", size.into()),
-                ("Comment", text(layer, "/Comment").into()),
-            ])
-        })
-        .collect();
-    let columns = if readable { &HISTORY } else { &HISTORY_EXACT };
-    table::print(&args.format, args.quiet, columns, &rows)
-}
-
-#[cfg(test)]
-mod tests {
-    use serde_json::json;
-
-    use super::*;
-
-    #[test]
-    fn an_image_has_a_line_for_each_name() {
-        let digest = format!("sha256:{}", "a".repeat(64));
-        let now: Timestamp = "2026-01-02T00:00:00Z".parse().unwrap();
-        let created = 1_767_225_600;
-        let images = [
-            json!({"Id": "sha256:0123456789abcdef", "Created": created, "Size": 7_833_600,
-                   "RepoTags": ["alpine:3", "r.io/a:1"], "RepoDigests": [format!("alpine@{digest}")]}),
-            json!({"Id": "sha256:fedcba9876543210", "Created": created, "Size": 10, "RepoTags": [], "RepoDigests": []}),
-        ];
-        let shown: Vec<Row> = images
-            .iter()
-            .flat_map(|i| rows(i, false, true, now))
-            .collect();
-        assert_eq!(
-            table::render("", false, &COLUMNS, &shown).unwrap(),
-            "REPOSITORY   TAG       IMAGE ID       CREATED        SIZE\n\
-             alpine       3         0123456789ab   24 hours ago   7.83MB\n\
-             r.io/a       1         0123456789ab   24 hours ago   7.83MB\n\
-             <none>       <none>    fedcba987654   24 hours ago   10B\n"
-        );
-        let with: Vec<Row> = rows(&images[0], true, true, now);
-        let text = table::render("{{.Repository}} {{.Digest}}", false, &COLUMNS, &with).unwrap();
-        assert_eq!(text, format!("alpine {digest}\nr.io/a <none>\n"));
-    }
 }

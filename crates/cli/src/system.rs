@@ -166,9 +166,23 @@ pub(crate) async fn version(session: &Session, args: &FormatArgs) -> Result {
     match args.format.as_str() {
         "" => output::write(version_page(&both))?,
         "json" => output::line(both.to_string())?,
-        format => output::line(inspect::parse(format)?.execute(&both, Scope::default())?)?,
+        format => {
+            let fields = with_docker_names(both);
+            output::line(inspect::parse(format)?.execute(&fields, Scope::default())?)?;
+        }
     }
     error.map_or(Ok(()), Err)
+}
+
+/// Docker's templates go by the names of Go's fields, where its JSON has others.
+fn with_docker_names(mut both: Value) -> Value {
+    for side in ["Client", "Server"] {
+        let version = both[side]["ApiVersion"].clone();
+        if let Some(fields) = both[side].as_object_mut() {
+            fields.insert("APIVersion".to_owned(), version);
+        }
+    }
+    both
 }
 
 fn version_page(both: &Value) -> String {

@@ -10,7 +10,7 @@ use crate::digest::Digest;
 
 /// Where names without a domain live.
 pub(crate) const HUB: &str = "docker.io";
-const HUB_LEGACY: &str = "index.docker.io";
+pub(crate) const HUB_LEGACY: &str = "index.docker.io";
 const OFFICIAL: &str = "library/";
 const DEFAULT_TAG: &str = "latest";
 /// `NameTotalLengthMax` of distribution/reference.

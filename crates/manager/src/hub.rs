@@ -62,7 +62,8 @@ pub(crate) struct Session {
     pub(crate) acknowledged: Notify,
     /// The agent has said something.
     heard: Notify,
-    addr: Option<String>,
+    /// Where the agent calls from; `None` within this process.
+    pub(crate) addr: Option<String>,
 }
 
 /// Somebody waits for a connection that an agent was asked for.
@@ -123,10 +124,10 @@ impl Hub {
         *lock(&self.reports) = Reports::default();
     }
 
-    /// Where another agent speaks for `node`, when there is one. An agent asks for a session only when
-    /// it has given the one before up: that one ends then, or is never heard again. One that goes on is
-    /// another machine's with the same identity.
-    pub(crate) async fn rival(&self, node: NodeId) -> Option<String> {
+    /// The session of another agent that speaks for `node`, when there is one. An agent asks for a session
+    /// only when it has given the one before up: that one ends then, or is never heard again. One that goes
+    /// on is another machine's with the same identity.
+    pub(crate) async fn rival(&self, node: NodeId) -> Option<Arc<Session>> {
         let session = lock(&self.sessions).get(&node)?.clone();
         // To a machine that has forgotten the connection, this ends it.
         session.probe();
@@ -138,7 +139,7 @@ impl Hub {
         session.probe();
         tokio::select! {
             () = session.ended.cancelled() => None,
-            () = heard => Some(session.addr.clone().unwrap_or_default()),
+            () = heard => Some(session.clone()),
             () = tokio::time::sleep(PROBE_PATIENCE) => None,
         }
     }

@@ -142,6 +142,11 @@ impl Agent {
         Self { inner }
     }
 
+    /// Says in [`Self::doctor`] why this agent asks for no session; until [`Self::join`].
+    pub fn stand_aside(&self, why: String) {
+        *lock(&self.inner.trouble) = Some(why);
+    }
+
     /// Opens a session with the managers that `dialer` reaches, and keeps it open.
     pub fn join(&self, node: NodeId, dialer: Dialer) {
         let (runtime, back) = (self.inner.tools.runtime.clone(), dialer.clone());

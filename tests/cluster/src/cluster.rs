@@ -162,6 +162,15 @@ impl Cluster {
         host_address(i)
     }
 
+    /// Gives host `i` the address that a host of another number would have, instead of its own.
+    #[track_caller]
+    pub fn renumber(&self, i: usize, number: usize) -> Ipv4Addr {
+        let addr = host_address(number);
+        let renumbered = Switch::renumber(self.hosts[i].network(), addr);
+        renumbered.expect("give a host another address");
+        addr
+    }
+
     /// The host's address in IPv6.
     pub fn addr6(&self, i: usize) -> Ipv6Addr {
         with_v6(self.addr(i))
@@ -415,6 +424,16 @@ impl Cluster {
         self.switch
             .drop_frames(percent, these, these)
             .expect("lose frames");
+    }
+
+    /// From now on, the way between host `i` and all others leads over the router, and takes no packets
+    /// larger than `mtu` bytes, as the host's own interface does.
+    #[track_caller]
+    pub fn narrow(&self, i: usize, mtu: u16) {
+        let others = (0..self.len()).filter(|other| *other != i);
+        let others: Vec<&Network> = others.map(|other| self.hosts[other].network()).collect();
+        let narrowed = self.switch.narrow(i, self.hosts[i].network(), &others, mtu);
+        narrowed.expect("narrow the way");
     }
 
     /// The network is whole again.

@@ -17,6 +17,7 @@ mod host;
 mod image;
 mod inside;
 mod leaks;
+pub mod line;
 mod load;
 mod network;
 mod process;

@@ -223,6 +223,43 @@ impl Switch {
         Ok(client)
     }
 
+    /// Gives a host another address, and the same ways to everywhere else.
+    pub(crate) fn renumber(host: &Network, addr: Ipv4Addr) -> Result<()> {
+        ok(host
+            .command("ip")
+            .args(["address", "flush", "dev", "eth0", "scope", "global"]))?;
+        connect(host, addr, router())
+    }
+
+    /// Leads all of a host's traffic over the router, which has a way to it for packets of `mtu` bytes.
+    pub(crate) fn narrow(
+        &self,
+        number: usize,
+        host: &Network,
+        others: &[&Network],
+        mtu: u16,
+    ) -> Result<()> {
+        let ip = |network: &Network, words: &str| ok(network.command("ip").args(words.split(' ')));
+        // Or the router would tell them of the shorter way.
+        for interface in ["all", "hosts"] {
+            let redirects = format!("net.ipv4.conf.{interface}.send_redirects=0");
+            ok(self.network.command("sysctl").args(["-qw", &redirects]))?;
+        }
+        let (addr, router) = (host_address(number), router());
+        ip(
+            &self.network,
+            &format!("route add {addr}/32 dev hosts mtu lock {mtu}"),
+        )?;
+        for other in others {
+            ip(other, &format!("route add {addr}/32 via {router}"))?;
+        }
+        let [a, b, c] = SUBNET;
+        ip(host, &format!("route del {a}.{b}.{c}.0/24 dev eth0"))?;
+        ip(host, &format!("route add {router}/32 dev eth0"))?;
+        ip(host, &format!("route replace default via {router}"))?;
+        ip(host, &format!("link set eth0 mtu {mtu}"))
+    }
+
     pub(crate) fn client_address() -> Ipv4Addr {
         CLIENT
     }
@@ -292,7 +329,7 @@ fn connect(network: &Network, address: Ipv4Addr, router: Ipv4Addr) -> Result<()>
     ))?;
     ip("link set eth0 up")?;
     for router in [IpAddr::from(router), with_v6(router).into()] {
-        ip(&format!("route add default via {router}"))?;
+        ip(&format!("route replace default via {router}"))?;
     }
     Ok(())
 }

@@ -5,77 +5,12 @@
 
 use std::{process::Stdio, thread, time::Duration};
 
-use cluster_tests::{Host, Output, busybox_tar, docker_archive, wait_for};
+use cluster_tests::{
+    Host,
+    line::{contains_all, create, docker, docker_json, load_busybox, refused, same, try_docker},
+    wait_for,
+};
 use serde_json::Value;
-
-/// The words of `line`; a `{{template}}` is one.
-fn words(line: &str) -> Vec<&str> {
-    let mut depth = 0_i32;
-    let split = line.split(|c: char| {
-        depth += i32::from(c == '{') - i32::from(c == '}');
-        c.is_ascii_whitespace() && depth == 0
-    });
-    split.filter(|word| !word.is_empty()).collect()
-}
-
-/// Runs docker with the words of `line`; fails the test when it fails.
-#[track_caller]
-fn docker(host: &Host, line: &str) -> String {
-    host.docker(&words(line))
-}
-
-fn try_docker(host: &Host, line: &str) -> Output {
-    host.try_docker(&words(line))
-}
-
-#[track_caller]
-fn docker_json(host: &Host, line: &str) -> Value {
-    serde_json::from_str(&docker(host, line)).expect("JSON")
-}
-
-/// Docker and shoal print the same for `line`. Times are relative to now: the second may turn in between.
-#[track_caller]
-fn same(host: &Host, line: &str) {
-    let words = words(line);
-    wait_for(
-        &format!("docker and shoal to agree on {line:?}"),
-        // Both say how long ago things were, and a busy machine takes its time between them.
-        || (host.shoal(&words), host.docker(&words), host.shoal(&words)),
-        |(before, docker, after)| !docker.is_empty() && (docker == before || docker == after),
-    );
-}
-
-#[track_caller]
-fn contains_all(text: &str, wanted: &[&str]) {
-    for part in wanted {
-        assert!(text.contains(part), "{part:?} is not in:\n{text}");
-    }
-}
-
-#[track_caller]
-fn refused(output: &Output, message: &str) {
-    assert_eq!(output.status.code(), Some(1), "{output:?}");
-    assert!(output.stderr.contains(message), "{}", output.stderr);
-}
-
-fn load_busybox(host: &Host) {
-    let tar = docker_archive(host.dir(), "busybox:1").unwrap();
-    let loaded = docker(host, &format!("load --input {}", tar.display()));
-    assert_eq!(loaded, "Loaded image: busybox:1\n");
-}
-
-/// Creates a service of busybox that runs `script`. It waits until the service has converged.
-#[track_caller]
-fn create(host: &Host, options: &str, script: &str) -> Output {
-    let mut words = vec!["service", "create", "--update-monitor", "600ms"];
-    words.extend(["--restart-delay", "0s", "--stop-grace-period", "1s"]);
-    words.extend(self::words(options));
-    let script = format!("trap 'exit 0' TERM; {script}");
-    words.extend(["busybox:1", "sh", "-c", &script]);
-    let output = host.try_docker(&words);
-    assert!(output.status.success(), "{output:?}");
-    output
-}
 
 #[test]
 fn a_swarm_begins_and_ends() {
@@ -222,84 +157,6 @@ fn nodes_and_networks() {
         &try_docker(&host, "network inspect back"),
         "network back not found",
     );
-}
-
-#[test]
-fn images_come_and_go() {
-    let host = Host::local();
-    load_busybox(&host);
-    let tar = busybox_tar(host.dir()).unwrap();
-    let imported = host.docker(&[
-        "import",
-        "--change",
-        "CMD [\"/bin/sh\"]",
-        "--message",
-        "by hand",
-        tar.to_str().unwrap(),
-        "imported:2",
-    ]);
-    docker(&host, "tag imported:2 team/other:3");
-    let image = &docker_json(&host, "image inspect team/other:3")[0];
-    assert_eq!(image["Id"], imported.trim());
-    assert_eq!(
-        image["RepoTags"],
-        serde_json::json!(["imported:2", "team/other:3"])
-    );
-    assert_eq!(image["Config"]["Cmd"], serde_json::json!(["/bin/sh"]));
-    contains_all(&docker(&host, "history imported:2"), &["by hand"]);
-    same(&host, "images");
-    same(&host, "images --digests --no-trunc");
-    same(&host, "image ls team/other");
-
-    let saved = host.path("saved.tar");
-    docker(&host, &format!("save --output {saved} team/other:3"));
-    assert_eq!(
-        docker(&host, "rmi team/other:3"),
-        "Untagged: team/other:3\n"
-    );
-    let removed = docker(&host, "rmi imported:2");
-    assert!(
-        removed.starts_with("Untagged: imported:2\nDeleted: sha256:"),
-        "{removed}"
-    );
-    refused(
-        &try_docker(&host, "image inspect imported:2"),
-        "No such image: imported:2",
-    );
-    assert_eq!(
-        docker(&host, &format!("load --quiet --input {saved}")),
-        "Loaded image: team/other:3\n"
-    );
-    assert_eq!(
-        docker(&host, "images --quiet --no-trunc team/other"),
-        imported,
-        "the same image comes back"
-    );
-    refused(
-        &try_docker(&host, "rmi nothing"),
-        "No such image: nothing:latest",
-    );
-
-    docker(
-        &host,
-        "service create --quiet -d --name web --replicas 2 shoal/hello",
-    );
-    host.wait_running("web", 2);
-    refused(
-        &try_docker(&host, "rmi shoal/hello"),
-        "is using its referenced image",
-    );
-    let usage = docker(&host, "system df");
-    let row = |kind: &str| {
-        let line = usage.lines().find(|line| line.starts_with(kind)).unwrap();
-        line[kind.len()..]
-            .split_whitespace()
-            .take(2)
-            .collect::<Vec<_>>()
-            .join(" ")
-    };
-    assert_eq!(row("Images"), "3 1", "{usage}");
-    assert_eq!(row("Containers"), "2 2", "{usage}");
 }
 
 #[test]
@@ -697,35 +554,4 @@ fn events_tell_what_happened_and_what_happens() {
             "no past was asked for:\n{events}"
         );
     });
-}
-
-#[test]
-fn what_nobody_uses_is_pruned() {
-    let host = Host::local();
-    load_busybox(&host);
-    docker(&host, "network create -d overlay unused");
-    docker(&host, "network create -d overlay used");
-    create(
-        &host,
-        "--name web --network used",
-        "while :; do sleep 0.1; done",
-    );
-    assert_eq!(
-        docker(&host, "image prune --force"),
-        "Total reclaimed space: 0B\n",
-        "no image is without a name"
-    );
-    assert_eq!(
-        docker(&host, "network prune --force"),
-        "Deleted Networks:\nunused\n\n"
-    );
-    let pruned = docker(&host, "image prune --all --force");
-    assert!(!pruned.contains("busybox:1\n"), "it is used: {pruned}");
-    docker(&host, "service rm web");
-    docker(&host, "network rm used");
-    wait_for(
-        "the image to go",
-        || host.shoal(&["image", "prune", "--all", "--force"]),
-        |pruned| pruned.contains("untagged: busybox:1\ndeleted: sha256:"),
-    );
 }

@@ -241,7 +241,7 @@ fn names_without_a_virtual_address_aliases_and_internal_networks_are_as_asked_fo
     }
 }
 
-/// A server of UDP in a task's container that says what it is told, and who told it.
+/// A server of UDP in a task's container that says who asked, in as many bytes as it was asked with.
 struct Echo {
     stop: Arc<AtomicBool>,
     thread: Option<thread::JoinHandle<()>>,
@@ -258,11 +258,11 @@ impl Echo {
         let stop = Arc::new(AtomicBool::new(false));
         let stopping = stop.clone();
         let thread = thread::spawn(move || {
-            let mut buffer = [0; 512];
+            let mut buffer = [0; 1 << 16];
             while !stopping.load(Ordering::Relaxed) {
-                if let Ok((_, from)) = socket.recv_from(&mut buffer) {
-                    let seen = from.ip().to_canonical().to_string();
-                    drop(socket.send_to(seen.as_bytes(), from));
+                if let Ok((length, from)) = socket.recv_from(&mut buffer) {
+                    let seen = from.ip().to_canonical();
+                    drop(socket.send_to(format!("{seen:<length$}").as_bytes(), from));
                 }
             }
         });
@@ -293,6 +293,11 @@ fn within<T: Send>(netns: &Path, act: impl FnOnce() -> T + Send) -> T {
 
 /// Whom a server of UDP sees when it is asked from `network`.
 fn ask(network: &Network, to: IpAddr, port: u16) -> Result<IpAddr, String> {
+    ask_with(network, to, port, 1)
+}
+
+/// The same, by a datagram of `length` bytes, which is answered by as many.
+fn ask_with(network: &Network, to: IpAddr, port: u16, length: usize) -> Result<IpAddr, String> {
     within(&Path::new("/run/netns").join(network.name()), || {
         let any: SocketAddr = if to.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" }
             .parse()
@@ -302,11 +307,12 @@ fn ask(network: &Network, to: IpAddr, port: u16) -> Result<IpAddr, String> {
             .set_read_timeout(Some(Duration::from_secs(2)))
             .unwrap();
         socket.connect((to, port)).map_err(|e| e.to_string())?;
-        socket.send(b"?").map_err(|e| e.to_string())?;
-        let mut buffer = [0; 512];
-        let length = socket.recv(&mut buffer).map_err(|e| e.to_string())?;
-        let text = String::from_utf8_lossy(&buffer[..length]).into_owned();
-        text.parse().map_err(|e| format!("{text}: {e}"))
+        socket.send(&vec![0; length]).map_err(|e| e.to_string())?;
+        let mut buffer = [0; 1 << 16];
+        let count = socket.recv(&mut buffer).map_err(|e| e.to_string())?;
+        assert!(count >= length, "{count} of {length} bytes");
+        let text = String::from_utf8_lossy(&buffer[..count]).into_owned();
+        text.trim().parse().map_err(|e| format!("{text}: {e}"))
     })
 }
 
@@ -364,6 +370,63 @@ fn ports_of_udp_answer_by_every_node_and_those_of_a_host_by_that_one_alone() {
         .get(&format!("http://{}:8081/", cluster.addr(0)));
     assert!(elsewhere.is_err(), "a port of another host: {elsewhere:?}");
     assert!(ask(cluster.client(), cluster.addr(0).into(), 5301).is_err());
+}
+
+#[test]
+fn a_way_to_a_node_that_is_narrower_than_its_interfaces_carries_what_is_large() {
+    let cluster = Cluster::formed(1, 1);
+    cluster.import("busybox", busybox_tar);
+    cluster.narrow(1, 1400);
+    let words = ["network", "create", "--driver", "overlay", "back"];
+    cluster.host(0).shoal(&words);
+    let mut echoes = Vec::new();
+    for (i, name) in ["near", "far"].into_iter().enumerate() {
+        let place = on(i);
+        let [web, udp] =
+            [0, 1].map(|kind| format!("{}:{}", 8080 + i + 1000 * kind, 80 - 27 * kind));
+        let udp = format!("{udp}/udp");
+        let flags = ["--network", "back", "--constraint", &place];
+        let ports = ["--publish", &web, "--publish", &udp];
+        create(
+            cluster.host(0),
+            name,
+            &[flags, ports].concat(),
+            &["shoal/hello"],
+        );
+        let tasks = cluster.wait_running(0, name, 1);
+        echoes.push(Echo::start(&tasks[0], 53));
+    }
+    let probes = probes(&cluster, "probe", &["--network", "back"]);
+    let client = IpAddr::from(cluster.client_addr());
+    for service in 0..2u16 {
+        for i in 0..2 {
+            let url = format!("{}bytes?n=300000", cluster.url(i, 8080 + service));
+            let body = wait_for(&url, || cluster.client().get(&url), Result::is_ok);
+            assert_eq!(body.unwrap().len(), 300_000, "{url}");
+            // One that fits in a packet of the wide interfaces alone, and one that fits in none.
+            for length in [1, 1400, 4000] {
+                let asked = || {
+                    ask_with(
+                        cluster.client(),
+                        cluster.addr(i).into(),
+                        9080 + service,
+                        length,
+                    )
+                };
+                let what = format!("{length} bytes to service {service} through node{}", i + 1);
+                let seen = wait_for(&what, asked, Result::is_ok);
+                assert_eq!(seen, Ok(client), "{what}");
+            }
+        }
+    }
+    let count = "--output /dev/null --write-out '%{size_download}'";
+    for probe in &probes {
+        for name in ["near", "far"] {
+            let url = format!("http://{name}/bytes?n=300000");
+            let large = fetch(probe, &url, count);
+            assert_eq!(large.trim(), "300000", "{url} from {}", probe.node);
+        }
+    }
 }
 
 #[test]

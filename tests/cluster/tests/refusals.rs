@@ -44,6 +44,20 @@ fn join_anew(cluster: &Cluster, i: usize) {
     cluster.join(i, Role::Worker, 0);
 }
 
+/// Starts host `to` with what host `from` knows of the swarm and of its tasks.
+#[track_caller]
+fn start_as_copy(cluster: &mut Cluster, to: usize, from: usize) {
+    cluster.host_mut(to).stop_daemon();
+    for name in ["swarm", "agent"] {
+        let from = format!("{}/{name}", cluster.host(from).data_root());
+        let to = cluster.host(to).data_root();
+        let mut copy = Command::new("cp");
+        let status = copy.args(["-a", &from, &to]).status().expect("start cp");
+        assert!(status.success(), "{copy:?}: {status}");
+    }
+    cluster.host_mut(to).start();
+}
+
 #[test]
 fn a_copied_data_root_is_refused_while_the_node_it_is_of_lives() {
     let mut cluster = Cluster::new(3);
@@ -52,15 +66,7 @@ fn a_copied_data_root_is_refused_while_the_node_it_is_of_lives() {
     create_on(&cluster, 1, "hello", "2");
     let before = identities(&cluster.wait_running(0, "hello", 2));
 
-    cluster.host_mut(2).stop_daemon();
-    for name in ["swarm", "agent"] {
-        let from = format!("{}/{name}", cluster.host(1).data_root());
-        let to = cluster.host(2).data_root();
-        let mut copy = Command::new("cp");
-        let status = copy.args(["-a", &from, &to]).status().expect("start cp");
-        assert!(status.success(), "{copy:?}: {status}");
-    }
-    cluster.host_mut(2).start();
+    start_as_copy(&mut cluster, 2, 1);
     wait_doctor(cluster.host(2), "is another machine, at 10.200.7.2");
     wait_doctor(cluster.host(2), "leave the swarm here with --force");
     cluster.wait_status(0, 1, "Ready");
@@ -74,6 +80,42 @@ fn a_copied_data_root_is_refused_while_the_node_it_is_of_lives() {
     assert_eq!(cluster.host(2).shoal(&["ps", "--quiet"]), "");
     let after = identities(&cluster.wait_running(0, "hello", 2));
     assert_eq!(after, before, "nothing was restarted");
+}
+
+#[test]
+fn a_copy_of_a_manager_takes_no_part_in_deciding_while_the_manager_lives() {
+    let mut cluster = Cluster::with_hosts(4, |_, host| Ok(host.with_short_log()));
+    cluster.init(0, &[]);
+    cluster.join(1, Role::Manager, 0);
+    cluster.join(2, Role::Manager, 0);
+    create_on(&cluster, 1, "hello", "2");
+    let before = identities(&cluster.wait_running(0, "hello", 2));
+    let managers = |cluster: &Cluster| {
+        let nodes = cluster.nodes(1).into_iter();
+        let managers = nodes.filter(|node| !node.manager.is_empty());
+        managers.map(|node| node.id).collect::<BTreeSet<_>>()
+    };
+    let group = managers(&cluster);
+
+    // Of one that follows, and of the one that leads.
+    for of in [1, 0] {
+        start_as_copy(&mut cluster, 3, of);
+        let addr = cluster.addr(of);
+        let words = format!("is another machine, which answers at {addr}:2377");
+        wait_doctor(cluster.host(3), &words);
+        wait_doctor(cluster.host(3), "Leave the swarm here with --force");
+        let listens = cluster
+            .client()
+            .get(&format!("https://{}/", cluster.cluster_addr(3)));
+        let why = listens.unwrap_err();
+        assert!(why.contains("Failed to connect"), "a closed port: {why}");
+        cluster.host(3).shoal(&["swarm", "leave", "--force"]);
+        assert_eq!(managers(&cluster), group, "the copy alone has left");
+    }
+    let after = identities(&cluster.wait_running(0, "hello", 2));
+    assert_eq!(after, before, "nothing was restarted");
+    cluster.join(3, Role::Manager, 0);
+    cluster.wait_ready(0, 4);
 }
 
 #[test]

@@ -257,3 +257,27 @@ fn what_was_pulled_by_name_is_there_under_it_after_a_restart_without_the_registr
     );
     assert_eq!(host.wait_running("own", 1).len(), 1);
 }
+
+/// `docker login` asks the daemon, and keeps what the registry takes.
+#[test]
+fn credentials_are_tried_before_they_are_kept() {
+    let mut host = Host::new().unwrap();
+    host.start();
+    let _registry = Registry::start(&host, true);
+    let login = |password: &str, server: &str| {
+        host.try_docker(&["login", "-u", "diver", "-p", password, server])
+    };
+    let wrong = login("open, please", ADDRESS);
+    assert_eq!(wrong.status.code(), Some(1), "{wrong:?}");
+    assert!(wrong.stderr.contains("unauthorized: "), "{wrong:?}");
+    let nowhere = login("open sesame", "127.0.0.1:1");
+    assert!(nowhere.stderr.contains("refused"), "{nowhere:?}");
+    let nameless = login("open sesame", "nowhere");
+    assert!(
+        nameless.stderr.contains("it needs a dot or a port"),
+        "{nameless:?}"
+    );
+    let right = login("open sesame", ADDRESS);
+    assert_eq!(right.status.code(), Some(0), "{right:?}");
+    assert!(right.stdout.contains("Login Succeeded"), "{right:?}");
+}

@@ -475,6 +475,15 @@ impl LocalEngine for Engine {
         .boxed()
     }
 
+    fn login(&self, auth: shoal_engine_api::wire::RegistryAuth) -> BoxFuture<'_, Result<()>> {
+        async move {
+            let server = auth.server_address.clone();
+            let tried = Self::images(self).login(translate::credentials(auth)).await;
+            tried.map_err(|error| translate::resolve_error(&server, error))
+        }
+        .boxed()
+    }
+
     fn volumes(&self) -> BoxFuture<'_, Result<Vec<VolumeInfo>>> {
         self.with_volumes(|volumes| {
             let all = volumes.list();

@@ -6,7 +6,10 @@
 
 use std::{
     net::{IpAddr, SocketAddr},
-    sync::{Arc, PoisonError, RwLock},
+    sync::{
+        Arc, PoisonError, RwLock,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -21,7 +24,7 @@ use shoal_transport::{
 use shoal_types::{
     NodeId, RaftId, Timestamp,
     spec::Role,
-    wire::{JoinAnswer, ManagerPeer, MemberAnswer, MemberRequest, Purpose, RenewRequest},
+    wire::{JoinAnswer, ManagerPeer, MemberAnswer, MemberRequest, Purpose, RaftLane, RenewRequest},
 };
 use tokio::{
     sync::watch,
@@ -45,6 +48,8 @@ const ELECTION_PAUSE: Duration = Duration::from_millis(200);
 const RETRY: Duration = Duration::from_secs(2);
 /// A place in the group of managers that is being taken shows in the state within less.
 const UNLISTED: Duration = Duration::from_secs(20);
+/// A manager that answers does so within this; one that has moved away is not waited for any longer.
+const KNOCK_TIMEOUT: Duration = Duration::from_secs(2);
 /// How often the node's own address is looked at.
 const LOOK: Duration = Duration::from_secs(10);
 /// A leader is looked for this long by a request that needs one.
@@ -87,6 +92,11 @@ pub(crate) enum MemberError {
     Local,
     #[error(transparent)]
     TakeOver(#[from] shoal_manager::TakeOverError),
+    #[error(
+        "manager {node} is another machine, which answers at {addr}; this one's data root is a copy of that \
+         one's, so it takes no part. Leave the swarm here with --force and join it again"
+    )]
+    Twin { node: NodeId, addr: String },
 }
 
 /// What makes connections to other nodes.
@@ -203,6 +213,8 @@ pub(crate) struct Member {
     /// `None` in local mode.
     pub(crate) links: Option<Links>,
     half: RwLock<Option<Half>>,
+    /// The half stays closed: another machine serves as this manager.
+    twin: AtomicBool,
     keeping: std::sync::Mutex<Option<JoinHandle<()>>>,
 }
 
@@ -218,6 +230,7 @@ impl Member {
             parts,
             membership: RwLock::new(membership),
             half: RwLock::new(None),
+            twin: AtomicBool::new(false),
             keeping: std::sync::Mutex::default(),
         });
         let membership = member.membership();
@@ -227,11 +240,17 @@ impl Member {
             links.managers.set(managers);
             member.parts.agent.set_data_addr(member.data_addr().ok());
         }
-        if let Some(raft) = membership.raft() {
-            let half = member.open_half(raft, false).await?;
-            member.take_half(half);
-        } else {
+        let Some(raft) = membership.raft() else {
             member.connect_agent(None);
+            return Ok(member);
+        };
+        match member.resume(raft).await {
+            Err(error @ MemberError::Twin { .. }) => {
+                let why = super::translate::chain(&error);
+                warn!(error = why, "not started");
+                member.parts.agent.stand_aside(why);
+            }
+            other => other?,
         }
         Ok(member)
     }
@@ -281,6 +300,43 @@ impl Member {
 
     fn data_addr(&self) -> Result<IpAddr, AddressError> {
         self.membership().data_addr()
+    }
+
+    /// Opens the half of a node that was a manager before, unless another machine is that manager now: two
+    /// with one vote could choose two leaders.
+    async fn resume(&self, raft: RaftId) -> Result<(), MemberError> {
+        let twin = self.find_twin(raft).await;
+        self.twin.store(twin.is_some(), Ordering::Relaxed);
+        if let Some(addr) = twin {
+            let node = self.node();
+            return Err(MemberError::Twin { node, addr });
+        }
+        let half = self.open_half(raft, false).await?;
+        self.take_half(half);
+        Ok(())
+    }
+
+    /// Where somebody answers as this node. While its own port is closed, that is another machine.
+    async fn find_twin(&self, raft: RaftId) -> Option<String> {
+        let links = self.links.as_ref()?;
+        let membership = self.membership();
+        let purpose = Purpose::Raft {
+            to: raft,
+            lane: RaftLane::Heartbeat,
+        };
+        let known = membership.managers.iter();
+        let known = known.filter(|manager| manager.node == membership.node);
+        let mut addrs: Vec<String> = known.map(|manager| manager.addr.clone()).collect();
+        addrs.extend(self.advertised().ok().map(|addr| addr.to_string()));
+        addrs.sort();
+        addrs.dedup();
+        for addr in addrs {
+            let knock = links.tls.connect(&addr, Some(membership.node), purpose);
+            if let Ok(Ok(_stream)) = time::timeout(KNOCK_TIMEOUT, knock).await {
+                return Some(addr);
+            }
+        }
+        None
     }
 
     /// Opens the store, and listens. Nobody is told.
@@ -430,6 +486,10 @@ impl Member {
             *renew_at = links.credentials().renew_at(&mut rand::rng());
         }
         match (links.credentials().identity().role, self.manager()) {
+            (Role::Manager, None) if self.twin.load(Ordering::Relaxed) => {
+                let raft = self.membership().raft().ok_or(MemberError::NoManager)?;
+                self.resume(raft).await
+            }
             (Role::Manager, None) => self.become_manager().await,
             (Role::Worker, Some(_)) => self.become_worker().await,
             (Role::Manager, Some(manager)) => self.tell_address(links, &manager).await,

@@ -18,7 +18,7 @@ use shoal_node_agent::{
 use shoal_types::{
     Timestamp,
     object::{Network, NodeDescription},
-    spec::{HealthCheck, PublishMode},
+    spec::{HealthCheck, Protocol, PublishMode},
 };
 
 /// Bytes between the writer of an archive and the client that reads it.
@@ -51,6 +51,14 @@ pub(crate) fn auth(header: Option<&str>) -> Result<Option<RegistryAuth>> {
         .transpose();
     auth.map(Option::flatten)
         .map_err(|error| EngineError::Invalid(chain(&error)))
+}
+
+pub(crate) fn credentials(auth: shoal_engine_api::wire::RegistryAuth) -> RegistryAuth {
+    let mut credentials = RegistryAuth::basic(auth.username, auth.password);
+    credentials.identity_token = auth.identity_token;
+    credentials.registry_token = auth.registry_token;
+    credentials.server_address = auth.server_address;
+    credentials
 }
 
 pub(crate) fn sink(progress: ProgressSink) -> image::ProgressSink {
@@ -247,7 +255,7 @@ pub(crate) fn container(
         },
         tty: spec.tty,
         networks: container_networks(local, networks),
-        ports: container_ports(local),
+        ports: container_ports(local, config.exposed_ports().iter().flatten()),
         mounts,
         memory_bytes: task.spec.limits.memory_bytes,
         nano_cpus: task.spec.limits.nano_cpus,
@@ -330,17 +338,37 @@ fn container_networks(local: &LocalTask, networks: &[Arc<Network>]) -> Vec<Conta
         .collect()
 }
 
-/// Ports in host mode are the container's own; those of the ingress network are its service's.
-fn container_ports(local: &LocalTask) -> Vec<ContainerPort> {
-    let ports = local.task.endpoint.ports.iter();
+/// Ports in host mode are the container's own; those of the ingress network are its service's. Then those that the
+/// image exposes, each `80` or `80/tcp`.
+fn container_ports<'a>(
+    local: &LocalTask,
+    exposed: impl Iterator<Item = &'a String>,
+) -> Vec<ContainerPort> {
+    let published = local.task.endpoint.ports.iter().map(|port| ContainerPort {
+        protocol: port.protocol,
+        container: port.target,
+        host: (port.mode == PublishMode::Host && port.published != 0)
+            .then_some((std::net::Ipv4Addr::UNSPECIFIED, port.published)),
+    });
+    let mut ports: Vec<ContainerPort> = published.collect();
+    for text in exposed {
+        let (number, protocol) = text.split_once('/').unwrap_or((text, "tcp"));
+        let protocol = [Protocol::Tcp, Protocol::Udp, Protocol::Sctp]
+            .into_iter()
+            .find(|known| known.as_str() == protocol);
+        if let (Some(protocol), Ok(container)) = (protocol, number.parse())
+            && !ports
+                .iter()
+                .any(|port| port.protocol == protocol && port.container == container)
+        {
+            ports.push(ContainerPort {
+                protocol,
+                container,
+                host: None,
+            });
+        }
+    }
     ports
-        .map(|port| ContainerPort {
-            protocol: port.protocol,
-            container: port.target,
-            host: (port.mode == PublishMode::Host && port.published != 0)
-                .then_some((std::net::Ipv4Addr::UNSPECIFIED, port.published)),
-        })
-        .collect()
 }
 
 pub(crate) fn container_mount(mount: &TaskMount, volumes: &Volumes) -> ContainerMount {
@@ -410,6 +438,7 @@ pub(crate) fn pull_error(reference: &str, error: PullError) -> EngineError {
 pub(crate) fn resolve_error(reference: &str, error: ResolveError) -> EngineError {
     match error {
         ResolveError::Reference(error) => EngineError::Invalid(error.to_string()),
+        error @ ResolveError::Server(_) => EngineError::Invalid(error.to_string()),
         ResolveError::Registry(error) => registry_error(reference, error),
         ResolveError::Document(error) => failed(format!("read the image {reference}"), error),
     }

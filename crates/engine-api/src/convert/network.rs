@@ -15,6 +15,13 @@ const VXLAN_IDS: &str = "com.docker.network.driver.overlay.vxlanid_list";
 
 pub(crate) fn network_spec(request: wire::NetworkCreate) -> Result<NetworkSpec> {
     dns_name(&request.name, "Name")?;
+    if matches!(request.name.as_str(), "host" | "none" | "default") {
+        let message = format!(
+            "operation is not permitted on predefined {} network",
+            request.name
+        );
+        return Err(SpecError::invalid("Name", message));
+    }
     let driver = match request.driver.as_str() {
         // Docker's default is a bridge of one node; here every network spans the cluster.
         "" => "bridge",

@@ -165,13 +165,11 @@ fn log_driver(driver: Option<&wire::DriverConfig>) -> Result<()> {
 
 fn limits(limit: &wire::Limit) -> Result<Resources> {
     const FIELD: &str = "TaskTemplate.Resources.Limits";
-    let pids = u64::try_from(limit.pids).map_err(|_| {
-        SpecError::invalid(format!("{FIELD}.Pids"), "pids limit cannot be negative")
-    })?;
     Ok(Resources {
         nano_cpus: nano_cpus(limit.nano_cpus, FIELD)?,
         memory_bytes: memory(limit.memory_bytes, FIELD)?,
-        pids,
+        // Docker's -1 is no limit either.
+        pids: u64::try_from(limit.pids).unwrap_or(0),
         generic: Vec::new(),
     })
 }
@@ -318,6 +316,8 @@ fn update_config(config: Option<wire::UpdateConfig>, field: &str) -> Result<Upda
         "" | "pause" => FailureAction::Pause,
         "continue" => FailureAction::Continue,
         "rollback" if field == "UpdateConfig" => FailureAction::Rollback,
+        // There is nothing to go back to from a rollback: it stops, as in Docker.
+        "rollback" => FailureAction::Pause,
         other => {
             let message = format!("unrecognized update failure action {other}");
             return Err(SpecError::invalid(

@@ -149,6 +149,12 @@ pub trait LocalEngine: Send + Sync + 'static {
         auth: Option<&'a str>,
     ) -> BoxFuture<'a, Result<ImageDescriptor>>;
 
+    /// [`EngineError::Unauthorized`] when the registry refuses the credentials.
+    fn login(&self, _auth: crate::wire::RegistryAuth) -> BoxFuture<'_, Result<()>> {
+        let error = EngineError::NotSupported("checking credentials".to_owned());
+        Box::pin(std::future::ready(Err(error)))
+    }
+
     fn containers(&self) -> BoxFuture<'_, Result<Vec<ContainerInfo>>>;
     fn container_logs<'a>(
         &'a self,

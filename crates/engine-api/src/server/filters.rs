@@ -2,9 +2,14 @@
 
 use std::collections::BTreeMap;
 
+use jiff::{SignedDuration, civil::DateTime, tz::TimeZone};
 use serde_json::Value;
+use shoal_types::Timestamp;
 
-use super::error::{ApiError, ApiResult};
+use super::{
+    error::{ApiError, ApiResult},
+    query::moment,
+};
 
 /// Values by key. Values of one key are alternatives, keys narrow each other down.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -75,6 +80,41 @@ impl Filters {
             })
     }
 
+    /// Whether the labels are those that `key` is to leave alone.
+    pub(crate) fn spares(&self, key: &str, labels: &BTreeMap<String, String>) -> bool {
+        !self.get(key).is_empty() && self.labels(key, labels)
+    }
+
+    /// The one time of `until`: seconds since the epoch, a date, or how long before `now` (`24h`, `1h30m`).
+    pub(crate) fn until(&self, now: Timestamp) -> ApiResult<Option<Timestamp>> {
+        let text = match self.get("until") {
+            [] => return Ok(None),
+            [text] => text,
+            [..] => {
+                return Err(ApiError::bad_request(
+                    "more than one until filter specified",
+                ));
+            }
+        };
+        let ago = |text: &str| {
+            let ago: SignedDuration = text.parse().ok()?;
+            Some(Timestamp(
+                now.0.saturating_sub(i64::try_from(ago.as_nanos()).ok()?),
+            ))
+        };
+        let date = |text: &str| {
+            let date: DateTime = text.parse().ok()?;
+            let at = date.to_zoned(TimeZone::system()).ok()?.timestamp();
+            Some(Timestamp(i64::try_from(at.as_nanosecond()).ok()?))
+        };
+        let at = moment(text).or_else(|| ago(text)).or_else(|| date(text));
+        at.map(Some).ok_or_else(|| {
+            ApiError::bad_request(format!(
+                "failed to parse value as time or duration: {text:?} (until)"
+            ))
+        })
+    }
+
     /// The one boolean of `key`; `None` when it was not given.
     pub(crate) fn flag(&self, key: &str) -> ApiResult<Option<bool>> {
         let values = self.get(key);
@@ -131,6 +171,23 @@ mod tests {
             let status = Filters::parse(bad, &known).unwrap_err().status;
             assert_eq!(status, http::StatusCode::BAD_REQUEST, "{bad}");
         }
+    }
+
+    #[test]
+    fn until_is_a_time_or_an_age() {
+        let now = Timestamp::from_unix(1_000_000, 0);
+        let until = |text: &str| {
+            let text = serde_json::json!({"until": [text]}).to_string();
+            Filters::parse(&text, &["until"]).unwrap().until(now)
+        };
+        let at = |seconds| Ok(Some(Timestamp::from_unix(seconds, 0)));
+        assert_eq!(until("24h"), at(1_000_000 - 86_400));
+        assert_eq!(until("1h30m"), at(1_000_000 - 5400));
+        assert_eq!(until("12345"), at(12_345));
+        assert_eq!(until("1970-01-02T00:00:00Z"), at(86_400));
+        assert!(until("1970-01-02").is_ok() && until("1970-01-02T10:00:00").is_ok());
+        assert!(until("soon").is_err() && until("").is_err());
+        assert_eq!(Filters::default().until(now), Ok(None));
     }
 
     #[test]

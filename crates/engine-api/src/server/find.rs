@@ -45,6 +45,7 @@ pub(crate) fn network<'a>(state: &'a State, reference: &str) -> ApiResult<&'a Ar
     let whole = reference.parse().ok().and_then(|id| state.network(&id));
     match whole.or_else(|| state.network_named(reference)) {
         Some(found) => Ok(found),
+        None if matches!(reference, "host" | "none") => Err(no_such_mode(reference)),
         None => by_prefix("network", state.networks(), |n| n.id, reference),
     }
 }
@@ -63,6 +64,16 @@ pub(crate) fn config<'a>(state: &'a State, reference: &str) -> ApiResult<&'a Arc
         Some(found) => Ok(found),
         None => by_prefix("config", state.configs(), |c| c.id, reference),
     }
+}
+
+/// Docker's networks that are none.
+fn no_such_mode(name: &str) -> ApiError {
+    let way_out = match name {
+        "host" => "containers are always in networks of their own; publish ports with mode=host",
+        _ => "a container without a network cannot be made; use one that is internal",
+    };
+    let message = format!("network {name} not found: {way_out}");
+    ApiError::new(http::StatusCode::NOT_FOUND, message)
 }
 
 fn by_prefix<'a, T, Id: Display>(

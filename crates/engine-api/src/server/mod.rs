@@ -1,6 +1,7 @@
 //! The server: routes, listeners, and what all answers have in common.
 
 mod body;
+mod drain;
 mod error;
 mod events;
 mod filters;

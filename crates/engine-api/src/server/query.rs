@@ -77,18 +77,23 @@ impl Query {
             return Ok(None);
         }
         let invalid = || ApiError::bad_request(format!("invalid value for \"{key}\": {text:?}"));
-        if let Ok(time) = text.parse::<crate::wire::Time>() {
-            return Ok(time.0);
-        }
-        let (seconds, fraction) = text.split_once('.').unwrap_or((text, ""));
-        let digits = fraction.bytes().all(|b| b.is_ascii_digit()) && fraction.len() <= 9;
-        if !digits {
-            return Err(invalid());
-        }
-        let seconds: i64 = seconds.parse().map_err(|_| invalid())?;
-        let nanos: u32 = format!("{fraction:0<9}").parse().map_err(|_| invalid())?;
-        Ok(Some(Timestamp::from_unix(seconds, nanos)))
+        moment(text).map(Some).ok_or_else(invalid)
     }
+}
+
+/// Seconds since the epoch with up to nine digits of fraction, or RFC 3339.
+pub(crate) fn moment(text: &str) -> Option<Timestamp> {
+    if let Ok(time) = text.parse::<crate::wire::Time>() {
+        return time.0;
+    }
+    let (seconds, fraction) = text.split_once('.').unwrap_or((text, ""));
+    let digits = fraction.bytes().all(|b| b.is_ascii_digit()) && fraction.len() <= 9;
+    if !digits {
+        return None;
+    }
+    let seconds: i64 = seconds.parse().ok()?;
+    let nanos: u32 = format!("{fraction:0<9}").parse().ok()?;
+    Some(Timestamp::from_unix(seconds, nanos))
 }
 
 /// Percent and plus decoding; what is not an escape stays as it is.

@@ -5,7 +5,7 @@ use std::convert::Infallible;
 use axum::{Router, body::Body, response::IntoResponse};
 use http::{HeaderName, HeaderValue, Request, Uri, header, uri::PathAndQuery};
 
-use super::{error::ApiError, forward::Gate};
+use super::{drain::Drained, error::ApiError, forward::Gate};
 
 /// Newest and oldest version that is understood.
 pub(crate) const MAX: ApiVersion = ApiVersion {
@@ -40,7 +40,7 @@ pub(super) fn layer(gate: Gate) -> Router {
     let service = tower::service_fn(move |request: Request<Body>| {
         let gate = gate.clone();
         async move {
-            let mut response = match versioned(request) {
+            let mut response = match versioned(request.map(Drained::new)) {
                 Ok(request) if request.method() == http::Method::OPTIONS => {
                     Body::empty().into_response()
                 }

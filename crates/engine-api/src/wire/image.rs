@@ -92,6 +92,22 @@ object! {
         tags: Option<Vec<String>> = "Tags";
     }
 
+    /// `POST /auth`.
+    LoggedIn {
+        status: String = "Status";
+        identity_token: String = "IdentityToken";
+    }
+
+    BuildsPruned {
+        deleted: Option<Vec<String>> = "CachesDeleted";
+        reclaimed: u64 = "SpaceReclaimed";
+    }
+
+    ContainersPruned {
+        deleted: Option<Vec<String>> = "ContainersDeleted";
+        reclaimed: u64 = "SpaceReclaimed";
+    }
+
     ImagesPruned {
         deleted: Option<Vec<DeleteItem>> = "ImagesDeleted";
         reclaimed: u64 = "SpaceReclaimed";

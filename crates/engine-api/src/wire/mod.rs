@@ -33,9 +33,9 @@ pub use self::{
     },
     event::{Actor, Event},
     image::{
-        DeleteItem, Descriptor, Distribution, DriverData, Empty, History, ImageConfig,
-        ImageInspect, ImageMetadata, ImageSummary, ImagesPruned, OciPlatform, Progress,
-        ProgressDetail, ProgressError, RegistryAuth, RootFs,
+        BuildsPruned, ContainersPruned, DeleteItem, Descriptor, Distribution, DriverData, Empty,
+        History, ImageConfig, ImageInspect, ImageMetadata, ImageSummary, ImagesPruned, LoggedIn,
+        OciPlatform, Progress, ProgressDetail, ProgressError, RegistryAuth, RootFs,
     },
     log::{FrameDecoder, FrameError, LogFrame, LogStream},
     network::{

@@ -87,6 +87,8 @@ impl RegistryError {
 pub enum ResolveError {
     #[error(transparent)]
     Reference(ParseReferenceError),
+    #[error("{0:?} is no registry's address: it needs a dot or a port")]
+    Server(String),
     #[error(transparent)]
     Registry(#[from] RegistryError),
     #[error("image configuration in registry")]

@@ -28,7 +28,7 @@ use crate::{
     catalog::Descriptor,
     document::ImageDocument,
     hello,
-    reference::{ParseReferenceError, Reference},
+    reference::{HUB, HUB_LEGACY, ParseReferenceError, Reference},
     store::ImageStore,
 };
 
@@ -50,6 +50,19 @@ impl Registry {
             endpoints: Endpoints::new(config)?,
             tokens: Arc::default(),
         })
+    }
+
+    async fn login(&self, server: &Reference, auth: RegistryAuth) -> Result<(), RegistryError> {
+        let endpoints = self.endpoints.of(server.domain())?;
+        let mut last_error = None;
+        for endpoint in endpoints.into_iter().filter(|one| !one.is_mirror) {
+            // Tokens that were given to others tell nothing.
+            match Session::login(endpoint, auth.clone()).await {
+                Err(error) if error.is_connection() => last_error = Some(error),
+                answered => return answered,
+            }
+        }
+        Err(last_error.expect("every domain has an endpoint that is no mirror"))
     }
 
     /// Fetches the manifest that `reference` names, from the first endpoint that has it. The
@@ -87,6 +100,23 @@ impl Registry {
 }
 
 impl ImageStore {
+    /// Tries credentials with the registry they name, which is Docker Hub when they name none.
+    pub async fn login(&self, auth: RegistryAuth) -> Result<(), ResolveError> {
+        let server = auth.server_address.as_str();
+        let server = server.split_once("://").map_or(server, |(_, rest)| rest);
+        let domain = match server.split('/').next() {
+            None | Some("") => HUB,
+            Some(host) => host,
+        };
+        // A name without a dot would be taken for a part of the Hub: a slash more is of no image.
+        let reference = Reference::parse(&format!("{domain}/login"))
+            .map_err(|source: ParseReferenceError| ResolveError::Reference(source))?;
+        if !matches!(domain, HUB | HUB_LEGACY) && reference.domain() != domain {
+            return Err(ResolveError::Server(domain.to_owned()));
+        }
+        Ok(self.inner.registry.login(&reference, auth).await?)
+    }
+
     /// Asks the registry what `reference` is, without pulling it.
     pub async fn resolve_digest(
         &self,

@@ -84,6 +84,44 @@ impl Session {
         }
     }
 
+    /// Whether the registry lets its users in with `auth`.
+    pub(super) async fn login(endpoint: Endpoint, auth: RegistryAuth) -> Result<(), RegistryError> {
+        let session = Self {
+            endpoint,
+            repository: String::new(),
+            familiar: String::new(),
+            auth: Some(auth),
+            tokens: Arc::default(),
+            authorization: Mutex::default(),
+            is_last: true,
+            has_answered: AtomicBool::new(false),
+        };
+        let mut url = session.endpoint.base.clone();
+        url.set_path("/v2/");
+        let refused = |error| match error {
+            RegistryError::Denied { cause, .. } => RegistryError::Unauthorized {
+                url: url.to_string(),
+                cause,
+            },
+            error => error,
+        };
+        let response = session
+            .get(&url, &HeaderMap::new())
+            .await
+            .map_err(refused)?;
+        if response.status().is_success() {
+            return Ok(());
+        }
+        let (shown, status) = (url.to_string(), response.status());
+        let cause = "there is no registry of version 2".to_owned();
+        let not_found = |_, _: &str| RegistryError::Status {
+            url: shown,
+            status,
+            cause,
+        };
+        Err(refused(session.refusal(response, not_found).await))
+    }
+
     pub(super) async fn resolve(self, reference: &Reference) -> Result<Resolved, RegistryError> {
         let named = match (reference.digest(), reference.tag()) {
             (Some(digest), _) => digest.as_str().to_owned(),
@@ -366,7 +404,11 @@ impl Session {
         }
     }
 
+    /// Empty when it is of no repository.
     fn scope(&self) -> String {
+        if self.repository.is_empty() {
+            return String::new();
+        }
         format!("repository:{}:pull", self.repository)
     }
 
@@ -431,7 +473,10 @@ impl Session {
                 if let Some(service) = service {
                     query.append_pair("service", service);
                 }
-                query.append_pair("scope", &self.scope());
+                let scope = self.scope();
+                if !scope.is_empty() {
+                    query.append_pair("scope", &scope);
+                }
                 if let (Some(auth), Some(_)) = (&self.auth, &basic) {
                     query.append_pair("account", &auth.username);
                 }

@@ -122,7 +122,11 @@ async fn welcome<S: AsyncRead + AsyncWrite>(
     must_lead(store, hub).await?;
     check_node(&store.state(), node)?;
     hub.heard(node);
-    if let Some(addr) = hub.rival(node).await {
+    if let Some(rival) = hub.rival(node).await {
+        let state = store.state();
+        // The agent of this process calls from nowhere.
+        let known = || state.node(&node).map(|node| node.status.addr.clone());
+        let addr = rival.addr.clone().or_else(known).unwrap_or_default();
         return Err(SessionEnd::Refused {
             reason: in_use(node, &addr),
         });

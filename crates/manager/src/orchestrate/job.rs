@@ -82,6 +82,9 @@ fn tend(view: &ServiceView<'_>, place: &Place<'_>, plan: &mut ServicePlan) -> bo
     let Some(newest) = place.tasks.last() else {
         return false;
     };
+    if restart::is_waiting(view, newest, plan) {
+        return true;
+    }
     let node_stays = match &place.at {
         TaskPlace::Slot(_) => true,
         TaskPlace::Node(id) => global::eligible(view).iter().any(|node| node.id == *id),

@@ -1,11 +1,11 @@
 //! What becomes of a place whose task is over, and when a waiting task may start.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use shoal_types::{
     Desired, TaskState, Timestamp,
-    object::Task,
-    spec::{Availability, RestartCondition, ServiceMode},
+    object::{NodeState, Task},
+    spec::{Availability, RestartCondition, ServiceMode, UpdateOrder},
 };
 
 use super::{Action, ServicePlan, ServiceView, dirty::is_dirty, place::Place};
@@ -18,27 +18,23 @@ const STOP_TIMEOUT: Duration = Duration::from_mins(1);
 /// replacement was made, after which nothing else is to be decided for the place.
 pub(super) fn tend(view: &ServiceView<'_>, place: &Place<'_>, plan: &mut ServicePlan) -> bool {
     let (over, live): (Vec<_>, Vec<_>) = place.wanted().partition(|task| view.is_over(task));
-    for task in &over {
+    if let Some(newest) = over.last()
+        && live.is_empty()
+        && is_waiting(view, newest, plan)
+    {
+        return true;
+    }
+    let replacement = replacement(view, place, &over, &live);
+    let replaced = replacement.is_some();
+    // One that leaves its node serves until its successor does, if there is to be one. Of several the newest.
+    let succeeded = live.iter().any(|t| t.status.state == TaskState::Running);
+    let awaited = (replaced || !live.is_empty()) && !succeeded;
+    let mut leaving = over.iter().rev().filter(|task| is_leaving(view, task));
+    let serves = leaving.next().filter(|_| awaited).map(|task| task.id);
+    for task in over.iter().filter(|task| Some(task.id) != serves) {
         plan.retire(task, Desired::Shutdown);
     }
-    let mut replaced = false;
-    if let Some(newest) = over.last() {
-        // An old task that lives on beside a failed start-first successor does not fill the place.
-        let superseded = live.iter().any(|task| !is_dirty(view, task));
-        let outdated = !live.is_empty() && is_dirty(view, newest);
-        if !superseded && !outdated && should_restart(view, newest, place) {
-            let delay = match view.node_of(newest) {
-                Some(node) if node.spec.availability == Availability::Drain => Duration::ZERO,
-                _elsewhere => newest.spec.restart.delay,
-            };
-            plan.push(Action::Create {
-                place: place.at.clone(),
-                desired: Desired::Ready,
-                not_before: view.now.after(delay),
-            });
-            replaced = true;
-        }
-    }
+    plan.actions.extend(replacement);
     if !replaced {
         hand_over(view, &live, plan);
     }
@@ -48,8 +44,62 @@ pub(super) fn tend(view: &ServiceView<'_>, place: &Place<'_>, plan: &mut Service
     replaced
 }
 
+/// Whether a task that ended before it was to start keeps its place until then: one that cannot be prepared is tried again
+/// once for each delay, not as fast as it fails.
+pub(super) fn is_waiting(view: &ServiceView<'_>, task: &Task, plan: &mut ServicePlan) -> bool {
+    let is_waiting =
+        task.status.state.is_terminal() && view.now < task.not_before && !is_dirty(view, task);
+    if is_waiting {
+        plan.wake(task.not_before);
+    }
+    is_waiting
+}
+
+/// The successor of the newest task that is over, if the place needs one.
+fn replacement(
+    view: &ServiceView<'_>,
+    place: &Place<'_>,
+    over: &[&Arc<Task>],
+    live: &[&Arc<Task>],
+) -> Option<Action> {
+    let newest = over.last()?;
+    // An old task that lives on beside a failed start-first successor does not fill the place.
+    let superseded = live.iter().any(|task| !is_dirty(view, task));
+    let outdated = !live.is_empty() && is_dirty(view, newest);
+    if superseded || outdated || !should_restart(view, newest, place) {
+        return None;
+    }
+    let delay = match view.node_of(newest) {
+        Some(node) if node.spec.availability == Availability::Drain => Duration::ZERO,
+        _elsewhere => newest.spec.restart.delay,
+    };
+    let alone = over.len() == 1 && place.stopping(view).next().is_none();
+    let starts_beside = alone && is_leaving(view, newest);
+    Some(Action::Create {
+        place: place.at.clone(),
+        desired: if starts_beside {
+            Desired::Running
+        } else {
+            Desired::Ready
+        },
+        not_before: view.now.after(delay),
+    })
+}
+
+/// The task runs on a drained node, and the service lets a successor start before it stops.
+pub(super) fn is_leaving(view: &ServiceView<'_>, task: &Task) -> bool {
+    let spec = &view.service.spec;
+    matches!(spec.mode, ServiceMode::Replicated { .. })
+        && spec.update.order == UpdateOrder::StartFirst
+        && task.desired == Desired::Running
+        && task.status.state == TaskState::Running
+        && view.node_of(task).is_some_and(|node| {
+            node.spec.availability == Availability::Drain && node.status.state != NodeState::Down
+        })
+}
+
 /// Once an up-to-date task runs, the others of its place stop.
-fn hand_over(view: &ServiceView<'_>, live: &[&std::sync::Arc<Task>], plan: &mut ServicePlan) {
+fn hand_over(view: &ServiceView<'_>, live: &[&Arc<Task>], plan: &mut ServicePlan) {
     let current = live
         .iter()
         .filter(|task| !is_dirty(view, task))

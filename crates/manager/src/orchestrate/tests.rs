@@ -170,6 +170,14 @@ impl Scene {
         plan.actions
     }
 
+    fn drain(&mut self, node: u32) {
+        let mut spec = testing::node(node).spec;
+        spec.availability = Availability::Drain;
+        let id = testing::node_id(node);
+        let version = self.state.node(&id).expect("there").meta.version;
+        self.apply(vec![Change::UpdateNodeSpec { id, version, spec }]);
+    }
+
     fn pass_time(&mut self, time: Duration) {
         self.now = self.now.after(time);
     }
@@ -255,14 +263,37 @@ fn a_failed_task_is_replaced_in_its_own_slot_after_the_delay() {
 }
 
 #[test]
+fn what_cannot_be_prepared_is_tried_again_once_for_each_delay() {
+    let mut scene = Scene::replicas(1);
+    scene.task(1, 1, 1, TaskState::Rejected);
+    scene.step(2);
+    let due = scene.now.after(Duration::from_secs(5));
+    scene.status(3, TaskState::Rejected);
+    let waits = ServicePlan {
+        actions: vec![],
+        wake_at: Some(due),
+        unfinished: false,
+    };
+    assert_eq!(scene.decide(), waits);
+    scene.pass_time(Duration::from_secs(5));
+    let replacement = Action::Create {
+        place: TaskPlace::Slot(Slot(1)),
+        desired: Desired::Ready,
+        not_before: due.after(Duration::from_secs(5)),
+    };
+    assert_eq!(scene.step(4), [set(3, Desired::Shutdown), replacement]);
+
+    // A new version need not wait for the end of the old one's delay.
+    scene.status(5, TaskState::Rejected);
+    scene.edit(|s| s.task.container.image = "busybox:2".to_owned());
+    assert_ne!(scene.decide().actions, []);
+}
+
+#[test]
 fn the_successor_of_a_task_on_a_drained_node_waits_for_its_end_but_for_no_delay() {
     let mut scene = Scene::replicas(1);
     scene.task(1, 1, 1, TaskState::Running);
-    let mut spec = testing::node(1).spec;
-    spec.availability = Availability::Drain;
-    let id = testing::node_id(1);
-    let version = scene.state.node(&id).unwrap().meta.version;
-    scene.apply(vec![Change::UpdateNodeSpec { id, version, spec }]);
+    scene.drain(1);
     let made = scene.step(3);
     assert!(
         matches!(made[1], Action::Create { not_before, .. } if not_before == scene.now),
@@ -280,6 +311,70 @@ fn the_successor_of_a_task_on_a_drained_node_waits_for_its_end_but_for_no_delay(
     );
     scene.status(1, TaskState::Shutdown);
     assert_eq!(scene.decide().actions, [set(4, Desired::Running)]);
+}
+
+#[test]
+fn a_task_on_a_drained_node_serves_until_its_successor_runs_if_the_service_starts_first() {
+    let mut scene = Scene::replicas(1);
+    scene.edit(|s| s.update.order = UpdateOrder::StartFirst);
+    scene.task(1, 1, 1, TaskState::Running);
+    scene.drain(1);
+    let made = scene.step(4);
+    assert!(
+        matches!(
+            made[..],
+            [Action::Create {
+                desired: Desired::Running,
+                ..
+            }]
+        ),
+        "{made:?}"
+    );
+    for state in [TaskState::Preparing, TaskState::Starting] {
+        scene.status(4, state);
+        assert_eq!(scene.decide(), ServicePlan::default(), "{state:?}");
+    }
+    // A successor that fails is followed by another, and the old one serves on.
+    scene.status(4, TaskState::Failed);
+    let made = scene.step(6);
+    assert!(
+        matches!(made[..], [Action::SetDesired { task, .. }, Action::Create { .. }]
+            if task == testing::task_id(4)),
+        "{made:?}"
+    );
+    scene.pass_time(Duration::from_secs(5));
+    assert_eq!(scene.step(9), [set(7, Desired::Running)]);
+    scene.status(7, TaskState::Running);
+    assert_eq!(scene.decide().actions, [set(1, Desired::Shutdown)]);
+}
+
+#[test]
+fn a_task_on_a_drained_node_is_not_waited_for_where_nothing_may_follow_it() {
+    let mut scene = Scene::replicas(1);
+    scene.edit(|s| {
+        s.update.order = UpdateOrder::StartFirst;
+        s.task.restart.condition = RestartCondition::None;
+    });
+    scene.task(1, 1, 1, TaskState::Running);
+    scene.drain(1);
+    assert_eq!(scene.decide().actions, [set(1, Desired::Shutdown)]);
+}
+
+#[test]
+fn an_update_in_the_middle_of_a_drain_never_makes_a_third_running_task() {
+    let mut scene = Scene::replicas(1);
+    scene.edit(|s| s.update.order = UpdateOrder::StartFirst);
+    scene.task(1, 1, 1, TaskState::Running);
+    scene.drain(1);
+    scene.step(4);
+    scene.edit(|s| s.task.force_update += 1);
+    let made = scene.step(6);
+    let retired = made.contains(&set(4, Desired::Shutdown));
+    assert!(
+        retired && made.contains(&create(1, Desired::Ready)),
+        "{made:?}"
+    );
+    assert!(!made.contains(&set(1, Desired::Shutdown)), "{made:?}");
 }
 
 #[test]

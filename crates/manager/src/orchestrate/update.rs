@@ -12,7 +12,9 @@ use shoal_types::{
     spec::{Availability, FailureAction, UpdateConfig, UpdateOrder},
 };
 
-use super::{Action, Choice, ServicePlan, ServiceView, ended_by_itself, place::Place};
+use super::{
+    Action, Choice, ServicePlan, ServiceView, ended_by_itself, place::Place, restart::is_leaving,
+};
 
 /// Decides the next step of the service's update. `tended` places are being restarted, which makes
 /// them up to date too.
@@ -186,23 +188,24 @@ fn step(
     {
         let old: Vec<_> = place.live(view).collect();
         let start_first = config.order == UpdateOrder::StartFirst;
-        // Of several outdated tasks (an update overtaken by another) the best one keeps serving.
+        // Of several outdated tasks (an update overtaken by another) the best one keeps serving, unless one
+        // that leaves its node does.
+        let served = place.wanted().any(|task| is_leaving(view, task));
         let keeper = old
             .iter()
             .max_by_key(|task| task.status.state)
-            .filter(|_| start_first);
+            .filter(|task| start_first && (!served || task.status.state == TaskState::Running));
         for task in &old {
             if keeper.is_none_or(|keeper| keeper.id != task.id) {
                 plan.retire(task, Desired::Shutdown);
             }
         }
-        let waits_for_old = !start_first && !old.is_empty();
         // One that is asked to stop only now may run for a while, too.
-        let superseded = start_first && old.len() > 1;
-        let stopping = superseded || place.stopping(view).next().is_some();
+        let superseded = old.len() > usize::from(keeper.is_some());
+        let stopping = superseded || served || place.stopping(view).next().is_some();
         plan.create(
             place.at.clone(),
-            if waits_for_old || stopping {
+            if stopping {
                 Desired::Ready
             } else {
                 Desired::Running

@@ -1,9 +1,9 @@
 //! Containers of this node, for reading.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, ops::RangeInclusive};
 
 use axum::extract::{Path, State};
-use shoal_types::Timestamp;
+use shoal_types::{Timestamp, spec::Protocol};
 
 use crate::{
     engine::{
@@ -16,6 +16,7 @@ use crate::{
         error::{ApiError, ApiResult},
         filters::Filters,
         query::Query,
+        routes::now,
     },
     wire,
 };
@@ -43,14 +44,14 @@ pub(crate) async fn list(
     query: Query,
 ) -> ApiResult<Json<Vec<wire::ContainerSummary>>> {
     let filters = query.filters(FILTERS)?;
-    filters.without(&[
-        "before",
-        "expose",
-        "isolation",
-        "publish",
-        "since",
-        "volume",
-    ])?;
+    filters.without(&["isolation"])?;
+    let ports = |key| filters.get(key).iter().map(|text| ports(text)).collect();
+    let (published, exposed): (Ports, Ports) = (ports("publish"), ports("expose"));
+    let (published, exposed) = (published?, exposed?);
+    for code in filters.get("exited") {
+        code.parse::<i32>()
+            .map_err(|_| ApiError::bad_request(format!("invalid filter 'exited={code}'")))?;
+    }
     filters.one_of("health", &["starting", "healthy", "unhealthy", "none"])?;
     let states = [
         "created",
@@ -73,8 +74,23 @@ pub(crate) async fn list(
     let any_state = query.flag("all") || limit.is_some() || !filters.get("status").is_empty();
     let is_task = filters.flag("is-task")?;
     let mut containers = engine.local.containers().await?;
+    let (before, since) = (
+        made(&containers, &filters, "before")?,
+        made(&containers, &filters, "since")?,
+    );
     containers.retain(|container| {
-        (any_state
+        let has = |(range, protocol): &(RangeInclusive<u16>, Protocol), is_published: bool| {
+            container.ports.iter().any(|port| {
+                let number = port.host.map_or(0, |(_, number)| number);
+                let shown = if is_published { number } else { port.container };
+                port.protocol == *protocol && range.contains(&shown)
+            })
+        };
+        let fits = before.is_none_or(|other| container.created < other)
+            && since.is_none_or(|other| container.created > other)
+            && (published.is_empty() || published.iter().any(|ports| has(ports, true)))
+            && (exposed.is_empty() || exposed.iter().any(|ports| has(ports, false)));
+        fits && (any_state
             || matches!(
                 container.state,
                 ContainerState::Running | ContainerState::Paused
@@ -86,6 +102,36 @@ pub(crate) async fn list(
     containers.sort_by(|a, b| b.created.cmp(&a.created).then_with(|| a.id.cmp(&b.id)));
     containers.truncate(limit.unwrap_or(usize::MAX));
     Ok(Json(containers.iter().map(summary).collect()))
+}
+
+/// A filter's ports, each `number[-number][/protocol]`.
+type Ports = ApiResult<Vec<(RangeInclusive<u16>, Protocol)>>;
+
+fn ports(text: &str) -> ApiResult<(RangeInclusive<u16>, Protocol)> {
+    let invalid = || ApiError::bad_request(format!("invalid port in a filter: {text:?}"));
+    let (numbers, protocol) = text.split_once('/').unwrap_or((text, "tcp"));
+    let protocol = match protocol {
+        "tcp" => Protocol::Tcp,
+        "udp" => Protocol::Udp,
+        "sctp" => Protocol::Sctp,
+        _ => return Err(invalid()),
+    };
+    let (first, last) = numbers.split_once('-').unwrap_or((numbers, numbers));
+    let number = |text: &str| text.parse::<u16>().map_err(|_| invalid());
+    Ok((number(first)?..=number(last)?, protocol))
+}
+
+/// When the container was made that `key` names.
+fn made(
+    containers: &[ContainerInfo],
+    filters: &Filters,
+    key: &str,
+) -> ApiResult<Option<Timestamp>> {
+    match filters.get(key) {
+        [] => Ok(None),
+        [name] => Ok(Some(find(containers, name)?.created)),
+        [..] => Err(ApiError::bad_request(format!("invalid filter '{key}'"))),
+    }
 }
 
 fn wanted(filters: &Filters, container: &ContainerInfo) -> bool {
@@ -101,6 +147,12 @@ fn wanted(filters: &Filters, container: &ContainerInfo) -> bool {
         && filters.labels("label", &container.labels)
         && filters.any("exited", |code| {
             container.state == ContainerState::Exited && code.parse() == Ok(container.exit_code)
+        })
+        && filters.any("volume", |volume| {
+            container
+                .mounts
+                .iter()
+                .any(|mount| mount.name == volume || mount.target == volume)
         })
         && filters.any("network", |network| {
             container
@@ -181,10 +233,6 @@ pub(crate) fn summary(container: &ContainerInfo) -> wire::ContainerSummary {
     }
 }
 
-fn now() -> Timestamp {
-    Timestamp(i64::try_from(jiff::Timestamp::now().as_nanosecond()).unwrap_or(i64::MAX))
-}
-
 /// `Up 5 minutes`, `Exited (1) 2 hours ago` (moby `daemon/container/state.go`).
 fn status(container: &ContainerInfo, now: Timestamp) -> String {
     let since = |at: Timestamp| human_duration(now.since(at).as_secs());
@@ -208,6 +256,13 @@ fn status(container: &ContainerInfo, now: Timestamp) -> String {
             )
         }
     }
+}
+
+/// Nothing: what is not running is a task's, and goes with it. `docker system prune` asks for this first.
+pub(crate) async fn prune(query: Query) -> ApiResult<Json<wire::ContainersPruned>> {
+    let filters = query.filters(&["label", "label!", "until"])?;
+    filters.until(now())?;
+    Ok(Json(wire::ContainersPruned::default()))
 }
 
 /// The largest unit that fits, in words (docker `go-units`).

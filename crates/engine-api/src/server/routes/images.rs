@@ -8,6 +8,7 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use http::{HeaderMap, StatusCode};
+use shoal_types::Timestamp;
 use tokio_util::io::ReaderStream;
 
 use crate::{
@@ -19,6 +20,7 @@ use crate::{
         error::{ApiError, ApiResult},
         filters::Filters,
         query::Query,
+        routes::now,
         stream,
     },
     wire,
@@ -39,17 +41,35 @@ pub(crate) async fn list(
     query: Query,
 ) -> ApiResult<Json<Vec<wire::ImageSummary>>> {
     let filters = query.filters(FILTERS)?;
-    filters.without(&["before", "since", "until", "label!"])?;
+    let until = filters.until(now())?;
+    let (before, since) = (
+        made(&engine, &filters, "before").await?,
+        made(&engine, &filters, "since").await?,
+    );
     let dangling = filters.flag("dangling")?;
     let mut images = engine.local.images().await?;
     images.retain_mut(|image| {
-        dangling.is_none_or(|wanted| wanted == image.repo_tags.is_empty())
+        let is_in_time = until.is_none_or(|until| image.created <= until)
+            && before.is_none_or(|other| image.created < other)
+            && since.is_none_or(|other| image.created > other);
+        is_in_time
+            && dangling.is_none_or(|wanted| wanted == image.repo_tags.is_empty())
             && filters.labels("label", &image.labels)
+            && !filters.spares("label!", &image.labels)
             && keep_references(&filters, image)
     });
     // Newest first, as Docker's client prints them.
     images.sort_by(|a, b| b.created.cmp(&a.created).then_with(|| a.id.cmp(&b.id)));
     Ok(Json(images.into_iter().map(summary).collect()))
+}
+
+/// When the image was made that `key` names.
+async fn made(engine: &Engine, filters: &Filters, key: &str) -> ApiResult<Option<Timestamp>> {
+    match filters.get(key) {
+        [] => Ok(None),
+        [image] => Ok(Some(engine.local.image(image).await?.info.created)),
+        [..] => Err(ApiError::bad_request(format!("invalid filter '{key}'"))),
+    }
 }
 
 /// Keeps the names that are asked for, by shell patterns on the familiar name with its tag or digest or without:
@@ -454,7 +474,7 @@ pub(crate) async fn prune(
     query: Query,
 ) -> ApiResult<Json<wire::ImagesPruned>> {
     let filters = query.filters(&["dangling", "label", "label!", "until"])?;
-    filters.without(&["label!", "until"])?;
+    let until = filters.until(now())?;
     let dangling = filters.flag("dangling")?.unwrap_or(true);
     let mut pruned = wire::ImagesPruned::default();
     for image in engine.local.images().await? {
@@ -462,6 +482,8 @@ pub(crate) async fn prune(
         if image.containers != 0
             || dangling && !is_dangling
             || !filters.labels("label", &image.labels)
+            || filters.spares("label!", &image.labels)
+            || until.is_some_and(|until| image.created > until)
         {
             continue;
         }

@@ -19,6 +19,7 @@ use axum::{
     routing::{get, post},
 };
 use http::{Method, StatusCode, request::Parts};
+use shoal_types::Timestamp;
 
 pub(super) use self::containers::find as find_container;
 use super::{Engine, error::ApiError, events, logs};
@@ -93,7 +94,10 @@ pub(super) fn all() -> Router<Engine> {
             get(images::get).post(images::post).delete(images::remove),
         )
         .route("/distribution/{*rest}", get(images::distribution))
+        .route("/auth", post(system::login))
+        .route("/build/prune", post(system::prune_builds))
         .route("/containers/json", get(containers::list))
+        .route("/containers/prune", post(containers::prune))
         .route("/containers/{id}/json", get(containers::inspect))
         .route("/containers/{id}/logs", get(logs::container))
         .merge(not_yet::routes())
@@ -129,6 +133,10 @@ pub(super) async fn localized(engine: &Engine, request: &Parts, response: Respon
     } else {
         response
     }
+}
+
+fn now() -> Timestamp {
+    Timestamp(i64::try_from(jiff::Timestamp::now().as_nanosecond()).unwrap_or(i64::MAX))
 }
 
 /// Docker says the same for an unknown path and a wrong method.

@@ -22,6 +22,7 @@ use crate::{
         error::{ApiError, ApiResult},
         find,
         query::Query,
+        routes::now,
     },
     wire::{self, json},
 };
@@ -282,7 +283,7 @@ pub(crate) async fn prune(
     query: Query,
 ) -> ApiResult<Json<wire::NetworksPruned>> {
     let filters = query.filters(&["label", "label!", "until"])?;
-    filters.without(&["label!", "until"])?;
+    let until = filters.until(now())?;
     let manager = engine.manager()?;
     let state = manager.control.basis().await?;
     let mut pruned = wire::NetworksPruned::default();
@@ -290,6 +291,8 @@ pub(crate) async fn prune(
         if network.predefined
             || is_used(&state, network)
             || !filters.labels("label", &network.spec.labels)
+            || filters.spares("label!", &network.spec.labels)
+            || until.is_some_and(|until| network.meta.created_at > until)
         {
             continue;
         }

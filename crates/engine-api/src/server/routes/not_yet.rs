@@ -1,18 +1,20 @@
 //! What Docker has and Shoal does not yet: answered by name, so that nobody takes it for a typing error.
 
-use super::super::{Engine, error::ApiError};
-use axum::Router;
-use axum::routing::{delete, get, post, put};
+use axum::{
+    Router,
+    extract::{RawPathParams, State},
+    routing::{delete, get, post, put},
+};
+
+use super::{ApiError, Engine, find_container};
 
 /// Paths with their method, and what they would do.
 const ROUTES: &[(Method, &str, &str)] = &[
-    (Method::Post, "/auth", "checking credentials"),
     (
         Method::Post,
         "/containers/create",
         "creating containers outside a service",
     ),
-    (Method::Post, "/containers/prune", "removing containers"),
     (Method::Delete, "/containers/{id}", "removing containers"),
     (
         Method::Post,
@@ -119,7 +121,6 @@ const ROUTES: &[(Method, &str, &str)] = &[
     (Method::Get, "/images/search", "searching registries"),
     (Method::Post, "/commit", "making images of containers"),
     (Method::Post, "/build", "building images"),
-    (Method::Post, "/build/prune", "building images"),
     (Method::Post, "/build/cancel", "building images"),
     (Method::Post, "/session", "building images"),
     (
@@ -150,7 +151,13 @@ pub(super) fn routes() -> Router<Engine> {
     ROUTES
         .iter()
         .fold(Router::new(), |router, (method, path, what)| {
-            let answer = move || async move { ApiError::not_yet(what) };
+            let of_container = path.starts_with("/containers/{id}");
+            let answer = move |State(engine): State<Engine>, named: RawPathParams| async move {
+                let container = named.iter().find(|_| of_container).map(|(_, id)| id);
+                no_such_container(&engine, container)
+                    .await
+                    .unwrap_or_else(|| ApiError::not_yet(what))
+            };
             router.route(
                 path,
                 match method {
@@ -161,4 +168,10 @@ pub(super) fn routes() -> Router<Engine> {
                 },
             )
         })
+}
+
+/// What is not there cannot be missed: `docker rm --force` is content with it.
+async fn no_such_container(engine: &Engine, named: Option<&str>) -> Option<ApiError> {
+    let containers = engine.local.containers().await.ok()?;
+    find_container(&containers, named?).err()
 }

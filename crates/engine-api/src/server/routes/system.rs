@@ -51,6 +51,23 @@ pub(crate) async fn ping(State(engine): State<Engine>) -> Response {
     (headers, "OK").into_response()
 }
 
+/// Tries the credentials with their registry, as `docker login` does before it keeps them.
+pub(crate) async fn login(
+    State(engine): State<Engine>,
+    Json(auth): Json<wire::RegistryAuth>,
+) -> ApiResult<Json<wire::LoggedIn>> {
+    engine.local.login(auth).await?;
+    Ok(Json(wire::LoggedIn {
+        status: "Login Succeeded".to_owned(),
+        identity_token: String::new(),
+    }))
+}
+
+/// Nothing is built here, and so nothing is kept of it.
+pub(crate) async fn prune_builds() -> Json<wire::BuildsPruned> {
+    Json(wire::BuildsPruned::default())
+}
+
 pub(crate) async fn version(State(engine): State<Engine>) -> ApiResult<Json<wire::VersionInfo>> {
     let info = engine.local.info().await?;
     let details = [

@@ -142,8 +142,7 @@ pub(crate) async fn prune(
 }
 
 fn is_pruned(filters: &Filters, volume: &VolumeInfo) -> bool {
-    let is_kept = !filters.get("label!").is_empty() && filters.labels("label!", &volume.labels);
-    filters.labels("label", &volume.labels) && !is_kept
+    filters.labels("label", &volume.labels) && !filters.spares("label!", &volume.labels)
 }
 
 /// With size and number of users, for `docker system df`.

@@ -54,8 +54,13 @@ impl Allocator {
     }
 
     pub(crate) fn note_task(&mut self, task: &Task) {
+        self.note_task_at(task, task.meta.created_at);
+    }
+
+    /// Takes note of a task that is made `at`.
+    pub(crate) fn note_task_at(&mut self, task: &Task, at: Timestamp) {
         for attachment in &task.attachments {
-            self.note(attachment.network, attachment.addr, task.meta.created_at);
+            self.note(attachment.network, attachment.addr, at);
         }
     }
 

@@ -307,7 +307,7 @@ impl Brain {
         &mut self,
         draft: &mut Draft,
         id: ServiceId,
-        fresh: &mut Vec<Task>,
+        fresh: &mut Vec<Box<Task>>,
         rng: &mut impl Rng,
     ) {
         let tasks: Vec<Arc<Task>> = draft.state.tasks_of(id).cloned().collect();
@@ -373,7 +373,7 @@ impl Brain {
         draft: &mut Draft,
         service: Option<&Service>,
         action: Action,
-        fresh: &mut Vec<Task>,
+        fresh: &mut Vec<Box<Task>>,
         rng: &mut impl Rng,
     ) {
         let change = match (action, service) {
@@ -385,7 +385,7 @@ impl Brain {
                 },
                 Some(service),
             ) => {
-                fresh.push(Task {
+                fresh.push(Box::new(Task {
                     id: new_task_id(rng),
                     meta: Meta::default(),
                     service: service.id,
@@ -408,7 +408,7 @@ impl Brain {
                     },
                     generic: Vec::new(),
                     not_before,
-                });
+                }));
                 return;
             }
             (Action::SetUpdate(update), Some(service)) => Change::SetServiceUpdate {

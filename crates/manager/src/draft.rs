@@ -2,7 +2,7 @@
 
 use rand::{Rng, RngExt};
 use shoal_raft_store::{Change, Command, ObjectChange, Rejection, State};
-use shoal_types::{TaskId, Timestamp, Version};
+use shoal_types::{TaskId, Timestamp, Version, object::Task};
 
 /// A pass decides on this: each decision is applied at once by the same code that will apply the
 /// command, so what comes later in the pass sees what came earlier, and nothing is proposed that the
@@ -40,6 +40,15 @@ impl Draft {
             self.changes.append(&mut command.changes);
         }
         Ok(changed)
+    }
+
+    /// Adds the creation of `task`, which nothing that is decided later in the pass depends on: it is
+    /// checked against the state, and not in it afterwards. No two of these may ask for the same
+    /// address.
+    pub(crate) fn create(&mut self, task: Box<Task>) -> Result<(), Rejection> {
+        self.state.accepts(&task)?;
+        self.changes.push(Change::CreateTask(task));
+        Ok(())
     }
 
     pub(crate) fn len(&self) -> usize {

@@ -12,6 +12,8 @@ use std::{
     sync::Arc,
 };
 
+use arrayvec::ArrayVec;
+
 /// A node that grows past this is split in two. Small, because a write to a copy takes a reference to
 /// everything in the nodes that it copies, and memory is slow.
 const NODE_MAX: usize = 16;
@@ -25,13 +27,16 @@ pub struct Table<K, V> {
     len: usize,
 }
 
-/// All leaves are at the same depth, and none but the root's is empty.
+/// All leaves are at the same depth, and none but the root's is empty. What is in a node lies in it and
+/// not behind another pointer: a step down the tree is one place in memory less to wait for.
 #[derive(Clone)]
 enum Node<K, V> {
     /// Keys ascend.
-    Leaf(Vec<(K, V)>),
-    Inner(Vec<Child<K, V>>),
+    Leaf(Items<(K, V)>),
+    Inner(Items<Child<K, V>>),
 }
+
+type Items<T> = ArrayVec<T, NODE_MAX>;
 
 #[derive(Clone)]
 struct Child<K, V> {
@@ -44,7 +49,7 @@ struct Child<K, V> {
 impl<K, V> Default for Table<K, V> {
     fn default() -> Self {
         Self {
-            root: Arc::new(Node::Leaf(Vec::new())),
+            root: Arc::new(Node::Leaf(Items::new())),
             len: 0,
         }
     }
@@ -98,7 +103,7 @@ impl<K: Ord + Clone, V: Clone> Table<K, V> {
                 low: upper.low.clone(),
                 node: self.root.clone(),
             };
-            self.root = Arc::new(Node::Inner(vec![lower, upper]));
+            self.root = Arc::new(Node::Inner(Items::from_iter([lower, upper])));
         }
         self.len += usize::from(replaced.is_none());
         replaced
@@ -193,13 +198,9 @@ fn child_of<K: Ord, V>(children: &[Child<K, V>], key: &K) -> usize {
 }
 
 /// Puts `item` in at `at`; gives the upper part of `items` when they are too many.
-fn put<T>(items: &mut Vec<T>, at: usize, item: T) -> Option<Vec<T>> {
-    // Nodes that are on average three quarters full do not also keep room for twice as much.
-    if items.len() == items.capacity() {
-        items.reserve_exact(NODE_MIN);
-    }
-    items.insert(at, item);
-    if items.len() <= NODE_MAX {
+fn put<T>(items: &mut Items<T>, at: usize, item: T) -> Option<Items<T>> {
+    if !items.is_full() {
+        items.insert(at, item);
         return None;
     }
     // What comes in order leaves full nodes behind it.
@@ -208,13 +209,17 @@ fn put<T>(items: &mut Vec<T>, at: usize, item: T) -> Option<Vec<T>> {
     } else {
         NODE_MAX / 2
     };
-    let upper = items.split_off(middle);
-    items.shrink_to_fit();
+    let mut upper: Items<T> = items.drain(middle..).collect();
+    if at < middle {
+        items.insert(at, item);
+    } else {
+        upper.insert(at - middle, item);
+    }
     Some(upper)
 }
 
 /// Joins the small child at `at` with a neighbour, if the two leave room in one.
-fn join<K: Ord + Clone, V: Clone>(children: &mut Vec<Child<K, V>>, at: usize) {
+fn join<K: Ord + Clone, V: Clone>(children: &mut Items<Child<K, V>>, at: usize) {
     let left = at.saturating_sub(1);
     let Some(right) = children.get(left + 1) else {
         return;

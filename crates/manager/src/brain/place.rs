@@ -17,7 +17,7 @@ use crate::{
 impl Brain {
     /// Gives addresses and nodes to the tasks that were just made, and to those that wait when there is
     /// new hope for them.
-    pub(super) fn place(&mut self, draft: &mut Draft, fresh: Vec<Task>) {
+    pub(super) fn place(&mut self, draft: &mut Draft, fresh: Vec<Box<Task>>) {
         let mut placers = HashMap::new();
         if std::mem::take(&mut self.retry) {
             let waiting: Vec<TaskId> = self.waiting.iter().copied().collect();
@@ -30,8 +30,24 @@ impl Brain {
             if task.status.state == TaskState::Pending {
                 self.try_to_place(draft.now, &mut task, &mut placers);
             }
-            let id = task.id;
-            if !self.push(draft, Change::CreateTask(Box::new(task))) {
+            self.create(draft, task);
+        }
+    }
+
+    /// Adds a task that was just made. The allocator gives no address twice in a pass, and new tasks
+    /// are the last that a pass decides about.
+    fn create(&mut self, draft: &mut Draft, task: Box<Task>) {
+        let (id, service, waits) = (task.id, task.service, waits(&task));
+        self.allocator.note_task_at(&task, draft.now);
+        match draft.create(task) {
+            Ok(()) => {
+                self.tentative.push((id, service));
+                if waits {
+                    self.waiting.insert(id);
+                }
+            }
+            Err(rejection) => {
+                tracing::debug!(error = %rejection, "a new task does not fit the state");
                 self.index.remove_task(id);
             }
         }
@@ -113,7 +129,6 @@ impl Brain {
                 task.status.at = now;
                 "scheduler assigned task to node".clone_into(&mut task.status.message);
                 task.status.err.clear();
-                self.tentative.push((task.id, task.service));
             }
             Err(err) => task.status.err = err,
         }

@@ -33,7 +33,7 @@ impl State {
             state: self,
             version,
             at,
-            done: Vec::new(),
+            done: Vec::with_capacity(command.changes.len()),
         };
         let result = command
             .changes
@@ -391,14 +391,10 @@ impl Commit<'_> {
     }
 
     fn create_task(&mut self, task: &Task) -> Result<(), Rejection> {
-        if self.state.task(&task.id).is_some() {
+        if self.state.task_services.contains_key(&task.id) {
             return Err(exists(Kind::Task, task.id));
         }
-        self.service_of_spec(task.service, task.spec_version)?;
-        if let Some(node) = task.node {
-            self.node(node)?;
-        }
-        self.addresses_are_free(task.id, &task.attachments)?;
+        self.state.accepts(task)?;
         let mut task = task.clone();
         task.meta = self.born();
         self.state.share_spec(&mut task);
@@ -415,7 +411,7 @@ impl Commit<'_> {
         if task.status.state != TaskState::New {
             return Ok(());
         }
-        self.addresses_are_free(id, attachments)?;
+        self.state.addresses_are_free(id, attachments)?;
         let at = self.at;
         self.update_task(&task, |task| {
             task.attachments = attachments.to_vec();

@@ -92,30 +92,30 @@ impl State {
             ObjectChange::Network { before, after } => {
                 replace(&mut self.networks, before, after, |n| n.id);
                 reindex(&mut self.network_names, before, after, |n| {
-                    vec![(n.spec.name.to_lowercase(), n.id)]
+                    [(n.spec.name.to_lowercase(), n.id)]
                 });
             }
             ObjectChange::Secret { before, after } => {
                 replace(&mut self.secrets, before, after, |s| s.id);
                 reindex(&mut self.secret_names, before, after, |s| {
-                    vec![(s.name.to_lowercase(), s.id)]
+                    [(s.name.to_lowercase(), s.id)]
                 });
             }
             ObjectChange::Config { before, after } => {
                 replace(&mut self.configs, before, after, |c| c.id);
                 reindex(&mut self.config_names, before, after, |c| {
-                    vec![(c.name.to_lowercase(), c.id)]
+                    [(c.name.to_lowercase(), c.id)]
                 });
             }
             ObjectChange::Service { before, after } => {
                 replace(&mut self.services, before, after, |s| s.id);
                 reindex(&mut self.service_names, before, after, |s| {
-                    vec![(s.spec.name.to_lowercase(), s.id)]
+                    [(s.spec.name.to_lowercase(), s.id)]
                 });
                 reindex(&mut self.addresses, before, after, |s| {
                     let owner = AddressOwner::Service(s.id);
                     let vips = s.endpoint.iter().flat_map(|e| &e.virtual_ips);
-                    vips.map(|vip| ((vip.network, vip.addr), owner)).collect()
+                    vips.map(move |vip| ((vip.network, vip.addr), owner))
                 });
                 reindex(&mut self.ports, before, after, |s| {
                     let given = s.endpoint.iter().flat_map(|e| numbered(&e.ports));
@@ -123,33 +123,27 @@ impl State {
                         .chain(numbered(&s.spec.endpoint.ports))
                         .filter(|port| port.mode == PublishMode::Ingress)
                         .map(|port| ((port.protocol, port.published), s.id))
-                        .collect()
                 });
                 reindex(&mut self.host_ports, before, after, |s| {
                     numbered(&s.spec.endpoint.ports)
                         .filter(|port| port.mode == PublishMode::Host)
                         .map(|port| ((port.protocol, port.published, s.id), ()))
-                        .collect()
                 });
             }
             ObjectChange::Task { before, after } => {
                 replace(&mut self.tasks, before, after, |t| (t.service, t.id));
                 reindex(&mut self.task_services, before, after, |t| {
-                    vec![(t.id, t.service)]
+                    [(t.id, t.service)]
                 });
                 reindex(&mut self.node_tasks, before, after, |t| {
-                    let on = t.node.iter().map(|node| ((*node, t.id), t.service));
-                    on.collect()
+                    t.node.map(|node| ((node, t.id), t.service))
                 });
                 reindex(&mut self.addresses, before, after, |t| {
-                    if t.status.state.is_terminal() {
-                        return Vec::new();
-                    }
                     let owner = AddressOwner::Task(t.id);
-                    t.attachments
-                        .iter()
-                        .map(|a| ((a.network, a.addr), owner))
-                        .collect()
+                    let held = (!t.status.state.is_terminal()).then_some(&t.attachments);
+                    held.into_iter()
+                        .flatten()
+                        .map(move |a| ((a.network, a.addr), owner))
                 });
             }
         }
@@ -178,22 +172,22 @@ fn replace<K: Ord + Clone, V>(
     }
 }
 
-/// Rows of `before` that `after` lacks go, rows that it has come.
-fn reindex<K: Ord + Clone, V: Clone, T>(
+/// Rows of `before` that `after` lacks go, rows that it has come. An object has few of them.
+fn reindex<'a, K: Ord + Clone, V: Clone, T, R: IntoIterator<Item = (K, V)>>(
     index: &mut Table<K, V>,
-    before: &Option<Arc<T>>,
-    after: &Option<Arc<T>>,
-    rows: impl Fn(&T) -> Vec<(K, V)>,
+    before: &'a Option<Arc<T>>,
+    after: &'a Option<Arc<T>>,
+    rows: impl Fn(&'a T) -> R,
 ) {
-    let old = before.as_deref().map_or_else(Vec::new, &rows);
-    let new = after.as_deref().map_or_else(Vec::new, &rows);
-    for (key, _) in &old {
-        if !new.iter().any(|(k, _)| k == key) {
-            index.remove(key);
+    let old = || before.as_deref().into_iter().flat_map(&rows);
+    let new = || after.as_deref().into_iter().flat_map(&rows);
+    for (key, _) in old() {
+        if !new().any(|(k, _)| k == key) {
+            index.remove(&key);
         }
     }
-    for (key, value) in new {
-        if !old.iter().any(|(k, _)| *k == key) {
+    for (key, value) in new() {
+        if !old().any(|(k, _)| k == key) {
             index.insert(key, value);
         }
     }

@@ -9,7 +9,7 @@ use shoal_types::{
 };
 
 use super::{
-    super::{AddressOwner, change::numbered},
+    super::{AddressOwner, State, change::numbered},
     Commit, name_taken, not_found,
 };
 use crate::command::{Kind, Rejection};
@@ -42,17 +42,7 @@ impl Commit<'_> {
         id: ServiceId,
         spec_version: Version,
     ) -> Result<Arc<Service>, Rejection> {
-        let service = self.service(id)?;
-        if service.spec_version == spec_version {
-            Ok(service)
-        } else {
-            Err(Rejection::OutOfSequence {
-                kind: Kind::Service,
-                id: id.to_string(),
-                current: service.spec_version,
-                named: spec_version,
-            })
-        }
+        self.state.service_of_spec(id, spec_version).cloned()
     }
 
     /// Whether service `id` may be called `name`.
@@ -103,8 +93,9 @@ impl Commit<'_> {
         service: &Service,
         endpoint: &Endpoint,
     ) -> Result<(), Rejection> {
+        let owner = AddressOwner::Service(service.id);
         for vip in &endpoint.virtual_ips {
-            self.address_is_free(vip.network, vip.addr, AddressOwner::Service(service.id))?;
+            self.state.address_is_free(vip.network, vip.addr, owner)?;
         }
         self.ports_are_free(service.id, &endpoint.ports)
     }
@@ -129,6 +120,40 @@ impl Commit<'_> {
         }
         Ok(())
     }
+}
+
+impl State {
+    /// Whether `task`, whose id is new, can be created now: what `apply` asks of a
+    /// [`Change::CreateTask`]. That the id is new is for `apply` alone to see: of all that a task needs,
+    /// it takes the longest to find among a million.
+    ///
+    /// [`Change::CreateTask`]: crate::Change::CreateTask
+    pub fn accepts(&self, task: &Task) -> Result<(), Rejection> {
+        self.service_of_spec(task.service, task.spec_version)?;
+        if let Some(node) = task.node.filter(|node| !self.nodes.contains_key(node)) {
+            return Err(not_found(Kind::Node, node));
+        }
+        self.addresses_are_free(task.id, &task.attachments)
+    }
+
+    fn service_of_spec(
+        &self,
+        id: ServiceId,
+        spec_version: Version,
+    ) -> Result<&Arc<Service>, Rejection> {
+        let service = self.service(&id);
+        let service = service.ok_or_else(|| not_found(Kind::Service, id))?;
+        if service.spec_version == spec_version {
+            Ok(service)
+        } else {
+            Err(Rejection::OutOfSequence {
+                kind: Kind::Service,
+                id: id.to_string(),
+                current: service.spec_version,
+                named: spec_version,
+            })
+        }
+    }
 
     pub(super) fn addresses_are_free(
         &self,
@@ -140,17 +165,16 @@ impl Commit<'_> {
             .try_for_each(|a| self.address_is_free(a.network, a.addr, AddressOwner::Task(task)))
     }
 
-    pub(super) fn address_is_free(
+    fn address_is_free(
         &self,
         network: NetworkId,
         addr: Ipv4Addr,
         wanted_by: AddressOwner,
     ) -> Result<(), Rejection> {
-        if self.state.network(&network).is_none() {
+        if self.network(&network).is_none() {
             return Err(not_found(Kind::Network, network));
         }
         match self
-            .state
             .address_owner(network, addr)
             .filter(|owner| *owner != wanted_by)
         {

@@ -313,7 +313,7 @@ mod tests {
             let (meta, labels, data) = (Meta::default(), BTreeMap::new(), vec![n]);
             let of_secret = Secret {
                 id: secret(n),
-                meta: meta.clone(),
+                meta,
                 name: format!("secret-{n}"),
                 labels: labels.clone(),
                 data: data.clone(),

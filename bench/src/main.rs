@@ -104,7 +104,7 @@ const FULL: Amounts = Amounts {
 
 const QUICK: Amounts = Amounts {
     dockerd: Duration::from_secs(80),
-    shoal: Duration::from_secs(60),
+    shoal: Duration::from_mins(1),
     start: Duration::from_secs(20),
     sizes: &[(1, 3), (10, 2)],
     kills: 3,

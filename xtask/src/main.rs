@@ -66,13 +66,19 @@ fn test(args: &[String]) -> anyhow::Result<()> {
     cargo(&["build", "--locked", "--package", "shoal"])?;
     let extra: Vec<&str> = args.iter().map(String::as_str).collect();
     if has("cargo-nextest") {
-        return cargo(&[&["nextest", "run", "--workspace", "--locked"], &extra[..]].concat());
+        return cargo(
+            &[
+                &["nextest", "run", "--workspace", "--locked"][..],
+                &extra[..],
+            ]
+            .concat(),
+        );
     }
     println!(
         "cargo-nextest is not installed, with which this is faster: cargo install --locked cargo-nextest"
     );
     let all = ["test", "--workspace", "--locked", "--no-fail-fast"];
-    let others = cargo(&[&all, &["--exclude", CLUSTER_TESTS], &extra[..]].concat());
+    let others = cargo(&[&all[..], &["--exclude", CLUSTER_TESTS], &extra[..]].concat());
     // Whole clusters, of which the machine bears one at a time.
     let mine = [
         "test",
@@ -82,7 +88,7 @@ fn test(args: &[String]) -> anyhow::Result<()> {
         "--no-fail-fast",
     ];
     let serially = ["--", "--test-threads", "1"];
-    let clusters = cargo(&[&mine, &extra[..], &serially].concat());
+    let clusters = cargo(&[&mine[..], &extra[..], &serially].concat());
     others.and(clusters)
 }
 

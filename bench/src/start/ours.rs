@@ -53,7 +53,7 @@ impl OurRuntime {
 
     /// Runs one container from the request to its deletion. Reading what it printed is left out of the time.
     pub(super) async fn run(&self) -> Result<Sample> {
-        self.run_one(self.next()).await
+        Box::pin(self.run_one(self.next())).await
     }
 
     /// The same for a container that no sandbox is made ahead for, if it is not asked for several times in a row: what
@@ -65,7 +65,7 @@ impl OurRuntime {
         paths.reverse();
         hidden.set_masked_paths(Some(paths));
         request.spec.set_linux(Some(hidden));
-        self.run_one(request).await
+        Box::pin(self.run_one(request)).await
     }
 
     async fn run_one(&self, request: CreateRequest) -> Result<Sample> {

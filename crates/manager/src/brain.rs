@@ -303,6 +303,7 @@ impl Brain {
         }
     }
 
+    #[expect(clippy::vec_box, reason = "commands hold boxed tasks")]
     fn look_at_service(
         &mut self,
         draft: &mut Draft,
@@ -368,6 +369,7 @@ impl Brain {
         service
     }
 
+    #[expect(clippy::vec_box, reason = "commands hold boxed tasks")]
     fn carry_out(
         &mut self,
         draft: &mut Draft,

@@ -179,9 +179,10 @@ fn a_leader_that_is_not_heard_or_does_not_hear_and_a_lossy_network_restart_nothi
         let managers: Vec<usize> = (0..3).filter(|i| *i != leader).collect();
         let others: Vec<usize> = (0..4).filter(|i| *i != leader).collect();
         let leader = [leader];
-        let (from, to) = match is_heard {
-            false => (&leader[..], &others[..]),
-            true => (&others[..], &leader[..]),
+        let (from, to) = if is_heard {
+            (&others[..], &leader[..])
+        } else {
+            (&leader[..], &others[..])
         };
         cluster.cut_one_way(from, to);
         let name = format!("heard-{is_heard}");

@@ -1,8 +1,6 @@
 //! Lines that people type, good and bad, each by docker and by shoal against one daemon: the exit code, what is said,
 //! and that what is refused changes nothing.
 
-#![expect(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
-
 use std::{
     io::{Read, Write},
     os::unix::net::UnixStream,

@@ -258,7 +258,7 @@ impl Echo {
         let stop = Arc::new(AtomicBool::new(false));
         let stopping = stop.clone();
         let thread = thread::spawn(move || {
-            let mut buffer = [0; 1 << 16];
+            let mut buffer = vec![0; 1 << 16];
             while !stopping.load(Ordering::Relaxed) {
                 if let Ok((length, from)) = socket.recv_from(&mut buffer) {
                     let seen = from.ip().to_canonical();
@@ -308,7 +308,7 @@ fn ask_with(network: &Network, to: IpAddr, port: u16, length: usize) -> Result<I
             .unwrap();
         socket.connect((to, port)).map_err(|e| e.to_string())?;
         socket.send(&vec![0; length]).map_err(|e| e.to_string())?;
-        let mut buffer = [0; 1 << 16];
+        let mut buffer = vec![0; 1 << 16];
         let count = socket.recv(&mut buffer).map_err(|e| e.to_string())?;
         assert!(count >= length, "{count} of {length} bytes");
         let text = String::from_utf8_lossy(&buffer[..count]).into_owned();

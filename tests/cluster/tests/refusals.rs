@@ -150,7 +150,7 @@ fn clocks_hours_apart_and_addresses_that_nobody_reaches_keep_a_node_out_until_th
         let said = cluster.try_join(1, &token, &addr).refusal("a wrong clock");
         assert!(said.contains("lock"), "{said}");
         // What each of the two says, as `2026-03-01T12:00:00Z`.
-        let is_time = |word: &&str| word.len() > 19 && word.contains("T") && word.contains("Z");
+        let is_time = |word: &&str| word.len() > 19 && word.contains('T') && word.contains('Z');
         let times = said.split_whitespace().filter(is_time).count();
         assert!(times >= 2, "{said}");
         assert_eq!(swarm_state(cluster.host(1)), "inactive");

@@ -17,6 +17,7 @@ use crate::{
 impl Brain {
     /// Gives addresses and nodes to the tasks that were just made, and to those that wait when there is
     /// new hope for them.
+    #[expect(clippy::vec_box, reason = "commands hold boxed tasks")]
     pub(super) fn place(&mut self, draft: &mut Draft, fresh: Vec<Box<Task>>) {
         let mut placers = HashMap::new();
         if std::mem::take(&mut self.retry) {

@@ -168,22 +168,22 @@ mod tests {
         driver.keeping().map_err(|error| error.to_string())
     }
 
-    fn files(max_size: Option<u64>, max_files: Option<u32>) -> Result<LogKeeping, String> {
-        Ok(LogKeeping::Files {
+    fn files(max_size: Option<u64>, max_files: Option<u32>) -> LogKeeping {
+        LogKeeping::Files {
             max_size,
             max_files,
-        })
+        }
     }
 
     #[test]
     fn drivers_and_their_options_are_dockers() {
-        assert_eq!(keeping("", &[]), files(None, None));
+        assert_eq!(keeping("", &[]), Ok(files(None, None)));
         let both = [("max-size", "10m"), ("max-file", "3")];
         for name in ["", "json-file", "local"] {
-            assert_eq!(keeping(name, &both), files(Some(10_000_000), Some(3)));
+            assert_eq!(keeping(name, &both), Ok(files(Some(10_000_000), Some(3))));
         }
-        assert_eq!(keeping("json-file", &both[1..]), files(None, Some(3)));
-        assert_eq!(keeping("local", &[]), files(Some(20_000_000), Some(5)));
+        assert_eq!(keeping("json-file", &both[1..]), Ok(files(None, Some(3))));
+        assert_eq!(keeping("local", &[]), Ok(files(Some(20_000_000), Some(5))));
         assert_eq!(keeping("none", &[("any", "x")]), Ok(LogKeeping::Nothing));
     }
 

@@ -1,6 +1,6 @@
 //! What goes wrong with one machine: its processes, its power, its disk, its clock.
 
-use std::{fs, io::Write as _, path::Path, process::Command, time::Duration};
+use std::{fs, io::Write as _, path::Path, process::Command, thread, time::Duration};
 
 use anyhow::{Context, Result};
 use nix::{errno::Errno, sys::signal::Signal};
@@ -140,10 +140,19 @@ impl Host {
 
     pub(crate) fn eject_disk(&self) -> Result<()> {
         let disk = self.dir().join("disk");
-        if disk.exists() {
-            ok(Command::new("umount").arg(&disk))?;
+        if !disk.exists() {
+            return Ok(());
         }
-        Ok(())
+        // Files of a process that was killed are open for a moment longer.
+        let mut left = 100;
+        loop {
+            match ok(Command::new("umount").arg(&disk)) {
+                Ok(_) => return Ok(()),
+                Err(error) if left == 0 => return Err(error),
+                Err(_) => left -= 1,
+            }
+            thread::sleep(Duration::from_millis(50));
+        }
     }
 
     /// Gives the daemon a clock that [`Host::set_clock`] moves. Before the start it is to count for.

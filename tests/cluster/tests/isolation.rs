@@ -129,15 +129,14 @@ fn mounting_module_loading_and_tracing_outwards_are_refused() {
          mknod /tmp/sda b 8 0 && cat /tmp/sda 2>&1 >/dev/null; echo disk $?; \
          echo kcore $(cat /proc/kcore 2>/dev/null | head -c 1 | wc -c); \
          echo firmware $(ls -A /sys/firmware | wc -l); \
-         date -s 2000-01-01 2>&1; echo date $?; [ $(date +%Y) -gt 2000 ]; echo year $?",
+         date -s 2000-01-01 2>&1; [ $(date +%Y) -gt 2000 ]; echo year $?",
     );
-    // Masked: there, and empty.
-    for masked in ["kcore 0", "firmware 0", "year 0"] {
-        assert!(log.lines().any(|l| l == masked), "{masked}: {log}");
+    // Masked: there, and empty. The clock is not asked by its exit code, which busybox does not set.
+    let clock = "date: can't set date: Operation not permitted";
+    for wanted in ["kcore 0", "firmware 0", clock, "year 0"] {
+        assert!(log.lines().any(|l| l == wanted), "{wanted}: {log}");
     }
-    for refused in [
-        "mount", "insmod", "unshare", "sysctl", "sysrq", "disk", "date",
-    ] {
+    for refused in ["mount", "insmod", "unshare", "sysctl", "sysrq", "disk"] {
         let line = log
             .lines()
             .find(|l| l.starts_with(&format!("{refused} ")))

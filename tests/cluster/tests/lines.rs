@@ -273,7 +273,7 @@ fn what_scripts_ask_is_answered_alike() {
         ),
         (
             "history --human=false --format {{.CreatedAt}} busybox:1",
-            "\n",
+            "",
         ),
     ] {
         let by = [try_docker(&host, line), try_shoal(&host, line)];

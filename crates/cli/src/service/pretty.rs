@@ -58,7 +58,7 @@ impl Page {
     }
 
     /// `title` and, below it, the pairs of a map.
-    fn map(&mut self, title: &str, map: &Value, separator: &str) {
+    fn map(&mut self, title: &str, map: &Value, separator: &str, indent: &str) {
         let Some(map) = map.as_object().filter(|map| !map.is_empty()) else {
             return;
         };
@@ -66,7 +66,7 @@ impl Page {
         for (key, value) in map {
             let value = value.as_str().unwrap_or("");
             let separator = if value.is_empty() { "" } else { separator };
-            self.line(format!(" {key}{separator}{value}"));
+            self.line(format!("{indent}{key}{separator}{value}"));
         }
     }
 }
@@ -75,7 +75,7 @@ fn show(service: &Value, networks: &[String], now: Timestamp) -> String {
     let mut page = Page(String::new());
     page.line(format!("ID:\t\t{}", text(service, "/ID")));
     page.line(format!("Name:\t\t{}", text(service, "/Spec/Name")));
-    page.map("Labels:", &service["Spec"]["Labels"], "=");
+    page.map("Labels:", &service["Spec"]["Labels"], "=", " ");
     match list::mode(service) {
         "global" => page.line("Service Mode:\tGlobal"),
         "replicated" => {
@@ -95,7 +95,7 @@ fn show(service: &Value, networks: &[String], now: Timestamp) -> String {
     if driver.is_object() {
         page.line("Log Driver:");
         page.field(" Name:\t\t", text(driver, "/Name"));
-        page.map(" LogOpts:", &driver["Options"], ":       ");
+        page.map(" LogOpts:", &driver["Options"], ":       ", "  ");
     }
     resources(&mut page, &task["Resources"]);
     if !networks.is_empty() {
@@ -208,7 +208,7 @@ fn container(page: &mut Page, spec: &Value) {
         page.field(" Add: ", add);
         page.field(" Drop: ", drop);
     }
-    page.map("SysCtls:", &spec["Sysctls"], ": ");
+    page.map("SysCtls:", &spec["Sysctls"], ": ", " ");
     let mut limits = items(spec, "/Ulimits").peekable();
     if limits.peek().is_some() {
         page.line("Ulimits:");

@@ -474,7 +474,7 @@ fn connections_outlive_changes_around_them_and_a_full_subnet_is_told_until_it_ha
     wait_for("the reason", listed, |text| {
         text.contains("no available IP")
     });
-    assert_eq!(host.task_pids("second").len(), 1, "{}", listed());
+    host.wait_running("second", 1);
     host.shoal(&["service", "rm", "first"]);
     host.wait_running("second", 3);
     let slots: BTreeSet<u32> = host.task_pids("second").into_iter().collect();

@@ -65,7 +65,8 @@ fn replacement(
     let newest = over.last()?;
     // An old task that lives on beside a failed start-first successor does not fill the place.
     let superseded = live.iter().any(|task| !is_dirty(view, task));
-    let outdated = !live.is_empty() && is_dirty(view, newest);
+    // One that leaves its node has its successor, if an outdated one, which is for the updater to replace.
+    let outdated = !live.is_empty() && (is_dirty(view, newest) || is_leaving(view, newest));
     if superseded || outdated || !should_restart(view, newest, place) {
         return None;
     }

@@ -375,6 +375,24 @@ fn an_update_in_the_middle_of_a_drain_never_makes_a_third_running_task() {
         "{made:?}"
     );
     assert!(!made.contains(&set(1, Desired::Shutdown)), "{made:?}");
+    // Back to the spec of the one that leaves: what the update made is replaced, not joined.
+    scene.edit(|s| s.task.force_update -= 1);
+    let made = scene.step(20);
+    let created = |a: &&Action| matches!(a, Action::Create { .. });
+    let stopped = |a: &&Action| {
+        matches!(
+            a,
+            Action::SetDesired {
+                desired: Desired::Shutdown,
+                ..
+            }
+        )
+    };
+    let counts = (
+        made.iter().filter(created).count(),
+        made.iter().filter(stopped).count(),
+    );
+    assert_eq!(counts, (1, 1), "{made:?}");
 }
 
 #[test]

@@ -147,7 +147,7 @@ impl Host {
         let mut left = 100;
         loop {
             match ok(Command::new("umount").arg(&disk)) {
-                Ok(_) => return Ok(()),
+                Ok(()) => return Ok(()),
                 Err(error) if left == 0 => return Err(error),
                 Err(_) => left -= 1,
             }

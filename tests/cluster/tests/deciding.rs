@@ -342,11 +342,8 @@ fn an_update_replaces_so_many_at_a_time_in_the_order_asked_for() {
     );
     open(new);
     let new = starting(1);
-    assert_eq!(
-        host.task_pids("web").len(),
-        4,
-        "and the next waits for its turn"
-    );
+    // And the next waits for its turn.
+    host.wait_running("web", 4);
     open(new);
     update(
         &host,
